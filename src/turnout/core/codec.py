@@ -1,0 +1,463 @@
+"""The registry's JSON, both ways, field by field: one bad value never costs more than itself.
+
+A bad field falls to its default and an entry that is no object is dropped; both are reported. Keys that we do not
+know are kept at every level. Schema 1.x (``instances``) is read; a higher major version is refused untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Final, TypeVar, cast
+
+from turnout.core.model import (
+    SCHEMA_VERSION,
+    Cause,
+    Daemon,
+    Deployment,
+    Desired,
+    DrainCause,
+    Identity,
+    Move,
+    Snapshot,
+    State,
+    Workspace,
+)
+from turnout.errors import RegistryUnsupportedError
+
+MAX_INT: Final = 2**63 - 1
+MAX_DEPTH: Final = 64  # somebody else's data may be nested, too
+E = TypeVar("E", bound=Enum)
+
+
+class NotARegistry(ValueError):  # noqa: N818  # it names what the bytes are, not what went wrong
+    """The bytes are no JSON object that could be a registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was dropped or repaired while reading, and where."""
+
+    where: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a registry says, and what had to be mended to understand it."""
+
+    snapshot: Snapshot
+    report: tuple[Finding, ...] = ()
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def loads(data: bytes, *, good: Snapshot | None = None) -> Decoded:
+    """Read the bytes of a registry file.
+
+    Args:
+        data: the file's content.
+        good: the last good copy, which knows the deployment block if the file has lost it.
+
+    Raises:
+        NotARegistry: not UTF-8, not JSON, not an object, duplicated keys, nested too deep.
+        RegistryUnsupportedError: written by a higher major version.
+    """
+    report: list[Finding] = []
+    if data.startswith(b"\xef\xbb\xbf"):
+        report.append(Finding("the file", "starts with a byte order mark"))
+        data = data[3:]
+    try:
+        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise NotARegistry(f"no JSON: {error}") from error
+    if _is_deeper(raw, MAX_DEPTH):
+        raise NotARegistry(f"nested deeper than {MAX_DEPTH} levels")
+    decoded = decode(raw, good=good)
+    return Decoded(decoded.snapshot, (*report, *decoded.report))
+
+
+def decode(raw: object, *, good: Snapshot | None = None) -> Decoded:
+    """Read a registry that is parsed already. Raises as :func:`loads`."""
+    root = _object(raw)
+    if root is None:
+        raise NotARegistry(f"the root is no object but {type(raw).__name__}")
+    return _Reader().snapshot(root, good)
+
+
+def _object(raw: object) -> dict[str, Any] | None:
+    """A copy of a JSON object; None for anything else."""
+    if not isinstance(raw, dict):
+        return None
+    found = cast("dict[Any, Any]", raw)  # type: ignore[redundant-cast]  # pyright knows less of it than mypy
+    return {str(key): value for key, value in found.items()}
+
+
+def _is_deeper(raw: object, levels: int) -> bool:
+    """Whether a JSON value is nested deeper than that: what can be read must be possible to write again."""
+    layer = [raw]
+    for _ in range(levels):
+        inner: list[Any] = []
+        for value in layer:
+            if isinstance(value, dict):
+                inner.extend(cast("dict[str, Any]", value).values())
+            elif isinstance(value, list):
+                inner.extend(cast("list[Any]", value))  # type: ignore[redundant-cast]  # pyright knows less than mypy
+        if not inner:
+            return False
+        layer = inner
+    return True
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+class _Fields:
+    """One JSON object while it is read: what was not asked for is unknown, and kept."""
+
+    def __init__(self, where: str, raw: Mapping[str, Any], say: Callable[[str, str], None]) -> None:
+        self._where = where
+        self._raw = dict(raw)
+        self._say = say
+
+    def take(self, key: str) -> Any:  # noqa: ANN401  # whatever JSON holds
+        return self._raw.pop(key, None)
+
+    def rest(self) -> dict[str, Any]:
+        return self._raw
+
+    def text(self, key: str, default: str = "") -> str:
+        return cast("str", self._typed(key, default, lambda value: value if isinstance(value, str) else None))
+
+    def flag(self, key: str) -> bool:
+        return cast("bool", self._typed(key, False, lambda value: value if isinstance(value, bool) else None))
+
+    def count(self, key: str, default: int = 0) -> int:
+        return cast("int", self._typed(key, default, _count))
+
+    def port(self, key: str) -> int:
+        return cast("int", self._typed(key, 0, _port))
+
+    def number(self, key: str) -> float:
+        return cast("float", self._typed(key, 0.0, _number))
+
+    def enum(self, key: str, kind: type[E], default: E) -> E:
+        return cast("E", self._typed(key, default, lambda value: _member(kind, value)))
+
+    def maybe_text(self, key: str) -> str | None:
+        return self.text(key) or None if self._raw.get(key) is not None else self.take(key)
+
+    def maybe_count(self, key: str) -> int | None:
+        return self.count(key) or None if self._raw.get(key) is not None else self.take(key)
+
+    def maybe_port(self, key: str) -> int | None:
+        return self.port(key) or None if self._raw.get(key) is not None else self.take(key)
+
+    def _typed(self, key: str, default: Any, coerce: Callable[[Any], Any]) -> Any:  # noqa: ANN401  # as wide as JSON
+        if key not in self._raw:
+            return default
+        value = self._raw.pop(key)
+        good = coerce(value)
+        if good is None:
+            self._say(f"{self._where}.{key}", f"{_short(value)} became {_short(default)}")
+            return default
+        return good
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self._report: list[Finding] = []
+
+    def _say(self, where: str, what: str) -> None:
+        self._report.append(Finding(where, what))
+
+    def snapshot(self, raw: dict[str, Any], good: Snapshot | None) -> Decoded:
+        version = raw.pop("version", SCHEMA_VERSION)
+        if not isinstance(version, str | int | float) or isinstance(version, bool):
+            self._say("version", f"{_short(version)} became {SCHEMA_VERSION}")
+            version = SCHEMA_VERSION
+        major = str(version).partition(".")[0]
+        if major.isdecimal() and int(major) > int(SCHEMA_VERSION.partition(".")[0]):
+            raise RegistryUnsupportedError(
+                f"the registry has version {version}, this turnout knows up to {SCHEMA_VERSION}; it was not touched",
+                hint="upgrade turnout",
+            )
+        daemons = self._entries(raw, "daemons", self._daemon)
+        workspaces = self._entries(raw, "workspaces", self._workspace)
+        if "instances" in raw and not daemons:
+            daemons, workspaces = self._migrate(raw.pop("instances"))
+        block_raw = raw.pop("deployment", None)
+        snapshot = Snapshot(daemons, workspaces, Deployment(), SCHEMA_VERSION, raw)
+        block = _object(block_raw)
+        if block is not None:
+            snapshot = replace(snapshot, deployment=self._deployment(block))
+        elif good is not None:
+            self._say("deployment", "missing; taken from the last good copy")
+            back = {b: d for b, d in good.daemons.items() if b in good.deployment.named and b not in daemons}
+            snapshot = replace(snapshot, daemons={**daemons, **back}, deployment=good.deployment)
+        elif block_raw is not None:
+            self._say("deployment", f"{_short(block_raw)} is no object")
+        return Decoded(snapshot, tuple(self._report))
+
+    def _entries(self, raw: dict[str, Any], key: str, read: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
+        given = raw.pop(key, None)
+        entries = _object(given)
+        if entries is None:
+            if given is not None:
+                self._say(key, f"{_short(given)} is no object")
+            return {}
+        found: dict[str, Any] = {}
+        for name, value in entries.items():
+            entry = _object(value)
+            if entry is not None:
+                found[name] = read(name, entry)
+            else:
+                self._say(f"{key}.{name}", f"{_short(value)} is no object: dropped")
+        return found
+
+    def _daemon(self, boot_id: str, raw: dict[str, Any]) -> Daemon:
+        fields = _Fields(f"daemons.{boot_id}", raw, self._say)
+        return Daemon(
+            boot_id,
+            host=fields.text("host", "127.0.0.1"),
+            port=fields.port("port"),
+            identity=self._identity(fields),
+            start_ts=fields.number("start_ts"),
+            last_seen_ts=fields.number("last_seen_ts"),
+            draining=fields.flag("draining"),
+            drain_cause=fields.enum("drain_cause", DrainCause, DrainCause.NONE),
+            version=fields.text("version"),
+            build=fields.text("build"),
+            owned=fields.flag("owned"),
+            http_host=fields.maybe_text("http_host"),
+            http_port=fields.maybe_port("http_port"),
+            http_pid=fields.maybe_count("http_pid"),
+            extra=fields.rest(),
+        )
+
+    @staticmethod
+    def _identity(fields: _Fields) -> Identity:
+        return Identity(
+            fields.count("pid"), fields.count("start_ticks"), fields.text("machine_boot_id"), fields.count("pid_ns")
+        )
+
+    def _workspace(self, root: str, raw: dict[str, Any]) -> Workspace:
+        fields = _Fields(f"workspaces.{root}", raw, self._say)
+        return Workspace(
+            root,
+            boot_id=fields.text("boot_id"),
+            last_active_ts=fields.number("last_active_ts"),
+            http_host=fields.maybe_text("http_host"),
+            http_port=fields.maybe_port("http_port"),
+            http_pid=fields.maybe_count("http_pid"),
+            extra=fields.rest(),
+        )
+
+    def _deployment(self, raw: dict[str, Any]) -> Deployment:
+        fields = _Fields("deployment", raw, self._say)
+        owner = _object(fields.take("owner"))
+        moves = fields.take("moves")
+        return Deployment(
+            generation=fields.count("generation"),
+            state=fields.enum("state", State, State.IDLE),
+            active_boot_id=fields.text("active_boot_id"),
+            candidate_boot_id=fields.text("candidate_boot_id"),
+            old_boot_id=fields.text("old_boot_id"),
+            switch_ts=fields.number("switch_ts"),
+            health_fail_streak=fields.count("health_fail_streak"),
+            rollback_reason=fields.text("rollback_reason"),
+            revision=fields.count("revision"),
+            cause=fields.enum("cause", Cause, Cause.DEPLOY),
+            desired=fields.enum("desired", Desired, Desired.RUNNING),
+            owner=Identity() if owner is None else self._identity(_Fields("deployment.owner", owner, self._say)),
+            moves=self._moves(moves),
+            extra=fields.rest(),
+        )
+
+    def _moves(self, raw: object) -> tuple[Move, ...]:
+        if raw is None:
+            return ()
+        if not isinstance(raw, list):
+            self._say("deployment.moves", f"{_short(raw)} is no list")
+            return ()
+        moves: list[Move] = []
+        given = cast("list[Any]", raw)  # type: ignore[redundant-cast]  # as above
+        for index, value in enumerate(given):
+            entry = _object(value)
+            if entry is None:
+                self._say(f"deployment.moves[{index}]", "no object: dropped")
+                continue
+            fields = _Fields(f"deployment.moves[{index}]", entry, self._say)
+            root, boot_id = fields.text("root"), fields.text("boot_id")
+            http = fields.maybe_text("http_host"), fields.maybe_port("http_port"), fields.maybe_count("http_pid")
+            moves.append(Move(root, boot_id, *http))
+        return tuple(moves)
+
+    def _migrate(self, instances: object) -> tuple[dict[str, Daemon], dict[str, Workspace]]:
+        """Schema 1.x: one daemon for each workspace root."""
+        daemons: dict[str, Daemon] = {}
+        workspaces: dict[str, Workspace] = {}
+        found = _object(instances)
+        if found is None:
+            self._say("instances", f"{_short(instances)} is no object")
+            return daemons, workspaces
+        for root, value in found.items():
+            entry = _object(value)
+            if entry is None:
+                self._say(f"instances.{root}", "no object: dropped")
+                continue
+            daemon = self._daemon("", entry)
+            boot_id = f"legacy-{daemon.pid}-{daemon.port}"
+            daemons[boot_id] = replace(daemon, boot_id=boot_id)
+            workspaces[root] = Workspace(root, boot_id)
+        self._say("instances", f"{len(daemons)} entries of schema 1 became daemons")
+        return daemons, workspaces
+
+
+def _count(value: object) -> int | None:
+    """A whole number from 0; also as text or as a float without fraction, as other languages write them."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and 0 <= value <= MAX_INT else None
+
+
+def _port(value: object) -> int | None:
+    number = _count(value)
+    return number if number is not None and number < 65536 else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _member(kind: type[E], value: object) -> E | None:
+    try:
+        return kind(value.lower() if isinstance(value, str) else value)
+    except ValueError:
+        return None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def dumps(snapshot: Snapshot) -> bytes:
+    """The file's bytes: UTF-8, indented for people, the same snapshot always the same bytes."""
+    raw = encode(snapshot)
+    try:
+        data = json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape and UTF-8 cannot hold
+        data = json.dumps(raw, indent=2, allow_nan=False).encode()
+    return data + b"\n"
+
+
+def encode(snapshot: Snapshot) -> dict[str, Any]:
+    """The JSON object of a snapshot; keys that are not ours come last."""
+    return {
+        "version": snapshot.version,
+        "daemons": {boot_id: _daemon(daemon) for boot_id, daemon in snapshot.daemons.items()},
+        "workspaces": {root: _workspace(workspace) for root, workspace in snapshot.workspaces.items()},
+        "deployment": _deployment(snapshot.deployment),
+        **_finite(snapshot.extra),
+    }
+
+
+def _daemon(daemon: Daemon) -> dict[str, Any]:
+    ours = {
+        "host": daemon.host,
+        "port": daemon.port,
+        "pid": daemon.pid,
+        "start_ts": daemon.start_ts,
+        "last_seen_ts": daemon.last_seen_ts,
+        "draining": daemon.draining,
+        "version": daemon.version,
+        "http_host": daemon.http_host,
+        "http_port": daemon.http_port,
+        "http_pid": daemon.http_pid,
+    }
+    proof = _identity(daemon.identity)
+    del proof["pid"]
+    later = {**proof, "drain_cause": daemon.drain_cause.value, "build": daemon.build, "owned": daemon.owned}
+    return {**ours, **{key: value for key, value in later.items() if value}, **_finite(daemon.extra)}
+
+
+def _workspace(workspace: Workspace) -> dict[str, Any]:
+    return {
+        "boot_id": workspace.boot_id,
+        "last_active_ts": workspace.last_active_ts,
+        "http_host": workspace.http_host,
+        "http_port": workspace.http_port,
+        "http_pid": workspace.http_pid,
+        **_finite(workspace.extra),
+    }
+
+
+def _deployment(block: Deployment) -> dict[str, Any]:
+    return {
+        "generation": block.generation,
+        "state": block.state.value,
+        "active_boot_id": block.active_boot_id,
+        "candidate_boot_id": block.candidate_boot_id,
+        "old_boot_id": block.old_boot_id,
+        "switch_ts": block.switch_ts,
+        "health_fail_streak": block.health_fail_streak,
+        "rollback_reason": block.rollback_reason,
+        "revision": block.revision,
+        "cause": block.cause.value,
+        "desired": block.desired.value,
+        "owner": _identity(block.owner),
+        "moves": [_move(move) for move in block.moves],
+        **_finite(block.extra),
+    }
+
+
+def _identity(identity: Identity) -> dict[str, Any]:
+    return {
+        "pid": identity.pid,
+        "start_ticks": identity.start_ticks,
+        "machine_boot_id": identity.machine_boot_id,
+        "pid_ns": identity.pid_ns,
+    }
+
+
+def _move(move: Move) -> dict[str, Any]:
+    return {
+        "root": move.root,
+        "boot_id": move.boot_id,
+        "http_host": move.http_host,
+        "http_port": move.http_port,
+        "http_pid": move.http_pid,
+    }
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401  # somebody else's JSON
+    """Another program's data as JSON can hold it: NaN and Infinity, which Python reads, become null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in cast("list[Any]", value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,444 @@
+"""The deployment state machine: one table of what may happen when, and a pure function for each event.
+
+An event answers an :class:`Outcome`. One that is refused, or has taken effect already, answers the very snapshot that
+it was given; one that is applied raises ``revision`` by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final
+
+from turnout.core.model import (
+    Cause,
+    Daemon,
+    Deployment,
+    Desired,
+    DrainCause,
+    Identity,
+    Move,
+    Snapshot,
+    State,
+    Workspace,
+)
+
+
+class Event(StrEnum):
+    """What can happen to a deployment."""
+
+    BEGIN = "begin_deploy"
+    MARK = "mark_candidate_healthy"
+    SWITCH = "switch_active"
+    FAILURE = "record_health_failure"
+    SUCCESS = "record_health_success"
+    ROLLBACK = "rollback_active"
+    FINISH = "finish_deploy"
+    ABORT = "abort_deploy"
+    DEACTIVATE = "deactivate"
+
+
+TRANSITIONS: Final[Mapping[Event, frozenset[State]]] = MappingProxyType(
+    {
+        Event.BEGIN: frozenset({State.IDLE}),
+        Event.MARK: frozenset({State.STARTING, State.ROLLING_BACK}),
+        Event.SWITCH: frozenset({State.READY}),
+        Event.FAILURE: frozenset({State.SWITCHED}),
+        Event.SUCCESS: frozenset({State.SWITCHED}),
+        Event.ROLLBACK: frozenset({State.SWITCHED}),
+        Event.FINISH: frozenset({State.SWITCHED}),
+        Event.ABORT: frozenset({State.STARTING, State.ROLLING_BACK, State.READY}),
+        Event.DEACTIVATE: frozenset({State.IDLE, State.SWITCHED}),
+    }
+)
+
+
+class Reason(StrEnum):
+    """Why an event was applied or refused."""
+
+    APPLIED = "applied"
+    ALREADY = "already"
+    STALE_GENERATION = "stale_generation"
+    WRONG_STATE = "wrong_state"
+    WRONG_CANDIDATE = "wrong_candidate"
+    UNKNOWN_DAEMON = "unknown_daemon"
+    ACTIVE_CHANGED = "active_changed"
+    GENERATION_CHANGED = "generation_changed"
+    IN_PROGRESS = "in_progress"
+    RESTORE_UNAVAILABLE = "restore_unavailable"
+    NOT_ACTIVE = "not_active"
+    CANDIDATE_IS_ACTIVE = "candidate_is_active"
+    STILL_NAMED = "still_named"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an event. ``durable`` False: written, but the last sync to disk failed."""
+
+    applied: bool
+    reason: Reason
+    snapshot: Snapshot
+    detail: str = ""
+    durable: bool = True
+
+    @property
+    def deployment(self) -> Deployment:
+        return self.snapshot.deployment
+
+    @property
+    def ok(self) -> bool:
+        """The wish holds now: the event was applied, or had taken effect before."""
+        return self.applied or self.reason is Reason.ALREADY
+
+
+def explain(outcome: Outcome) -> str:
+    """One sentence for people."""
+    block = outcome.deployment
+    text = {
+        Reason.APPLIED: "done",
+        Reason.ALREADY: "it is so already",
+        Reason.STALE_GENERATION: f"the deployment has moved on to generation {block.generation}",
+        Reason.WRONG_STATE: f"not possible while the deployment is {block.state}",
+        Reason.WRONG_CANDIDATE: "that daemon is not the one of this rollout",
+        Reason.UNKNOWN_DAEMON: "the registry does not know that daemon",
+        Reason.ACTIVE_CHANGED: f"the active daemon is {block.active_boot_id or 'none'} by now",
+        Reason.GENERATION_CHANGED: f"the deployment stands at generation {block.generation}",
+        Reason.IN_PROGRESS: f"rollout {block.generation} is {_phase(block)}",
+        Reason.RESTORE_UNAVAILABLE: "there is no previous daemon to go back to",
+        Reason.NOT_ACTIVE: "that daemon is not active",
+        Reason.CANDIDATE_IS_ACTIVE: "the candidate is the active daemon itself",
+        Reason.STILL_NAMED: "the deployment still names that daemon",
+    }[outcome.reason]
+    return f"{text}: {outcome.detail}" if outcome.detail else text
+
+
+def _phase(block: Deployment) -> str:
+    if block.state is State.SWITCHED:
+        return "still observed (--supersede ends that)"
+    return f"{block.state} (pid {block.owner.pid})"
+
+
+# -- events ----------------------------------------------------------------------------------------------------------
+
+
+def begin_deploy(
+    snap: Snapshot,
+    candidate: str,
+    *,
+    owner: Identity,
+    expected_active_boot_id: str | None = None,
+    expected_generation: int | None = None,
+    supersede: bool = False,
+    cause: Cause = Cause.DEPLOY,
+) -> Outcome:
+    """Start a rollout: generation + 1. The candidate need not be known yet; ``owner`` carries it to its switch."""
+    block = snap.deployment
+    if expected_generation is not None and block.generation != expected_generation:
+        return _refuse(snap, Reason.GENERATION_CHANGED, f"expected {expected_generation}")
+    if expected_active_boot_id is not None and block.active_boot_id != expected_active_boot_id:
+        return _refuse(snap, Reason.ACTIVE_CHANGED, f"expected {expected_active_boot_id or 'none'}")
+    if candidate and candidate == block.active_boot_id:
+        return _refuse(snap, Reason.CANDIDATE_IS_ACTIVE)
+    if not candidate:
+        return _refuse(snap, Reason.UNKNOWN_DAEMON, "no candidate was named")
+    if block.state not in TRANSITIONS[Event.BEGIN]:
+        if not supersede:
+            return _refuse(snap, Reason.IN_PROGRESS)
+        snap = _finished(snap) if block.state is State.SWITCHED else _aborted(snap, "superseded")
+        block = snap.deployment
+    state = State.ROLLING_BACK if cause is Cause.ROLLBACK else State.STARTING
+    return _apply(
+        snap,
+        replace(
+            block,
+            generation=block.generation + 1,
+            state=state,
+            candidate_boot_id=candidate,
+            old_boot_id="",
+            health_fail_streak=0,
+            rollback_reason="",
+            cause=cause,
+            owner=owner,
+            moves=(),
+        ),
+    )
+
+
+def register_daemon(snap: Snapshot, daemon: Daemon) -> Outcome:
+    """Insert a daemon, or replace the entry of the same boot; keys that are not ours stay."""
+    known = snap.daemons.get(daemon.boot_id)
+    if known is not None:
+        daemon = replace(daemon, extra={**known.extra, **daemon.extra})
+        if daemon == known:
+            return _already(snap)
+    return _apply(replace(snap, daemons={**snap.daemons, daemon.boot_id: daemon}), snap.deployment)
+
+
+def mark_candidate_healthy(snap: Snapshot, generation: int, candidate: str) -> Outcome:
+    """The candidate passed its probe."""
+    block = snap.deployment
+    if block.generation != generation:
+        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+    if block.candidate_boot_id != candidate:
+        return _refuse(snap, Reason.WRONG_CANDIDATE)
+    if block.state is State.READY:
+        return _already(snap)
+    if block.state not in TRANSITIONS[Event.MARK]:
+        return _refuse(snap, Reason.WRONG_STATE)
+    if candidate not in snap.daemons:
+        return _refuse(snap, Reason.UNKNOWN_DAEMON)
+    return _apply(snap, replace(block, state=State.READY))
+
+
+def switch_active(snap: Snapshot, generation: int, candidate: str, *, now: float, window: bool = True) -> Outcome:
+    """New connections go to the candidate from here on. ``window`` False: the old daemon drains at once (refresh)."""
+    block = snap.deployment
+    if block.generation != generation:
+        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+    if block.active_boot_id == candidate and candidate and block.state not in TRANSITIONS[Event.SWITCH]:
+        return _already(snap)
+    if block.state not in TRANSITIONS[Event.SWITCH]:
+        return _refuse(snap, Reason.WRONG_STATE)
+    if block.candidate_boot_id != candidate:
+        return _refuse(snap, Reason.WRONG_CANDIDATE)
+    fresh = snap.daemons.get(candidate)
+    if fresh is None:
+        return _refuse(snap, Reason.UNKNOWN_DAEMON)
+    old = block.active_boot_id if block.active_boot_id in snap.daemons else ""
+    workspaces, moves = _moved(snap.workspaces, old, fresh)
+    switched = replace(
+        snap,
+        workspaces=workspaces,
+        deployment=replace(
+            block,
+            state=State.SWITCHED if old else State.IDLE,
+            active_boot_id=candidate,
+            candidate_boot_id="",
+            old_boot_id=old,
+            switch_ts=now,
+            health_fail_streak=0,
+            owner=Identity(),
+            moves=moves,
+        ),
+    )
+    if old and not window:
+        switched = _finished(switched)
+    return _apply(switched, switched.deployment)
+
+
+def record_health_failure(
+    snap: Snapshot, generation: int, boot: str, *, reason: str, threshold: int, restore: str | None = None
+) -> Outcome:
+    """One failed check of the active daemon in its window.
+
+    The failure that reaches ``threshold`` rolls back in the same outcome if ``restore`` names the previous daemon, that
+    the caller has seen running and probed a moment ago; without it the streak stays at the threshold.
+    """
+    refused = _check_window(snap, generation, boot, Event.FAILURE)
+    if refused:
+        return refused
+    block = snap.deployment
+    streak = min(block.health_fail_streak + 1, threshold)
+    if streak >= threshold and restore:
+        counted = replace(snap, deployment=replace(block, health_fail_streak=streak))
+        outcome = rollback_active(counted, generation, restore, reason=reason)
+        if outcome.applied:
+            return outcome
+    if streak == block.health_fail_streak:
+        return _already(snap)
+    return _apply(snap, replace(block, health_fail_streak=streak))
+
+
+def record_health_success(snap: Snapshot, generation: int, boot: str) -> Outcome:
+    """A check passed: what failed before it no longer counts."""
+    refused = _check_window(snap, generation, boot, Event.SUCCESS)
+    if refused:
+        return refused
+    if not snap.deployment.health_fail_streak:
+        return _already(snap)
+    return _apply(snap, replace(snap.deployment, health_fail_streak=0))
+
+
+def rollback_active(snap: Snapshot, generation: int, restore: str, *, reason: str) -> Outcome:
+    """Back to the previous daemon, which the caller has seen running and probed a moment ago."""
+    block = snap.deployment
+    if block.generation != generation:
+        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+    if block.state not in TRANSITIONS[Event.ROLLBACK]:
+        back_already = block.active_boot_id == restore and restore and block.rollback_reason
+        return _already(snap) if back_already else _refuse(snap, Reason.WRONG_STATE)
+    if not restore or restore == block.active_boot_id or restore != block.old_boot_id or restore not in snap.daemons:
+        return _refuse(snap, Reason.RESTORE_UNAVAILABLE)
+    failed = block.active_boot_id
+    daemons = _draining(snap.daemons, {failed}, DrainCause.FAILED)
+    daemons[restore] = replace(daemons[restore], draining=False, drain_cause=DrainCause.NONE)
+    back = replace(
+        block,
+        state=State.IDLE,
+        active_boot_id=restore,
+        candidate_boot_id="",
+        old_boot_id="",
+        rollback_reason=reason or "rolled back",
+        moves=(),
+    )
+    return _apply(replace(snap, daemons=daemons, workspaces=_moved_back(snap, failed)), back)
+
+
+def finish_deploy(snap: Snapshot, generation: int) -> Outcome:
+    """The observe window is over: the previous daemon drains."""
+    block = snap.deployment
+    if block.generation != generation:
+        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+    if block.state not in TRANSITIONS[Event.FINISH]:
+        finished = block.state is State.IDLE and block.active_boot_id and not block.rollback_reason
+        return _already(snap) if finished else _refuse(snap, Reason.WRONG_STATE)
+    done = _finished(snap)
+    return _apply(done, done.deployment)
+
+
+def abort_deploy(snap: Snapshot, generation: int, *, reason: str) -> Outcome:
+    """End a rollout before its switch; the active daemon was never touched."""
+    block = snap.deployment
+    if block.generation != generation:
+        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+    if block.state not in TRANSITIONS[Event.ABORT]:
+        return _already(snap) if block.state is State.IDLE else _refuse(snap, Reason.WRONG_STATE)
+    aborted = _aborted(snap, reason)
+    return _apply(aborted, aborted.deployment)
+
+
+def deactivate(
+    snap: Snapshot, generation: int, boot: str, *, reason: str, cause: DrainCause = DrainCause.STOPPED
+) -> Outcome:
+    """Nothing is active any more: stop, detach, or the active daemon died. A warm previous one goes too."""
+    block = snap.deployment
+    if block.generation != generation:
+        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+    if block.state not in TRANSITIONS[Event.DEACTIVATE]:
+        return _refuse(snap, Reason.WRONG_STATE)
+    if block.active_boot_id != boot or not boot:
+        return _already(snap) if not block.active_boot_id else _refuse(snap, Reason.NOT_ACTIVE)
+    daemons = _draining(snap.daemons, {boot, block.old_boot_id}, cause)
+    ended = replace(
+        block,
+        state=State.IDLE,
+        active_boot_id="",
+        old_boot_id="",
+        rollback_reason=reason,
+        health_fail_streak=0,
+        moves=(),
+    )
+    return _apply(replace(snap, daemons=daemons), ended)
+
+
+def forget_daemon(snap: Snapshot, boot: str) -> Outcome:
+    """Remove the entry of a daemon that is gone."""
+    if boot in snap.deployment.named:
+        return _refuse(snap, Reason.STILL_NAMED)
+    if boot not in snap.daemons:
+        return _already(snap)
+    left = {boot_id: daemon for boot_id, daemon in snap.daemons.items() if boot_id != boot}
+    return _apply(replace(snap, daemons=left), snap.deployment)
+
+
+def set_desired(snap: Snapshot, desired: Desired) -> Outcome:
+    """Keep what the operator wants of the service."""
+    if snap.deployment.desired is desired:
+        return _already(snap)
+    return _apply(snap, replace(snap.deployment, desired=desired))
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------
+
+
+def _apply(snap: Snapshot, block: Deployment) -> Outcome:
+    raised = replace(block, revision=block.revision + 1)
+    return Outcome(applied=True, reason=Reason.APPLIED, snapshot=replace(snap, deployment=raised))
+
+
+def _refuse(snap: Snapshot, reason: Reason, detail: str = "") -> Outcome:
+    return Outcome(applied=False, reason=reason, snapshot=snap, detail=detail)
+
+
+def _already(snap: Snapshot) -> Outcome:
+    return _refuse(snap, Reason.ALREADY)
+
+
+def _check_window(snap: Snapshot, generation: int, boot: str, event: Event) -> Outcome | None:
+    block = snap.deployment
+    if block.generation != generation:
+        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+    if block.state not in TRANSITIONS[event]:
+        return _refuse(snap, Reason.WRONG_STATE)
+    if block.active_boot_id != boot:
+        return _refuse(snap, Reason.NOT_ACTIVE)
+    return None
+
+
+def _draining(daemons: Mapping[str, Daemon], which: set[str], cause: DrainCause) -> dict[str, Daemon]:
+    return {
+        boot_id: replace(daemon, draining=True, drain_cause=cause) if boot_id in which else daemon
+        for boot_id, daemon in daemons.items()
+    }
+
+
+def _finished(snap: Snapshot) -> Snapshot:
+    """The window's end, without a revision of its own."""
+    block = snap.deployment
+    return replace(
+        snap,
+        daemons=_draining(snap.daemons, {block.old_boot_id}, DrainCause.REPLACED),
+        deployment=replace(block, state=State.IDLE, old_boot_id="", health_fail_streak=0, moves=()),
+    )
+
+
+def _aborted(snap: Snapshot, reason: str) -> Snapshot:
+    """A rollout's end before its switch, without a revision of its own."""
+    block = snap.deployment
+    return replace(
+        snap,
+        daemons=_draining(snap.daemons, {block.candidate_boot_id}, DrainCause.FAILED),
+        deployment=replace(
+            block, state=State.IDLE, candidate_boot_id="", rollback_reason=reason, owner=Identity(), moves=()
+        ),
+    )
+
+
+def _moved(
+    workspaces: Mapping[str, Workspace], old: str, fresh: Daemon
+) -> tuple[Mapping[str, Workspace], tuple[Move, ...]]:
+    """Every workspace of ``old`` goes to ``fresh``; how it was before is kept for the way back."""
+    if not old:
+        return workspaces, ()
+    moved = dict(workspaces)
+    moves: list[Move] = []
+    for root, workspace in workspaces.items():
+        if workspace.boot_id == old:
+            moves.append(Move(root, old, workspace.http_host, workspace.http_port, workspace.http_pid))
+            moved[root] = replace(workspace, boot_id=fresh.boot_id, **_http_of(fresh))
+    return moved, tuple(moves)
+
+
+def _moved_back(snap: Snapshot, failed: str) -> Mapping[str, Workspace]:
+    """What this switch moved returns, except what a client mapped elsewhere since."""
+    workspaces = dict(snap.workspaces)
+    for move in snap.deployment.moves:
+        workspace = workspaces.get(move.root)
+        if workspace and workspace.boot_id == failed:
+            workspaces[move.root] = replace(
+                workspace,
+                boot_id=move.boot_id,
+                http_host=move.http_host,
+                http_port=move.http_port,
+                http_pid=move.http_pid,
+            )
+    return workspaces
+
+
+def _http_of(daemon: Daemon) -> dict[str, Any]:
+    return {"http_host": daemon.http_host, "http_port": daemon.http_port, "http_pid": daemon.http_pid}
+
+
+Change = Callable[[Snapshot], Outcome]

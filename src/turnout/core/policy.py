@@ -1,0 +1,52 @@
+"""Rules about what may be run how; pure, so that every verb and every test asks the same."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Final
+
+_POSTGRES: Final = frozenset({"postgres", "postmaster", "pg_ctl", "pg_ctlcluster"})
+_REDIS: Final = frozenset({"redis-server", "valkey-server", "keydb-server"})
+
+
+def owns_its_data(command: Sequence[str]) -> str | None:
+    """Say why two instances of ``command`` at once would damage its data; None where nothing is known against it.
+
+    A second PostgreSQL on one data directory exits; a second Redis on one directory starts silently without the unsaved
+    keys, and what the first one saves as it stops overwrites the newer file.
+    """
+    words = _words(command)
+    names = [word.rpartition("/")[2] for word in words]
+    if any(name in _POSTGRES for name in names):
+        return "PostgreSQL owns its data directory: two servers cannot run on it side by side"
+    redis = next((i for i, name in enumerate(names) if name in _REDIS), None)
+    if redis is not None and not _is_memory_only(words[redis + 1 :]):
+        return f"{names[redis]} with persistence owns its files: two at once overwrite each other's"
+    return None
+
+
+def _words(command: Sequence[str]) -> list[str]:
+    """The command's words, also those inside ``sh -c '...'``."""
+    words: list[str] = []
+    for word in command:
+        try:
+            inner = shlex.split(word) if " " in word else [word]
+        except ValueError:
+            inner = [word]
+        words.extend(inner or [word])  # an empty argument is a word too: --save ''
+    return words
+
+
+def _is_memory_only(arguments: Sequence[str]) -> bool:
+    """Redis saves by default; ``--save ''`` turns that off, a configuration file may bring it back."""
+    save_off = False
+    for index, word in enumerate(arguments):
+        after = arguments[index + 1] if index + 1 < len(arguments) else ""
+        if index == 0 and not word.startswith("-"):
+            return False  # redis-server FILE ...: what the file says is not known here
+        if word == "--save":
+            save_off = after in {"", '""', "''"}
+        if word == "--appendonly" and after.lower() != "no":
+            return False
+    return save_off
