@@ -1,0 +1,114 @@
+"""What a registry test has done in other processes: ``python registry_child.py MODE ARGUMENT...``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from faulty_files import FaultyFiles, UnsyncedFiles
+from turnout.core.deployment import Outcome, Reason, begin_deploy
+from turnout.core.model import Identity, Snapshot
+from turnout.errors import TurnoutError
+from turnout.system.lifecycle_lock import LifecycleLock
+from turnout.system.registry import Registry
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def begin(snapshot: Snapshot) -> Outcome:
+    return begin_deploy(snapshot, "new", owner=Identity(1), expected_generation=snapshot.deployment.generation)
+
+
+def add_one(snapshot: Snapshot) -> Outcome:
+    block = replace(snapshot.deployment, revision=snapshot.deployment.revision + 1)
+    extra = {**snapshot.extra, "n": snapshot.extra.get("n", 0) + 1}
+    return Outcome(applied=True, reason=Reason.APPLIED, snapshot=replace(snapshot, deployment=block, extra=extra))
+
+
+def crash(template: Path, where: Path) -> None:
+    """Die by SIGKILL at step 0, 1, 2, … of one update, each in a registry of its own; print how each child ended."""
+    for at in count():
+        directory = where / str(at)
+        directory.mkdir()
+        path = directory / "registry.json"
+        for old in template.iterdir():
+            (directory / old.name).write_bytes(old.read_bytes())
+        pid = os.fork()
+        if pid == 0:
+
+            def strike(number: int, _name: str, at: int = at) -> None:
+                if number == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            Registry(path, files=FaultyFiles(strike)).update(begin)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        say(f"{at} {status}")
+        if status == 0:
+            return
+
+
+def increments(path: Path, times: str) -> None:
+    registry = Registry(path, files=UnsyncedFiles(), lock_timeout_s=60)
+    for _ in range(int(times)):
+        registry.update(add_one)
+
+
+def race(path: Path, generation: str) -> None:
+    registry = Registry(path, lock_timeout_s=60)
+    say("ready")
+    sys.stdin.readline()
+
+    def change(snapshot: Snapshot) -> Outcome:
+        time.sleep(0.01)  # the longer it thinks, the surer the others come in between if nothing keeps them out
+        owner = Identity(os.getpid())
+        return begin_deploy(snapshot, f"candidate-{owner.pid}", owner=owner, expected_generation=int(generation))
+
+    outcome = registry.update(change)
+    say(outcome.reason)
+
+
+def hold(path: Path) -> None:
+    def slow(snapshot: Snapshot) -> Outcome:
+        say("held")
+        sys.stdin.readline()
+        return begin(snapshot)
+
+    Registry(path).update(slow)
+
+
+def lifecycle(directory: Path, verb: str) -> None:
+    with LifecycleLock(directory, timeout_s=20, verb=verb):
+        say("held")
+        sys.stdin.readline()
+
+
+def unprivileged(path: Path) -> None:
+    """Drop what root may, then try to write."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+    try:
+        Registry(path).update(begin)
+    except TurnoutError as error:
+        say(f"{type(error).__name__} {error.message} | {error.hint}")
+
+
+if __name__ == "__main__":
+    modes = {"crash": crash, "increments": increments, "race": race, "hold": hold, "lifecycle": lifecycle}
+    first, rest = Path(sys.argv[2]), sys.argv[3:]
+    if sys.argv[1] == "crash":
+        crash(first, Path(rest[0]))
+    elif sys.argv[1] == "unprivileged":
+        unprivileged(first)
+    else:
+        modes[sys.argv[1]](first, *rest)  # type: ignore[operator]  # each takes what its test gives
