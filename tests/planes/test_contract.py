@@ -1,0 +1,498 @@
+"""What every plane that moves bytes must hold, in every corner of TCP."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bulk_daemon import expected, pump_out, take_in
+from stage import Daemon, Stage
+from support import eventually, report, scaled
+
+MIB = 1 << 20
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    """Everything up to the end of stream; a reset is raised."""
+    data = b""
+    while part := sock.recv(65536):
+        data += part
+    return data
+
+
+def read_exactly(sock: socket.socket, size: int) -> bytes:
+    """So many bytes. MSG_WAITALL does not wait on a socket with a timeout, which Python keeps non-blocking."""
+    data = bytearray()
+    while len(data) < size:
+        part = sock.recv(size - len(data))
+        assert part, "the stream ended early"
+        data += part
+    return bytes(data)
+
+
+def is_reset(sock: socket.socket) -> bool:
+    """Whether the connection ends by a reset, whatever comes before it."""
+    try:
+        read_all(sock)
+    except ConnectionResetError:
+        return True
+    return False
+
+
+# -- half-close and reset --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("who", ["client", "daemon", "both"])
+@pytest.mark.parametrize("how", ["fin", "rst"])
+@pytest.mark.parametrize("when", ["before any byte", "after an exchange", "with megabytes in flight"])
+@pytest.mark.parametrize("path", ["copy", "splice"])
+def test_the_end_of_one_side_is_passed_on_as_what_it_was(
+    stage: Stage, who: str, how: str, when: str, path: str
+) -> None:
+    daemon = stage.daemon("v1")
+    client, far = stage.pair(daemon)
+    ends = {"client": (client, far), "daemon": (far, client)}
+    chunk = 65536 * 4 if path == "splice" else 100
+    if when != "before any byte":
+        for here, there in ends.values():
+            sender = threading.Thread(target=here.sendall, args=(b"x" * chunk,))
+            sender.start()
+            assert len(read_exactly(there, chunk)) == chunk
+            sender.join()
+    flight = 4 * MIB if when == "with megabytes in flight" else 0
+    enders = ["client", "daemon"] if who == "both" else [who]
+    if how == "rst":
+        for name in enders:
+            here, _ = ends[name]
+            if flight:
+                here.setblocking(False)
+                with contextlib.suppress(OSError):  # full; or the other one has reset it already
+                    for _ in range(flight // 65536):
+                        here.send(b"y" * 65536)
+            reset(here)
+        for name in {"client", "daemon"} - set(enders):
+            assert is_reset(ends[name][0]), "a truncated stream must not look whole"
+    else:
+        senders = []
+        for name in enders:
+            here, _ = ends[name]
+            senders.append(threading.Thread(target=_send_and_end, args=(here, flight)))
+            senders[-1].start()
+        for name in enders:
+            _, there = ends[name]
+            assert len(read_all(there)) == flight
+        for sender in senders:
+            sender.join()
+        if who != "both":
+            here, there = ends[who]
+            there.sendall(b"the reply")
+            there.close()
+            assert read_all(here) == b"the reply", "the other direction goes on after a half-close"
+    eventually(lambda: stage.call(stage.plane.connections) == 0, why="the connection is still open in the plane")
+
+
+def _send_and_end(sock: socket.socket, size: int) -> None:
+    sock.sendall(b"z" * size)
+    sock.shutdown(socket.SHUT_WR)
+
+
+def test_bytes_before_a_reset_arrive_and_then_the_reset(stage: Stage) -> None:
+    client, far = stage.pair(stage.daemon("v1"))
+    client.sendall(b"x" * 1000)
+    assert read_exactly(far, 1000) == b"x" * 1000
+    reset(client)
+    assert is_reset(far)
+
+
+def test_a_reset_is_heard_while_the_reader_on_the_other_side_stalls(stage: Stage) -> None:
+    """The source is paused: its descriptor must still hear of the reset, and must not spin."""
+    daemon = stage.daemon("v1")
+    client, far = stage.pair(daemon)
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client.send(b"x" * 65536)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    before = time.process_time()
+    assert is_reset(far)
+    assert time.process_time() - before < 5
+    eventually(lambda: stage.call(stage.plane.connections) == 0)
+
+
+def test_a_daemon_that_resets_in_the_middle_of_an_upload_is_a_reset_and_no_end(stage: Stage) -> None:
+    """The relay's own send takes the error; the read that follows sees an end of stream, which it is not."""
+    client, far = stage.pair(stage.daemon("v1"))
+    far.sendall(b"half an ans")
+    assert read_exactly(client, 11)
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            client.send(b"x" * 65536)
+    reset(far)
+    client.settimeout(20)
+    assert is_reset(client)
+
+
+def test_an_early_answer_is_delivered_although_the_daemon_stopped_reading(stage: Stage) -> None:
+    """It answers and closes while the client still sends: the answer is read to its end first."""
+    client, far = stage.pair(stage.daemon("v1"))
+    client.sendall(b"x" * 100_000)
+    far.recv(10)
+    far.sendall(b"no thanks")
+    far.close()  # with bytes unread: the kernel sends a reset behind the answer
+    with contextlib.suppress(OSError):
+        for _ in range(50):
+            client.sendall(b"x" * 65536)
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        got = read_all(client)
+    assert got in {b"no thanks", b""}  # the client's own kernel may drop it at the reset
+    eventually(lambda: stage.call(stage.plane.connections) == 0)
+
+
+def test_a_half_close_before_the_daemon_is_there_is_kept(stage: Stage) -> None:
+    stage.point_at(None)
+    client = stage.client()
+    client.sendall(b"question")
+    client.shutdown(socket.SHUT_WR)
+    eventually(lambda: stage.plane.counters.held_now == 1)
+    far = stage.daemon("v1").accept()
+    assert read_all(far) == b"question"
+    far.sendall(b"answer")
+    far.close()
+    assert read_all(client) == b"answer"
+
+
+def test_the_server_may_speak_first(stage: Stage) -> None:
+    client, far = stage.pair(stage.daemon("v1"))
+    far.sendall(b"220 hello\r\n")
+    assert client.recv(100) == b"220 hello\r\n"
+
+
+# -- payload ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(600)
+def test_a_payload_in_both_directions_arrives_byte_for_byte_across_a_switch(stage: Stage) -> None:
+    size = scaled(16, 256) * MIB
+    client, far = stage.pair(stage.daemon("v1"))
+    digests: dict[str, bytes] = {}
+    threads = [
+        threading.Thread(target=pump_out, args=(client, size)),
+        threading.Thread(target=pump_out, args=(far, size)),
+        threading.Thread(target=lambda: digests.__setitem__("daemon", take_in(far, size))),
+        threading.Thread(target=lambda: digests.__setitem__("client", take_in(client, size))),
+    ]
+    for thread in threads:
+        thread.start()
+    stage.daemon("v2")
+    for thread in threads:
+        thread.join(300)
+    assert digests == {"client": expected(size), "daemon": expected(size)}
+    counted = stage.call(stage.plane.census)["v1"]
+    assert (counted.bytes_in, counted.bytes_out) == (size, size)
+
+
+def test_a_bulk_transfer_hardly_enters_user_space(stage: Stage) -> None:
+    size = scaled(64, 1024) * MIB
+    client, far = stage.pair(stage.daemon("v1"))
+    sender = threading.Thread(target=pump_out, args=(client, size))
+    sender.start()
+    assert take_in(far, size) == expected(size)
+    sender.join()
+    counters = stage.plane.counters
+    share = counters.copied_bytes / size
+    report("bulk transfer", bytes=size, copied_bytes=counters.copied_bytes, share=share)
+    assert counters.spliced_bytes > 0
+    assert share < 0.05
+
+
+@pytest.mark.parametrize("segment", [1, 1448])
+def test_small_segments_to_a_slow_reader_arrive_whole(stage: Stage, segment: int) -> None:
+    client, far = stage.pair(stage.daemon("v1"))
+    rng = random.Random(segment)
+    payload = rng.randbytes(segment * 2000)
+
+    def send() -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for at in range(0, len(payload), segment):
+            client.sendall(payload[at : at + segment])
+        client.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    got = hashlib.sha256()
+    while part := far.recv(777):
+        got.update(part)
+    sender.join()
+    assert got.digest() == hashlib.sha256(payload).digest()
+
+
+def test_a_stalled_reader_bounds_what_the_plane_holds(stage: Stage) -> None:
+    client, far = stage.pair(stage.daemon("v1"))
+    client.setblocking(False)
+    sent, quiet = 0, 0
+    while quiet < 20:
+        try:
+            sent += client.send(b"x" * 65536)
+            quiet = 0
+        except BlockingIOError:
+            quiet += 1
+            threading.Event().wait(0.01)
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cpu = time.process_time()
+    threading.Event().wait(scaled(1, 10))
+    assert time.process_time() - cpu < 0.05 * scaled(1, 10) + 0.1, "it spins on a paused source"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - rss < 2048, "memory grows while nobody reads"
+    taken = 0
+    while taken < sent:
+        taken += len(far.recv(MIB))
+    assert taken == sent
+
+
+# -- switching -------------------------------------------------------------------------------------------------------
+
+
+class Answering(threading.Thread):
+    """Accepts and answers each line with the boot's name."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        super().__init__(daemon=True)
+        self._daemon = daemon
+
+    def run(self) -> None:
+        while True:
+            try:
+                sock = self._daemon.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(sock,), daemon=True).start()
+
+    def _answer(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError), sock, sock.makefile("rb") as lines:
+            for line in lines:
+                sock.sendall(self._daemon.target.boot_id.encode() + b" " + line)
+
+
+@pytest.mark.timeout(600)
+def test_switches_under_load_lose_nothing_and_every_connection_has_one_daemon(stage: Stage) -> None:
+    switches = scaled(50, 1000)
+    daemons = [stage.daemon(f"v{number}") for number in range(2)]
+    for daemon in daemons:
+        Answering(daemon).start()
+    stop = threading.Event()
+    errors: list[str] = []
+    answered: Counter[str] = Counter()
+
+    def client() -> None:
+        while not stop.is_set():
+            try:
+                with socket.create_connection(stage.address, 20) as sock, sock.makefile("rb") as lines:
+                    seen = set()
+                    for number in range(3):
+                        sock.sendall(b"%d\n" % number)
+                        boot, _, rest = lines.readline().decode().partition(" ")
+                        assert rest == f"{number}\n"
+                        seen.add(boot)
+                    assert len(seen) == 1
+                    answered[seen.pop()] += 1
+            except (OSError, AssertionError) as error:
+                errors.append(repr(error))
+
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for number in range(switches):
+        before = answered.total()
+        stage.point_at(daemons[number % 2])
+        eventually(lambda before=before: answered.total() > before)  # type: ignore[misc]  # mypy cannot infer defaults
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    report("switches under load", switches=switches, connections=answered.total(), errors=len(errors))
+    assert errors == []
+    assert min(answered["v0"], answered["v1"]) > 0
+
+
+def test_a_connection_that_comes_after_the_switch_goes_to_the_new_daemon(stage: Stage) -> None:
+    stage.daemon("v1")
+    for number in range(scaled(50, 1000)):
+        daemon = stage.daemon(f"n{number}")
+        client = stage.client()
+        far = daemon.accept()
+        far.sendall(b"here")
+        assert client.recv(4) == b"here"
+        far.close()
+        client.close()
+
+
+def test_cutting_a_boot_resets_its_connections_and_no_others(stage: Stage) -> None:
+    old = [stage.pair(daemon) for daemon in [stage.daemon("v1")] for _ in range(5)]
+    new_client, new_far = stage.pair(stage.daemon("v2"))
+    assert stage.call(lambda: stage.plane.cut("v1")) == 5
+    for client, far in old:
+        assert is_reset(client)
+        assert is_reset(far)
+    new_far.sendall(b"still here")
+    assert new_client.recv(100) == b"still here"
+    assert stage.call(stage.plane.census)["v1"].connections == 0
+
+
+# -- holding ---------------------------------------------------------------------------------------------------------
+
+
+def test_held_connections_are_let_go_first_in_first_out(stage: Stage) -> None:
+    stage.point_at(None)
+    clients = []
+    for number in range(20):
+        clients.append(stage.client())
+        clients[-1].sendall(b"%02d" % number)
+        eventually(lambda number=number: stage.plane.counters.held_now == number + 1)  # type: ignore[misc]  # as above
+    daemon = stage.daemon("v1")
+    order = []
+    for _ in clients:
+        far = daemon.accept()
+        order.append(int(far.recv(2)))
+        far.close()
+    assert order == list(range(20))
+
+
+def test_a_full_hold_resets_at_once_and_those_inside_stay(kind: str) -> None:
+    stage = Stage(kind, hold_max=3)
+    try:
+        stage.point_at(None)
+        inside = []
+        for number in range(3):
+            inside.append(stage.client())
+            eventually(lambda number=number: stage.plane.counters.held_now == number + 1)  # type: ignore[misc]  # as above
+        assert _is_turned_away(stage)
+        assert stage.plane.counters.hold_overflow == 1
+        daemon = stage.daemon("v1")
+        for client in inside:
+            far = daemon.accept()
+            far.sendall(b"ok")
+            assert client.recv(2) == b"ok"
+            far.close()
+    finally:
+        stage.close()
+
+
+def _is_turned_away(stage: Stage) -> bool:
+    try:
+        return is_reset(stage.client())
+    except ConnectionResetError:
+        return True
+
+
+def test_patience_that_runs_out_is_a_reset(stage: Stage) -> None:
+    stage.point_at(None, patience_s=0.1)
+    assert _is_turned_away(stage)
+    assert stage.plane.counters.hold_timeout == 1
+
+
+def test_without_patience_nobody_is_held(stage: Stage) -> None:
+    stage.point_at(None, patience_s=0.0)
+    assert _is_turned_away(stage)
+    assert stage.plane.counters.reset_unrouted == 1
+
+
+def test_a_refused_connect_is_held_and_the_client_never_knows(stage: Stage) -> None:
+    dead = stage.daemon("dead")
+    address = dead.listener.getsockname()
+    dead.listener.close()
+    client = stage.client()
+    client.sendall(b"anyone?")
+    eventually(lambda: stage.plane.counters.connect_failed > 0)
+    reborn = Daemon("dead", address)
+    far = reborn.accept()
+    assert far.recv(100) == b"anyone?"
+    far.sendall(b"me")
+    assert client.recv(100) == b"me"
+    far.close()
+    reborn.listener.close()
+
+
+def test_a_held_client_that_resets_leaves_at_once_and_one_that_ends_its_stream_stays(stage: Stage) -> None:
+    stage.point_at(None)
+    leaves, stays = stage.client(), stage.client()
+    eventually(lambda: stage.plane.counters.held_now == 2)
+    stays.sendall(b"bye")
+    stays.shutdown(socket.SHUT_WR)
+    reset(leaves)
+    eventually(lambda: stage.plane.counters.held_now == 1)
+    far = stage.daemon("v1").accept()
+    assert read_all(far) == b"bye"
+    far.close()
+
+
+# -- resources -------------------------------------------------------------------------------------------------------
+
+
+def _fds() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.timeout(900)
+def test_connections_closed_in_every_order_leave_no_descriptor(stage: Stage) -> None:
+    count = scaled(1000, 100_000)
+    daemon = stage.daemon("v1")
+    rng = random.Random(7)
+    client, far = stage.pair(daemon)
+    client.close()
+    far.close()
+    eventually(lambda: stage.call(stage.plane.connections) == 0)
+    before, memory = _fds(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(count):
+        client = socket.create_connection(stage.address, 20)
+        far = daemon.accept()
+        if rng.random() < 0.3:
+            client.sendall(b"x" * rng.choice([1, 1000, 100_000]))
+        ends = [client, far]
+        rng.shuffle(ends)
+        for sock in ends:
+            if rng.random() < 0.3:
+                reset(sock)
+            elif rng.random() < 0.3:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_WR)
+                sock.close()
+            else:
+                sock.close()
+    eventually(lambda: stage.call(stage.plane.connections) == 0)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
+    report("opened and closed", connections=count, fds_before=before, fds_after=_fds(), rss_growth_kib=grown)
+    # pipes that are kept for the next burst are bounded; descriptors of connections are not among what is left
+    assert _fds() - before <= 64
+    assert grown < 16 * 1024
+
+
+def test_without_descriptors_it_neither_spins_nor_harms_what_it_carries() -> None:
+    """In a process of its own, since the limit is the process's."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent.with_name("out_of_descriptors.py"))],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
