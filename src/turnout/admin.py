@@ -1,0 +1,126 @@
+"""The router's admin socket: ask for status, and wait until a revision is applied. Nothing is changed through it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from turnout.errors import NotRunningError, ProtocolError
+from turnout.system import control
+from turnout.system.control import Channel, Message
+from turnout.system.home import Home
+
+MAX_CLIENTS: Final = 256
+Reply = Callable[[Mapping[str, Any]], None]
+
+
+class Answers(Protocol):
+    """What the router answers from."""
+
+    def status(self) -> Mapping[str, Any]: ...
+
+    def when_applied(self, service: str, revision: int, reply: Callable[[int], None]) -> None:
+        """Look at the registry now, and call ``reply`` with the applied revision once it is ``revision`` or more.
+
+        Raises:
+            KeyError: the router does not serve ``service``.
+        """
+        ...
+
+
+class AdminServer:
+    """Serves the admin socket on the router's loop. Owns the listening socket and the channels."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, path: Path, answers: Answers) -> None:
+        self._loop = loop
+        self._answers = answers
+        self._channels: set[Channel] = set()
+        self._path = path
+        self._socket: socket.socket = control.listen(path)
+        loop.add_reader(self._socket.fileno(), self._accept)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+        for channel in list(self._channels):
+            self._drop(channel)
+
+    def _accept(self) -> None:
+        channel = control.accept(self._socket)
+        if channel is None:
+            return
+        if len(self._channels) >= MAX_CLIENTS:
+            channel.close()
+            return
+        self._channels.add(channel)
+        self._loop.add_reader(channel.fileno(), self._read, channel)
+
+    def _read(self, channel: Channel) -> None:
+        try:
+            for message, _ in channel.receive():
+                self._answer(channel, message)
+        except (EOFError, OSError, ProtocolError):
+            self._drop(channel)
+
+    def _answer(self, channel: Channel, message: Message) -> None:
+        def reply(answer: Mapping[str, Any]) -> None:
+            if channel in self._channels:
+                with contextlib.suppress(OSError):
+                    channel.send({**answer, "re": message.get("id")})
+
+        try:
+            match message.get("op"):
+                case "status":
+                    reply({"ok": True, "status": self._answers.status()})
+                case "applied":
+                    name, revision = str(message["service"]), int(message["revision"])
+                    self._answers.when_applied(name, revision, lambda now: reply({"ok": True, "revision": now}))
+                case other:
+                    reply({"ok": False, "message": f"this router does not know {other!r}"})
+        except (KeyError, TypeError, ValueError) as error:
+            reply({"ok": False, "message": f"bad request: {error!r}"})
+
+    def _drop(self, channel: Channel) -> None:
+        if channel in self._channels:
+            self._channels.discard(channel)
+            self._loop.remove_reader(channel.fileno())
+            channel.close()
+
+
+class RouterClient:
+    """A verb's line to the router; each question is a connection of its own, since the router may be replaced."""
+
+    def __init__(self, home: Home) -> None:
+        self._path = home.router_sock
+
+    def status(self, *, timeout_s: float = 2.0) -> dict[str, Any]:
+        """What the router knows of itself and its services.
+
+        Raises:
+            NotRunningError: no router answers.
+            TimedOutError: it is there but silent for ``timeout_s`` seconds.
+        """
+        return dict(self._ask({"op": "status"}, timeout_s)["status"])
+
+    def wait_applied(self, service: str, revision: int, *, timeout_s: float) -> int:
+        """Have the router look at the registry at once, and wait until it applied ``revision`` or a later one.
+
+        Raises:
+            NotRunningError: no router answers, or it does not serve ``service`` yet.
+            TimedOutError: not within ``timeout_s`` seconds.
+        """
+        return int(self._ask({"op": "applied", "service": service, "revision": revision}, timeout_s)["revision"])
+
+    def _ask(self, message: Message, timeout_s: float) -> Message:
+        channel = control.connect(self._path, timeout_s=timeout_s)
+        try:
+            answer = channel.request({**message, "id": 1}, timeout_s=timeout_s)
+        finally:
+            channel.close()
+        if not answer.get("ok"):
+            raise NotRunningError(str(answer.get("message")))
+        return answer

@@ -1,0 +1,343 @@
+"""What the operator asked for: ``turnout.toml``, flags and environment, resolved into one frozen ``Settings``.
+
+The resolved settings are also what the router reads (``settings.json`` in the service's directory), so that it never
+has to look for a configuration file of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+import signal
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import msgspec
+
+from turnout.errors import ConfigError, UsageError
+
+DEFAULT_LISTEN: Final = "127.0.0.1:47777"
+DEFAULT_SERVICE: Final = "default"
+FILE_NAME: Final = "turnout.toml"
+
+ProbeKind = Literal["alive", "tcp", "expect", "none"]
+PlaneName = Literal["auto", "relay"]
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where clients connect to; ``host`` is a numeric loopback address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a daemon is checked. Times in seconds; ``failures`` consecutive ones roll back."""
+
+    probe: ProbeKind = "alive"
+    interval_s: float = 1.0
+    timeout_s: float = 0.5
+    failures: int = 3
+    send: str = ""
+    match: str = ""
+    verify_owner: bool = True
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One service, resolved. Times in seconds; ``drain_deadline_s`` None: connections are never cut."""
+
+    name: str
+    listen: tuple[Address, ...]
+    registry: str = ""  # empty: in the service's own directory
+    plane: PlaneName = "auto"
+    strategy: str = "blue-green"
+    health: Health = Health()
+    start_timeout_s: float = 30.0
+    stop_signal: str = "TERM"
+    stop_grace_s: float = 30.0
+    observe_s: float = 30.0
+    drain_grace_s: float = 30.0
+    drain_deadline_s: float | None = 600.0
+    hold_max: int = 1024
+    hold_timeout_s: float = 70.0
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """A service's settings and the build the operator asks for; an empty command means: the one remembered."""
+
+    settings: Settings
+    command: tuple[str, ...] = ()
+    cwd: str = ""
+    env: dict[str, str] = {}
+    version: str = ""
+    source: str = ""  # the file it came from, for messages
+
+
+# -- the file, as people write it ------------------------------------------------------------------------------------
+
+Duration = str | int | float
+
+
+class _RawHealth(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    probe: str = "alive"
+    interval: Duration = "1s"
+    timeout: Duration = "500ms"
+    failures: int = 3
+    send: str = ""
+    match: str = ""
+
+
+class _RawStop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    signal: str = "TERM"
+    grace: Duration = "30s"
+
+
+class _RawDrain(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    grace: Duration = "30s"
+    deadline: Duration = "10m"
+
+
+class _RawHold(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    max: int = 1024
+    timeout: Duration = "70s"
+
+
+class _RawService(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    listen: str | list[str] = DEFAULT_LISTEN
+    command: list[str] = []
+    version: str = ""
+    cwd: str = ""
+    env: dict[str, str] = {}
+    strategy: str = "blue-green"
+    plane: str = "auto"
+    health: _RawHealth = msgspec.field(default_factory=_RawHealth)
+    verify_owner: bool = True
+    start_timeout: Duration = "30s"
+    stop: _RawStop = msgspec.field(default_factory=_RawStop)
+    observe: Duration = "30s"
+    drain: _RawDrain = msgspec.field(default_factory=_RawDrain)
+    hold: _RawHold = msgspec.field(default_factory=_RawHold)
+    registry: str = ""
+
+
+class _RawFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    service: dict[str, _RawService] = {}
+
+
+_UNITS: Final[Mapping[str, float]] = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)\Z")
+
+
+def duration(value: Duration, *, what: str = "a duration") -> float:
+    """Seconds from ``"500ms"``, ``"30s"``, ``"10m"``, ``"2h"``, ``"1d"`` or a bare number of seconds.
+
+    Raises:
+        UsageError: anything else, or a negative one.
+    """
+    text = str(value).strip() if not isinstance(value, bool) else "?"
+    match = _DURATION.match(text)
+    if not match:
+        raise UsageError(f"{what}: {value!r} is no duration", hint="write it like 500ms, 30s, 10m or 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def duration_or_none(value: Duration, *, what: str) -> float | None:
+    """As :func:`duration`; ``"none"`` means without end."""
+    return None if value in {"none", "never"} else duration(value, what=what)
+
+
+def parse_address(text: str) -> Address:
+    """``HOST:PORT`` with a numeric loopback host, ``localhost``, or ``[::1]:PORT``.
+
+    Raises:
+        UsageError: it is none of these, or lies beyond loopback.
+    """
+    host, colon, port_text = text.rpartition(":")
+    if not colon or not port_text.isascii() or not port_text.isdigit() or not 0 < int(port_text) < 65536:
+        raise UsageError(f"{text!r} is no address", hint="write it like 127.0.0.1:47777 or [::1]:47777")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    bare = "127.0.0.1" if bare in {"localhost", ""} else bare
+    try:
+        parsed = ipaddress.ip_address(bare)
+    except ValueError:
+        raise UsageError(f"{text!r}: {bare!r} is no numeric address", hint="write it like 127.0.0.1:47777") from None
+    if not parsed.is_loopback:
+        raise UsageError(
+            f"{text!r} lies beyond loopback: behind a relay every client would look local to the daemon",
+            hint="listen on 127.0.0.1 or [::1]; exposing other addresses is not supported yet",
+        )
+    return Address(str(parsed), int(port_text))
+
+
+def find_file(named: str | None) -> Path | None:
+    """The configuration file: the one named, else ./turnout.toml, the user's, the system's; None where there is none.
+
+    Raises:
+        ConfigError: the named one does not exist.
+    """
+    if named:
+        path = Path(named)
+        if not path.is_file():
+            raise ConfigError(f"no configuration file {named}", hint="check -c or TURNOUT_CONFIG")
+        return path
+    base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    for path in (Path(FILE_NAME), base / "turnout" / FILE_NAME, Path("/etc/turnout") / FILE_NAME):
+        if path.is_file():
+            return path
+    return None
+
+
+def load_file(path: Path) -> dict[str, Wanted]:
+    """Every service of a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read, is no TOML (line and column are named), or holds an unknown key or a bad value.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}", hint="mend that place; nothing was changed") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}", hint="save the file as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        raw = msgspec.convert(tables, _RawFile)
+    except msgspec.ValidationError as error:
+        raise _explain(path, str(error)) from error
+    wanted: dict[str, Wanted] = {}
+    for name, service in raw.service.items():
+        try:
+            wanted[name] = _resolve(name, service, path)
+        except ConfigError:
+            raise
+        except UsageError as error:
+            raise ConfigError(f"{path}: [service.{name}] {error.message}", hint=error.hint) from error
+    return wanted
+
+
+def _explain(path: Path, text: str) -> ConfigError:
+    """Say it in the file's own words, and name the nearest key that exists."""
+    where = (re.search(r"at `\$\.?([^`]*)`", text) or [None, ""])[1] or "the top level"
+    where = where.replace("[...]", ".*")
+    unknown = re.search(r"unknown field `([^`]+)`", text)
+    if not unknown:
+        return ConfigError(
+            f"{path}: {where}: {text.split(' - at ', maxsplit=1)[0]}", hint="see the README's table of settings"
+        )
+    known: set[str] = set()
+    for struct in (_RawFile, _RawService, _RawHealth, _RawStop, _RawDrain, _RawHold):
+        known |= set(struct.__struct_fields__)
+    near = difflib.get_close_matches(unknown[1], sorted(known), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "see the README's table of settings"
+    return ConfigError(f"{path}: {where}: unknown key {unknown[1]!r}", hint=hint)
+
+
+def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
+    listen = [raw.listen] if isinstance(raw.listen, str) else raw.listen
+    base = path.parent.absolute()
+    settings = Settings(
+        name=name,
+        listen=tuple(parse_address(text) for text in listen),
+        registry=str(base / Path(raw.registry).expanduser()) if raw.registry else "",
+        plane=plane_name(raw.plane),
+        strategy=raw.strategy,
+        health=Health(
+            probe=probe_kind(raw.health.probe),
+            interval_s=duration(raw.health.interval, what="health.interval"),
+            timeout_s=duration(raw.health.timeout, what="health.timeout"),
+            failures=raw.health.failures,
+            send=raw.health.send,
+            match=raw.health.match,
+            verify_owner=raw.verify_owner,
+        ),
+        start_timeout_s=duration(raw.start_timeout, what="start_timeout"),
+        stop_signal=raw.stop.signal.upper().removeprefix("SIG"),
+        stop_grace_s=duration(raw.stop.grace, what="stop.grace"),
+        observe_s=duration(raw.observe, what="observe"),
+        drain_grace_s=duration(raw.drain.grace, what="drain.grace"),
+        drain_deadline_s=duration_or_none(raw.drain.deadline, what="drain.deadline"),
+        hold_max=raw.hold.max,
+        hold_timeout_s=duration(raw.hold.timeout, what="hold.timeout"),
+    )
+    check(settings)
+    return Wanted(
+        settings=settings,
+        command=tuple(raw.command),
+        cwd=str(base / Path(raw.cwd).expanduser()) if raw.cwd else str(base),
+        env=raw.env,
+        version=raw.version,
+        source=str(path),
+    )
+
+
+def plane_name(text: str) -> PlaneName:
+    if text not in get_args(PlaneName):
+        raise UsageError(f"there is no plane {text!r}", hint=f"one of {', '.join(get_args(PlaneName))}")
+    return "relay" if text == "relay" else "auto"
+
+
+def probe_kind(text: str) -> ProbeKind:
+    kinds: tuple[ProbeKind, ...] = get_args(ProbeKind)
+    for kind in kinds:
+        if kind == text:
+            return kind
+    raise UsageError(f"there is no probe {text!r}", hint=f"one of {', '.join(kinds)}")
+
+
+def check(settings: Settings) -> None:
+    """Hold resolved settings to what makes sense together.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+    if settings.strategy != "blue-green":
+        known = settings.strategy == "recreate"
+        raise UsageError(
+            f"strategy {settings.strategy!r} is {'not available yet' if known else 'unknown'}",
+            hint="only blue-green is there so far: two instances side by side that share no state",
+        )
+    if not settings.listen:
+        raise UsageError("listen names no address", hint=f'for example listen = "{DEFAULT_LISTEN}"')
+    if not hasattr(signal, f"SIG{settings.stop_signal}"):
+        raise UsageError(f"there is no signal {settings.stop_signal!r}", hint="for example TERM, INT or QUIT")
+    if not 1 <= settings.health.failures <= 1000:
+        raise UsageError("health.failures must lie in 1..1000")
+    if settings.health.interval_s < 0.01 or settings.health.timeout_s < 0.01:
+        raise UsageError("health.interval and health.timeout must be 10ms or more")
+    if settings.start_timeout_s <= 0:
+        raise UsageError("start_timeout must be more than zero")
+    if not 0 <= settings.hold_max <= 1_000_000:
+        raise UsageError("hold.max must lie in 0..1000000")
+    if settings.health.probe == "expect" and not settings.health.match:
+        raise UsageError(
+            "probe = expect needs a match", hint='for example health = { probe = "expect", match = "PONG" }'
+        )
+    if settings.health.match:
+        try:
+            re.compile(settings.health.match)
+        except re.error as error:
+            raise UsageError(f"health.match is no regular expression: {error}") from error
+
+
+def load_settings(data: bytes) -> Settings:
+    """Read back what :func:`dump_settings` wrote.
+
+    Raises:
+        ConfigError: it was not written by this version.
+    """
+    try:
+        return msgspec.json.decode(data, type=Settings)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"settings.json: {error}", hint="run the verb again with -c or -- CMD") from error
+
+
+def dump_settings(settings: Settings) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n"

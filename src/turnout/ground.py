@@ -1,0 +1,144 @@
+"""What a service stands on: a keeper, its listener, a router that serves it. Found, started, or taken back."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from turnout.admin import RouterClient
+from turnout.config import Address, Wanted
+from turnout.errors import NotRunningError, TimedOutError, TurnoutError
+from turnout.keeper import ROUTER_BOOT_ID
+from turnout.keeper_client import KeeperClient, bind_error, ensure_keeper
+from turnout.system.home import Home
+from turnout.system.process import is_alive
+from turnout.system.spawn import resolve_command
+from turnout.system.spawn_record import read_records
+
+ROUTER_TIMEOUT_S: Final = 15.0
+SILENT_AFTER_S: Final = 5.0
+POLL_S: Final = 0.02
+
+
+class Ground:
+    """Keeper and router as one verb needs them. Owns the line to the keeper until closed.
+
+    Args:
+        home: the state directory.
+        wanted: the service's settings, and the command that is about to be started, if any.
+    """
+
+    def __init__(self, home: Home, wanted: Wanted) -> None:
+        self._home = home
+        self._wanted = wanted
+        self._router = RouterClient(home)
+        self._line: KeeperClient | None = None
+        self._fresh = False
+
+    @property
+    def keeper(self) -> KeeperClient:
+        """The line to the keeper, which is started where there is none."""
+        if self._line is None:
+            self._line = ensure_keeper(self._home)
+        return self._line
+
+    def close(self) -> None:
+        if self._line:
+            self._line.close()
+            self._line = None
+
+    def lay(self) -> None:
+        """Have the address bound and a router serving it.
+
+        Raises:
+            AddressInUseError: somebody else has the address.
+            TimedOutError: no router came up.
+        """
+        try:
+            self._wait_for_attached()
+            self.keeper.listen(self._wanted.settings)
+            self._wait_for_router()
+        except BaseException:
+            self.take_back()
+            raise
+
+    def take_back(self) -> None:
+        """A first start that failed leaves no process behind; what ran before this verb runs on."""
+        if self._fresh and self._line:
+            with suppress(TurnoutError, OSError):
+                if not self._line.unlisten(self._wanted.settings.name):
+                    self._line.shutdown()
+
+    def runs(self) -> bool:
+        """Whether there is a keeper."""
+        try:
+            KeeperClient.connect(self._home).close()
+        except NotRunningError:
+            return False
+        return True
+
+    def check(self) -> None:
+        """Find out what cannot work before anything is started."""
+        if self._wanted.command:
+            resolve_command(self._wanted.command, self._wanted.cwd or str(Path.cwd()), os.environ)
+        try:
+            with KeeperClient.connect(self._home) as keeper:
+                if self._wanted.settings.name in keeper.hello().services:
+                    return
+        except NotRunningError:
+            router = read_records(self._home.root).get(ROUTER_BOOT_ID)
+            if router and is_alive(router.identity):
+                return  # it outlived its keeper and has the addresses; a new keeper takes them over from it
+            self._fresh = True
+        for address in self._wanted.settings.listen:
+            _try_bind(address)
+
+    def _wait_for_attached(self) -> None:
+        """A router that outlived its keeper brings the listeners that it has: before that, they look taken."""
+
+        def attached() -> bool:
+            hello = self.keeper.hello()
+            return hello.attached or not hello.router_pid
+
+        self._wait_or_replace(attached)
+
+    def _wait_for_router(self) -> None:
+        """Until a router serves this service."""
+
+        def serves() -> bool:
+            try:
+                return self._wanted.settings.name in self._router.status(timeout_s=1.0).get("services", {})
+            except (NotRunningError, TimedOutError, OSError):
+                return False
+
+        self._wait_or_replace(serves)
+
+    def _wait_or_replace(self, condition: Callable[[], bool]) -> None:
+        """Wait for the router to do something; one that is silent for five seconds is replaced, once."""
+        keeper = self.keeper
+        began = time.monotonic()
+        replaced = False
+        while not condition():
+            if not replaced and time.monotonic() - began > SILENT_AFTER_S:
+                replaced = True
+                keeper.replace_router(keeper.hello().router_pid)
+            if time.monotonic() - began > ROUTER_TIMEOUT_S:
+                raise TimedOutError(f"no router within {ROUTER_TIMEOUT_S:g} s", hint=f"see {self._home.router_log}")
+            time.sleep(POLL_S)
+
+
+def _try_bind(address: Address) -> None:
+    """Bind and let go, to be told of a conflict before anything is started."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((address.host, address.port))
+            sock.listen(1)
+        except OSError as error:
+            raise bind_error(address, error.errno or 0) from error

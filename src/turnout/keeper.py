@@ -1,0 +1,484 @@
+"""The keeper: holds the listeners open, and is the parent of the router and of the daemons. It carries no client byte.
+
+Small, single-threaded and standard library only, so that there is little in it that can fail: a fork in it is safe, and
+whatever happens to the router, connections to the fixed address wait in the kernel's queue until a new one is there.
+
+    CLI ──► keeper.sock ──► listen, unlisten, spawn, stop, hello, replace_router, shutdown
+    router ──► keeper.sock ──► attach (brings the listeners it has; gets those that it lacks)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import heapq
+import os
+import resource
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from turnout import __version__
+from turnout.children import Child, Children, Reply
+from turnout.errors import ConflictError, ProtocolError, SpawnError, TurnoutError
+from turnout.system import control
+from turnout.system.control import Channel, Message
+from turnout.system.home import Home, check_name
+from turnout.system.process import identify
+from turnout.system.spawn import SpawnRequest, adopt_subreaper
+from turnout.system.spawn_record import read_records
+
+BACKLOG: Final = 4096  # net.core.somaxconn since Linux 5.4; more is cut to it (listen(2))
+ROUTER_BOOT_ID: Final = "router"
+RESTART_DELAYS_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+STEADY_AFTER_S: Final = 10.0  # a router that lived this long starts the back-off anew
+ATTACH_TIMEOUT_S: Final = 10.0  # a router that has not attached by then is silent, and replaced
+TERM_GRACE_S: Final = 5.0
+MAX_CLIENTS: Final = 64
+
+
+@dataclass(slots=True)
+class Served:
+    """The listeners of one service. Owns them."""
+
+    addresses: list[tuple[str, int]]
+    sockets: list[socket.socket]
+
+    def close(self) -> None:
+        for sock in self.sockets:
+            sock.close()
+
+
+class Keeper:
+    """One per home. Owns the keeper's socket and lock, the listeners, the control channels and all children."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._lock_fd = _take_lock(home.keeper_lock)
+        self._selector = selectors.DefaultSelector()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_count = 0
+        self._served: dict[str, Served] = {}
+        self._children = Children(self._selector, self._after, self._child_ended, _log)
+        self._channels: set[Channel] = set()
+        self._router_channel: Channel | None = None
+        self._router_failures = 0
+        self._router_started_at = 0.0
+        self._router_wanted = False
+        self._shutting_down = False
+        self._done = False
+        self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._socket = control.listen(home.keeper_sock)
+        self._selector.register(self._socket, selectors.EVENT_READ, self._accept)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_signal)
+        self._signals: set[int] = set()
+
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until ``shutdown`` or a signal, then leave nothing behind."""
+        adopt_subreaper()
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._adopt()
+        _log(f"keeper {__version__} of {self.home.root}, pid {os.getpid()}")
+        ready()
+        try:
+            while True:
+                self._run_timers()
+                if self._done:
+                    break
+                for key, _ in self._selector.select(self._next_timer_s()):
+                    key.data()
+        finally:
+            self._close()
+
+    def _adopt(self) -> None:
+        """Take over what an earlier keeper left: its daemons, and a router that runs and will attach by itself."""
+        for name in self.home.service_names():
+            service = self.home.service(name)
+            for boot_id, daemon in read_records(service.records).items():
+                if daemon.ended is None:
+                    self._children.adopt(boot_id, name, daemon.identity, service.record(boot_id))
+        record = read_records(self.home.root).get(ROUTER_BOOT_ID)
+        if record and record.ended is None:
+            self._children.adopt(ROUTER_BOOT_ID, "", record.identity, self.home.router_record)
+        if self._children.get(ROUTER_BOOT_ID):
+            self._router_wanted = True
+            self._after(ATTACH_TIMEOUT_S, self._replace_silent_router)
+
+    def _child_ended(self, child: Child) -> None:
+        if child.boot_id == ROUTER_BOOT_ID:
+            self._router_ended()
+        elif self._router_channel:
+            self._send(self._router_channel, {"op": "ended", "service": child.service, "boot_id": child.boot_id})
+
+    # -- the router --------------------------------------------------------------------------------------------------
+
+    def _start_router(self) -> None:
+        if self._shutting_down or not self._router_wanted or self._children.get(ROUTER_BOOT_ID):
+            return
+        soft, hard = self._nofile
+        self._router_started_at = time.monotonic()
+        try:
+            self._children.spawn(
+                SpawnRequest(
+                    boot_id=ROUTER_BOOT_ID,
+                    service="",
+                    argv=(sys.executable, "-P", "-m", "turnout.router", str(self.home.root)),
+                    cwd=str(self.home.root),
+                    env=dict(os.environ),
+                    log_path=self.home.router_log,
+                    record_path=self.home.router_record,
+                    nofile=(hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 20), hard),
+                )
+            )
+        except TurnoutError as error:
+            _log(f"cannot start the router: {error}")
+            self._router_ended()
+            return
+        self._after(ATTACH_TIMEOUT_S, self._replace_silent_router)
+
+    def _router_ended(self) -> None:
+        if self._router_channel:
+            self._drop(self._router_channel)
+        if self._shutting_down:
+            return
+        lived_s = time.monotonic() - self._router_started_at
+        self._router_failures = 0 if lived_s > STEADY_AFTER_S else self._router_failures + 1
+        # the first end after a steady life is answered at once, whatever it was: clients are queueing
+        step = min(max(self._router_failures - 1, 0), len(RESTART_DELAYS_S) - 1)
+        self._after(RESTART_DELAYS_S[step], self._start_router)
+
+    def _replace_silent_router(self) -> None:
+        router = self._children.get(ROUTER_BOOT_ID)
+        young = time.monotonic() - self._router_started_at < ATTACH_TIMEOUT_S
+        if router and not self._router_channel and not young and not self._shutting_down:
+            _log(f"the router (pid {router.identity.pid}) does not attach: replacing it")
+            self._children.kill(router)
+
+    def _attach(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        """A router is there: keep the listeners that it brings from before our time, give it those that it lacks."""
+        router = self._children.get(ROUTER_BOOT_ID)
+        if not router or message.get("pid") != router.identity.pid:
+            self._send(channel, {"re": message.get("id"), "ok": False, "error": "stranger"})
+            for fd in fds:
+                os.close(fd)
+            return
+        brought: dict[str, Served] = {}
+        for (name, host, port), fd in zip(message.get("listeners", []), fds, strict=True):
+            served = brought.setdefault(check_name(name), Served([], []))
+            served.addresses.append((host, port))
+            served.sockets.append(socket.socket(fileno=fd))
+        for name, served in brought.items():
+            if name in self._served:
+                served.close()
+            else:
+                self._served[name] = served
+        if self._router_channel and self._router_channel is not channel:
+            self._drop(self._router_channel)
+        self._router_channel = channel
+        self._send(channel, {"re": message.get("id"), "ok": True})
+        for name in self._served:
+            if name not in brought:
+                self._offer(name)
+        _log(f"router attached, pid {router.identity.pid}, brought {sorted(brought)}")
+
+    def _offer(self, name: str) -> None:
+        if self._router_channel:
+            served = self._served[name]
+            message = {"op": "listen", "service": name, "addresses": served.addresses}
+            self._send(self._router_channel, message, [sock.fileno() for sock in served.sockets])
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        channel = control.accept(self._socket)
+        if channel is None:
+            return
+        if len(self._channels) >= MAX_CLIENTS:
+            channel.close()
+            return
+        self._channels.add(channel)
+        self._selector.register(channel.fileno(), selectors.EVENT_READ, lambda: self._read(channel))
+
+    def _read(self, channel: Channel) -> None:
+        try:
+            messages = channel.receive()
+        except (EOFError, OSError, ProtocolError):
+            self._drop(channel)
+            return
+        for message, fds in messages:
+            if message.get("op") == "attach":
+                self._attach(channel, message, fds)
+                continue
+            for fd in fds:
+                os.close(fd)
+            self._answer(channel, message)
+
+    def _answer(self, channel: Channel, message: Message) -> None:
+        def reply(answer: Mapping[str, Any]) -> None:
+            if channel in self._channels:
+                self._send(channel, {**answer, "re": message.get("id")})
+
+        operation = {
+            "hello": self._on_hello,
+            "listen": self._on_listen,
+            "unlisten": self._on_unlisten,
+            "spawn": self._on_spawn,
+            "stop": self._on_stop,
+            "replace_router": self._on_replace_router,
+            "shutdown": self._on_shutdown,
+        }.get(str(message.get("op")))
+        try:
+            if operation is None:
+                raise ProtocolError(f"this keeper ({__version__}) does not know {message.get('op')!r}")
+            operation(message, reply)
+        except TurnoutError as error:
+            reply({"ok": False, "error": type(error).__name__, "message": error.message, "hint": error.hint})
+        except (KeyError, TypeError, ValueError) as error:
+            reply({"ok": False, "error": "ProtocolError", "message": f"bad {message.get('op')!r} request: {error!r}"})
+
+    def _on_hello(self, _: Message, reply: Reply) -> None:
+        router = self._children.get(ROUTER_BOOT_ID)
+        reply(
+            {
+                "ok": True,
+                "pid": os.getpid(),
+                "version": __version__,
+                "router_pid": router.identity.pid if router else 0,
+                "attached": self._router_channel is not None,
+                "services": {name: served.addresses for name, served in self._served.items()},
+            }
+        )
+
+    def _on_listen(self, message: Message, reply: Reply) -> None:
+        name = check_name(message["service"])
+        addresses = [(str(host), int(port)) for host, port in message["addresses"]]
+        served = self._served.get(name)
+        if served and served.addresses != addresses:
+            raise ConflictError(
+                f"service {name} already listens on {_spell(served.addresses)}", hint="turnout down, then up again"
+            )
+        if not served:
+            sockets: list[socket.socket] = []
+            for host, port in addresses:
+                try:
+                    sockets.append(_bind(host, port))
+                except OSError as error:
+                    for sock in sockets:
+                        sock.close()
+                    reply({"ok": False, "error": "bind", "errno": error.errno, "host": host, "port": port})
+                    return
+            self._served[name] = Served(addresses, sockets)
+            _log(f"service {name} listens on {_spell(addresses)}")
+            self._offer(name)
+        self._router_wanted = True
+        self._start_router()
+        reply({"ok": True})
+
+    def _on_unlisten(self, message: Message, reply: Reply) -> None:
+        served = self._served.pop(check_name(message["service"]), None)
+        if served:
+            served.close()
+            if self._router_channel:
+                self._send(self._router_channel, {"op": "unlisten", "service": message["service"]})
+        reply({"ok": True, "left": sorted(self._served)})
+
+    def _on_spawn(self, message: Message, reply: Reply) -> None:
+        service = self.home.service(message["service"])
+        boot_id = check_name(message["boot_id"])
+        if self._children.get(boot_id):
+            raise SpawnError(f"{boot_id} already runs")
+        child = self._children.spawn(
+            SpawnRequest(
+                boot_id=boot_id,
+                service=service.name,
+                argv=tuple(message["argv"]),
+                cwd=message["cwd"],
+                env=dict(message["env"]),
+                log_path=service.log(boot_id),
+                record_path=service.record(boot_id),
+                nofile=self._nofile,
+            )
+        )
+        identity = child.identity
+        reply(
+            {
+                "ok": True,
+                "pid": identity.pid,
+                "start_ticks": identity.start_ticks,
+                "machine_boot_id": identity.machine_boot_id,
+                "pid_ns": identity.pid_ns,
+            }
+        )
+
+    def _on_stop(self, message: Message, reply: Reply) -> None:
+        child = self._children.get(message["boot_id"])
+        if child is None or child.boot_id == ROUTER_BOOT_ID or child.service != message["service"]:
+            reply({"ok": True, "gone": True})
+            return
+        number = signal.Signals[f"SIG{message['signal']}"]
+        self._children.stop(child, number, max(0.0, float(message["grace_s"])), reply)
+
+    def _on_replace_router(self, message: Message, reply: Reply) -> None:
+        router = self._children.get(ROUTER_BOOT_ID)
+        if router and router.identity.pid == message["pid"]:
+            _log(f"replacing the router (pid {router.identity.pid}) on request")
+            self._children.kill(router)
+        reply({"ok": True})
+
+    def _on_shutdown(self, _: Message, reply: Reply) -> None:
+        reply({"ok": True})
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Stop every daemon and the router, then leave."""
+        if self._shutting_down:
+            return
+        self._shutting_down = True
+        _log("shutting down")
+        for served in self._served.values():
+            served.close()
+        self._served.clear()
+        self._children.stop_all(signal.SIGTERM, TERM_GRACE_S)
+        self._leave_when_alone()
+
+    def _leave_when_alone(self) -> None:
+        if self._children:
+            self._after(0.01, self._leave_when_alone)
+        else:
+            self._done = True
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def _send(self, channel: Channel, message: Mapping[str, Any], fds: list[int] | None = None) -> None:
+        try:
+            channel.send(message, fds or ())
+        except OSError:
+            self._drop(channel)
+
+    def _drop(self, channel: Channel) -> None:
+        if channel in self._channels:
+            self._channels.discard(channel)
+            self._selector.unregister(channel.fileno())
+            channel.close()
+        if channel is self._router_channel:
+            self._router_channel = None
+            self._after(ATTACH_TIMEOUT_S, self._replace_silent_router)
+
+    def _note_signal(self, number: int, _: object) -> None:
+        self._signals.add(number)
+
+    def _on_signal(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        if self._signals & {signal.SIGTERM, signal.SIGINT}:
+            self._shut_down()
+        self._signals.clear()
+        self._children.reap()
+
+    def _after(self, delay_s: float, action: Callable[[], None]) -> None:
+        self._timer_count += 1
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, self._timer_count, action))
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
+
+    def _next_timer_s(self) -> float | None:
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _close(self) -> None:
+        for channel in list(self._channels):
+            self._drop(channel)
+        for served in self._served.values():
+            served.close()
+        self._children.close()
+        self._selector.close()
+        self._socket.close()
+        for path in (self.home.keeper_sock, self.home.router_sock):
+            path.unlink(missing_ok=True)
+        signal.set_wakeup_fd(-1)
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        os.close(self._lock_fd)
+        _log("keeper ended")
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The listener of a fixed address. TCP_NODELAY is inherited by what it accepts (tcp(7))."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _take_lock(path: Path) -> int:
+    """Become the one keeper of this home, for as long as this process lives (flock(2)).
+
+    Raises:
+        ConflictError: another keeper lives.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(fd)
+        raise ConflictError(f"a keeper already runs for {path.parent}: pid {holder}", hint="turnout status") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _spell(addresses: list[tuple[str, int]]) -> str:
+    return ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)
+
+
+def _log(text: str) -> None:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+    print(f"{stamp} {text}", file=sys.stderr, flush=True)  # noqa: T201  # stderr is the keeper's log file
+
+
+def main(argv: list[str]) -> int:
+    """``python -m turnout.keeper HOME [READY_FD]``: how the command line starts it."""
+    home = Home(Path(argv[0]))
+    ready_fd = int(argv[1]) if len(argv) > 1 else -1
+    try:
+        home.create()
+        keeper = Keeper(home)
+    except TurnoutError as error:
+        _log(error.message)
+        return error.exit_code
+
+    def ready() -> None:
+        if ready_fd >= 0:
+            os.write(ready_fd, b"ready\n")
+            os.close(ready_fd)
+
+    identify(os.getpid())  # a machine without /proc is told so here, not at the first deploy
+    keeper.run(ready)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

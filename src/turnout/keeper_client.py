@@ -1,0 +1,203 @@
+"""A verb's line to the keeper, and how a keeper is started where none runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+from turnout import errors
+from turnout.config import Address, Settings
+from turnout.core.model import Identity
+from turnout.errors import AddressInUseError, NotRunningError, ProtocolError, StateUnwritableError, TurnoutError
+from turnout.system import control
+from turnout.system.control import Channel, Message
+from turnout.system.home import Home
+from turnout.system.sockets import who_listens
+
+ANSWER_TIMEOUT_S: Final = 10.0
+START_TIMEOUT_S: Final = 15.0
+LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a keeper says of itself; ``attached``: its router is connected and takes listeners."""
+
+    pid: int
+    version: str
+    router_pid: int
+    attached: bool
+    services: Mapping[str, Sequence[tuple[str, int]]]
+
+
+class KeeperClient:
+    """One conversation with the keeper. Owns its channel; use as a context manager."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @classmethod
+    def connect(cls, home: Home) -> KeeperClient:
+        """Raises NotRunningError: no keeper runs for this home."""
+        return cls(control.connect(home.keeper_sock))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def hello(self) -> Hello:
+        answer = self._ask({"op": "hello"})
+        return Hello(
+            answer["pid"],
+            answer["version"],
+            answer["router_pid"],
+            answer["attached"],
+            {name: [(host, port) for host, port in found] for name, found in answer["services"].items()},
+        )
+
+    def listen(self, settings: Settings) -> None:
+        """Have the service's addresses bound, and a router started. Repeating it changes nothing.
+
+        Raises:
+            AddressInUseError: one is taken; the message names the process that has it.
+        """
+        addresses = [[address.host, address.port] for address in settings.listen]
+        answer = self._ask({"op": "listen", "service": settings.name, "addresses": addresses}, refusable=True)
+        if not answer["ok"]:
+            raise bind_error(Address(answer["host"], answer["port"]), answer["errno"])
+
+    def unlisten(self, service: str) -> list[str]:
+        """Give the service's addresses back; answers the services that are left."""
+        return list(self._ask({"op": "unlisten", "service": service})["left"])
+
+    def spawn(self, service: str, boot_id: str, argv: Sequence[str], *, cwd: str, env: Mapping[str, str]) -> Identity:
+        """Start a daemon as the keeper's child.
+
+        Raises:
+            SpawnError: no such command, not executable, no such directory.
+        """
+        request = {"op": "spawn", "service": service, "boot_id": boot_id, "argv": list(argv), "cwd": cwd}
+        answer = self._ask({**request, "env": dict(env)})
+        return Identity(answer["pid"], answer["start_ticks"], answer["machine_boot_id"], answer["pid_ns"])
+
+    def stop(self, service: str, boot_id: str, *, stop_signal: str, grace_s: float) -> None:
+        """Stop a daemon of this keeper and wait until it is gone; a dead one is gone already."""
+        request = {"op": "stop", "service": service, "boot_id": boot_id, "signal": stop_signal, "grace_s": grace_s}
+        self._ask(request, timeout_s=grace_s + ANSWER_TIMEOUT_S)
+
+    def replace_router(self, pid: int) -> None:
+        """Kill the router ``pid`` if it is still the router; the keeper starts another."""
+        self._ask({"op": "replace_router", "pid": pid})
+
+    def shutdown(self, *, timeout_s: float = 30.0) -> None:
+        """End the keeper with all its children, and wait until it has closed the door."""
+        self._ask({"op": "shutdown"})
+        deadline = time.monotonic() + timeout_s
+        poller = select.poll()
+        poller.register(self._channel.fileno(), select.POLLIN | select.POLLHUP)
+        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+
+    def _ask(self, message: Message, *, timeout_s: float = ANSWER_TIMEOUT_S, refusable: bool = False) -> Message:
+        answer = self._channel.request({**message, "id": 1}, timeout_s=timeout_s)
+        if answer.get("ok") or (refusable and answer.get("error") == "bind"):
+            return answer
+        kind = getattr(errors, str(answer.get("error")), ProtocolError)
+        known = isinstance(kind, type) and issubclass(kind, TurnoutError)
+        raise (kind if known else ProtocolError)(
+            str(answer.get("message", "the keeper refused")), hint=answer.get("hint")
+        )
+
+
+def bind_error(address: Address, number: int) -> TurnoutError:
+    """Why an address could not be bound, with the process that has it where that is so."""
+    if number != errno.EADDRINUSE:
+        return TurnoutError(f"cannot listen on {address}: {os.strerror(number)}", hint="name another with --listen")
+    holder = who_listens(address.host, address.port)
+    if holder is None:
+        return AddressInUseError(f"{address} is in use", hint="name another with --listen")
+    if holder.listening:
+        return AddressInUseError(
+            f"{address} is in use by pid {holder.pid} ({holder.command})", hint="stop it, or name another with --listen"
+        )
+    return AddressInUseError(
+        f"{address} is the source port of a connection of pid {holder.pid} ({holder.command})",
+        hint=f"try again, and keep it free: sysctl net.ipv4.ip_local_reserved_ports={address.port}",
+    )
+
+
+def ensure_keeper(home: Home) -> KeeperClient:
+    """The running keeper, started where there is none; it outlives this process and its terminal.
+
+    Raises:
+        StateUnwritableError: the state directory cannot be used.
+        TimedOutError: it did not answer in time.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            client = KeeperClient.connect(home)
+        except NotRunningError:
+            pass
+        else:
+            try:
+                client.hello()
+            except (NotRunningError, OSError):  # it was on its way out; a new one takes its place
+                client.close()
+            else:
+                return client
+        if time.monotonic() > deadline:
+            raise errors.TimedOutError(f"no keeper within {START_TIMEOUT_S:g} s", hint=f"see {home.keeper_log}")
+        _start(home, deadline)
+
+
+def _start(home: Home, deadline: float) -> None:
+    """Start one; losing the race for the lock to another verb's keeper is fine, it is found by the next look."""
+    home.create()
+    _bound_log(home)
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    try:
+        log = os.open(home.keeper_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        os.close(ready_read)
+        os.close(ready_write)
+        raise StateUnwritableError(f"cannot write {home.keeper_log}: {error.strerror}") from error
+    try:
+        # -P: a file named like one of ours in the working directory must not be imported in its place
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "turnout.keeper", str(home.root), str(ready_write)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+            pass_fds=(ready_write,),
+        )
+    finally:
+        os.close(log)
+        os.close(ready_write)
+    try:
+        poller = select.poll()
+        poller.register(ready_read, select.POLLIN)
+        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)  # ready, or its end of the pipe closed: it ended
+    finally:
+        os.close(ready_read)
+
+
+def _bound_log(home: Home) -> None:
+    try:
+        if home.keeper_log.stat().st_size > LOG_BOUND_BYTES:
+            home.keeper_log.replace(home.keeper_log.with_suffix(".log.1"))
+    except OSError:
+        return

@@ -1,0 +1,458 @@
+"""What the lifecycle verbs do: each under the service's lock, each leaving a state from which the next one goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from turnout.admin import RouterClient
+from turnout.config import Address, Settings, Wanted, dump_settings, load_settings
+from turnout.core.deployment import abort_deploy, deactivate, explain, rollback_active, set_desired
+from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State
+from turnout.errors import (
+    ConflictError,
+    NoSuchServiceError,
+    NotRunningError,
+    RolledBackError,
+    StateUnwritableError,
+    TimedOutError,
+    UsageError,
+)
+from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, SILENT_AFTER_S, Ground
+from turnout.rollout import OnStep, RolloutRun, Service, Step, Switched, attached_boot_id, log_tail
+from turnout.system.builds import Build
+from turnout.system.files import Files, write_durably
+from turnout.system.home import Home, ServiceHome
+from turnout.system.lifecycle_lock import Holder, LifecycleLock
+from turnout.system.probe import probe
+from turnout.system.process import identify, is_alive, provably_dead
+from turnout.system.sockets import who_listens
+from turnout.system.spawn import resolve_command
+from turnout.system.watcher import Watcher
+
+WINDOW_SLACK_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a verb did, in one line for people; ``changed`` False: it was so already."""
+
+    text: str
+    changed: bool = True
+    switched: Switched | None = None
+
+
+class Lifecycle:
+    """One service in the hands of one verb. Owns the lifecycle lock and the line to the keeper while open.
+
+    Args:
+        home: the state directory.
+        wanted: the service's settings and build, as configured.
+        verb: the name by which a waiting verb will know this one.
+        lock_timeout_s: seconds to wait for another verb, 0.1 or more.
+        on_step: called with each step before it is taken.
+        on_wait: called once with the holder when the lock has to be waited for.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        wanted: Wanted,
+        verb: str,
+        *,
+        lock_timeout_s: float,
+        on_step: OnStep = lambda _step, _text: None,
+        on_wait: Callable[[Holder], None] | None = None,
+    ) -> None:
+        self.home = home
+        self.wanted = wanted
+        self.service = Service.open(home.service(wanted.settings.name), wanted.settings)
+        self.router = RouterClient(home)
+        self._verb = verb
+        self._on_step = on_step
+        self._on_wait = on_wait
+        self._lock_timeout_s = lock_timeout_s
+        self._lock: LifecycleLock | None = None
+        self._ground = Ground(home, wanted)
+
+    def __enter__(self) -> Self:
+        self.service.home.create()
+        lock = LifecycleLock(
+            self.service.home.root, timeout_s=self._lock_timeout_s, verb=self._verb, on_wait=self._on_wait
+        )
+        lock.__enter__()
+        self._lock = lock
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ground.close()
+        self.unlock()
+
+    def unlock(self) -> None:
+        """Let other verbs in; what comes after (watching the window) changes nothing."""
+        if self._lock:
+            self._on_step(Step.UNLOCK, "")
+            self._lock.__exit__(None, None, None)
+            self._lock = None
+
+    # -- verbs -------------------------------------------------------------------------------------------------------
+
+    def up(self, *, supersede: bool = False, expected_generation: int | None = None) -> Done:
+        """Make it so: keeper, router, and an active daemon of the wanted build."""
+        snapshot = self._prepare()
+        active = snapshot.active
+        build = self._wanted_build(required=active is None)
+        if active and is_alive(active.identity):
+            if build is None or not active.owned or active.build == build.id:
+                self._say_desired(Desired.RUNNING)
+                return Done(f"{self.service.name} is up: {_name(active)} behind {self._where()}", changed=False)
+            return self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
+        if active:
+            self._clear_dead(snapshot, active)
+        build = build or self._last_good_build()
+        return self._roll(build, Cause.START, supersede=supersede, expected_generation=expected_generation)
+
+    def start(self) -> Done:
+        """Start the daemon of the build that was active last; never deploys another."""
+        snapshot = self._prepare()
+        active = snapshot.active
+        if active and is_alive(active.identity):
+            self._say_desired(Desired.RUNNING)
+            return Done(f"{self.service.name} runs already: {_name(active)}", changed=False)
+        if active:
+            self._clear_dead(snapshot, active)
+        return self._roll(self._last_good_build(), Cause.START)
+
+    def deploy(self, *, force: bool = False, supersede: bool = False, expected_generation: int | None = None) -> Done:
+        """A new candidate of the wanted build, whatever runs now."""
+        build = self._wanted_build(required=True)
+        assert build is not None
+        reason = self.service.builds.quarantined(build.id)
+        if reason and not force:
+            raise ConflictError(
+                f"build {build.id} is quarantined: {reason}",
+                hint="change the build, or deploy it all the same: --force",
+            )
+        snapshot = self._prepare()
+        if snapshot.active and not is_alive(snapshot.active.identity):
+            self._clear_dead(snapshot, snapshot.active)
+        done = self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
+        if reason:
+            self.service.builds.pardon(build.id)
+        return done
+
+    def refresh(self) -> Done:
+        """The running build again, as a new process."""
+        self._must_run()
+        snapshot = self._prepare()
+        active = snapshot.active
+        if active is None:
+            raise NotRunningError(f"service {self.service.name} has no active daemon", hint="turnout start")
+        build = self.service.builds.get(active.build)
+        if build is None:
+            raise UsageError(f"{_name(active)} was not started by turnout", hint="restart it yourself, then attach it")
+        return self._roll(build, Cause.REFRESH, expected_active=active.boot_id)
+
+    def rollback(self, generation: int | None) -> Done:
+        """In the window back to the warm daemon by one write; else a new rollout of the recorded build."""
+        self._must_run()
+        snapshot = self._prepare()
+        block = snapshot.deployment
+        old = snapshot.old
+        if generation is None and block.state is State.SWITCHED and old:
+            result = probe(old, self.service.probe_spec, timeout_s=self.service.settings.health.timeout_s)
+            if result.ok:
+                outcome = self.service.registry.update(
+                    lambda snap: rollback_active(snap, block.generation, old.boot_id, reason="by hand")
+                )
+                if not outcome.ok:
+                    raise ConflictError(explain(outcome), hint="turnout status")
+                self.service.builds.set_result(block.generation, "rolled_back")
+                self._applied(outcome.deployment.revision)
+                return Done(f"rolled back to {_name(old)}; generation {block.generation} is ended")
+        build = self._build_of(generation, snapshot)
+        return self._roll(build, Cause.ROLLBACK, supersede=block.state is State.SWITCHED)
+
+    def attach(self, address: Address) -> Done:
+        """A rollout to a daemon that something else started and owns."""
+        if any(address.port == own.port for own in self.service.settings.listen):
+            raise UsageError(f"{address} is the service's own address", hint="name the daemon's own port")
+        self._prepare()
+        holder = who_listens(address.host, address.port)
+        if holder is None or not holder.listening:
+            raise NotRunningError(f"nothing listens on {address}", hint="start the daemon first")
+        identity = Identity()
+        with suppress(ProcessLookupError, PermissionError):
+            identity = identify(holder.pid) if holder.pid else identity
+        daemon = Daemon(
+            attached_boot_id(identity, address.port),
+            host=address.host,
+            port=address.port,
+            identity=identity,
+            start_ts=time.time(),
+            last_seen_ts=time.time(),
+        )
+        switched = self._run().adopt(daemon)
+        return Done(f"attached {_name(daemon)} as generation {switched.generation}", switched=switched)
+
+    def detach(self) -> Done:
+        """Let an attached daemon go; it runs on."""
+        active = self._prepare().active
+        if active is None:
+            raise NotRunningError("nothing is attached", hint="turnout status")
+        if active.owned:
+            raise UsageError(f"{_name(active)} was started by turnout", hint="turnout stop")
+        self._deactivate(active, "detached", DrainCause.REPLACED)
+        return Done(f"detached {_name(active)}; new connections are reset until something is attached or started")
+
+    def stop(self) -> Done:
+        """Stop the daemon; the fixed address stays and resets what comes."""
+        self._must_run()
+        snapshot = self._prepare()
+        self._say_desired(Desired.STOPPED)
+        active = snapshot.active
+        if active is None:
+            return Done(f"{self.service.name} is stopped", changed=False)
+        self._deactivate(active, "stopped", DrainCause.STOPPED)
+        self._wait_gone(self.service.settings.stop_grace_s + ROUTER_TIMEOUT_S)
+        return Done(f"stopped {_name(active)}")
+
+    def down(self) -> Done:
+        """Drain and stop all of it, the router too; other services of this home go on."""
+        if not self._something_runs():
+            return Done(f"{self.service.name} is down", changed=False)
+        snapshot = self._prepare(listen=False)
+        self._say_desired(Desired.STOPPED)
+        keeper = self._ground.keeper
+        if snapshot.active:
+            self._deactivate(snapshot.active, "down", DrainCause.REPLACED)
+        self._drain_out()
+        if not keeper.unlisten(self.service.name):
+            keeper.shutdown()
+        return Done(f"{self.service.name} is down")
+
+    # -- watching ----------------------------------------------------------------------------------------------------
+
+    def await_verdict(self, switched: Switched, *, timeout_s: float | None = None) -> Daemon:
+        """Wait, without the lock, until the router has ended the observe window.
+
+        Raises:
+            RolledBackError: the previous daemon serves again.
+            ConflictError: another rollout took over meanwhile.
+            TimedOutError: no verdict in time; the window goes on.
+        """
+        limit_s = self.service.settings.observe_s + WINDOW_SLACK_S if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
+        watcher = Watcher(self.service.registry.path)
+        while True:
+            if watcher.poll():
+                snapshot = self.service.registry.read().snapshot
+                verdict = self._verdict(snapshot, switched)
+                if verdict:
+                    return switched.daemon
+            if time.monotonic() > deadline:
+                raise TimedOutError(
+                    f"generation {switched.generation} is still observed after {limit_s:g} s", hint="turnout status"
+                )
+            time.sleep(POLL_S)
+
+    def _verdict(self, snapshot: Snapshot, switched: Switched) -> bool:
+        block, daemon = snapshot.deployment, switched.daemon
+        if block.generation != switched.generation:
+            raise ConflictError(
+                f"generation {switched.generation} was superseded by generation {block.generation}",
+                hint="turnout status",
+            )
+        if block.state is State.SWITCHED:
+            return False
+        if block.active_boot_id == daemon.boot_id:
+            return True
+        if not block.rollback_reason or not block.active_boot_id:
+            raise ConflictError(f"generation {block.generation} was stopped meanwhile", hint="turnout status")
+        back = f": {_name(snapshot.active)} serves again" if snapshot.active else ""
+        raise RolledBackError(
+            f"generation {block.generation} was rolled back ({block.rollback_reason}){back}",
+            hint=f"see {self.service.home.log(daemon.boot_id)}",
+            detail=log_tail(self.service.home.log(daemon.boot_id)),
+        )
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, *, listen: bool = True) -> Snapshot:
+        """Keeper, listener, router, and a registry without the rollout of a dead owner."""
+        service = self.service
+        if listen:
+            self._ground.check()
+        write_durably(Files(), service.home.settings, dump_settings(service.settings))
+        if listen:
+            self._ground.lay()
+        snapshot = service.registry.read().snapshot
+        block = snapshot.deployment
+        if block.in_flight and provably_dead(block.owner):
+            outcome = service.registry.update(
+                lambda snap: abort_deploy(snap, block.generation, reason="its owner died")
+            )
+            service.journal.write(
+                "abort",
+                generation=block.generation,
+                revision=outcome.deployment.revision,
+                reason="its owner died",
+                owner_pid=block.owner.pid,
+            )
+            service.builds.set_result(block.generation, "aborted")
+            snapshot = outcome.snapshot
+        return snapshot
+
+    def _run(self) -> RolloutRun:
+        return RolloutRun(self.service, self._ground.keeper, self.router, on_step=self._on_step)
+
+    def _roll(
+        self,
+        build: Build,
+        cause: Cause,
+        *,
+        supersede: bool = False,
+        expected_generation: int | None = None,
+        expected_active: str | None = None,
+    ) -> Done:
+        try:
+            resolve_command(build.command, build.cwd, {**os.environ, **build.env})
+            switched = self._run().run(
+                build,
+                cause,
+                supersede=supersede,
+                expected_generation=expected_generation,
+                expected_active=expected_active,
+            )
+        except BaseException:
+            self._ground.take_back()
+            raise
+        did = {Cause.START: "started", Cause.REFRESH: "refreshed", Cause.ROLLBACK: "rolled back to"}
+        text = f"{did.get(cause, 'switched to')} {_name(switched.daemon)} as generation {switched.generation}"
+        return Done(f"{text}, behind {self._where()}", switched=switched)
+
+    def _wanted_build(self, *, required: bool) -> Build | None:
+        """The build that the command line or the file names; else the one remembered (None where that may be)."""
+        wanted = self.wanted
+        if wanted.command:
+            cwd = wanted.cwd or str(Path.cwd())
+            return Build(wanted.command, cwd, wanted.env, wanted.version)
+        if not required:
+            return None
+        build = self.service.builds.latest()
+        if build is None:
+            raise NoSuchServiceError(
+                f"service {self.service.name} has no command", hint="turnout up -- COMMAND --port {port}"
+            )
+        return build
+
+    def _last_good_build(self) -> Build:
+        builds = self.service.builds
+        for rollout in reversed(builds.rollouts()):
+            build = builds.get(rollout.build) if rollout.result == "active" else None
+            if build:
+                return build
+        build = self._wanted_build(required=True)
+        assert build is not None
+        return build
+
+    def _build_of(self, generation: int | None, snapshot: Snapshot) -> Build:
+        builds = self.service.builds
+        if generation is None:
+            current = snapshot.active.build if snapshot.active else ""
+            build = builds.previous(current)
+            if build is None:
+                raise UsageError("there is no earlier build to go back to", hint="turnout deploy -- COMMAND")
+            return build
+        for rollout in builds.rollouts():
+            build = builds.get(rollout.build) if rollout.generation == generation else None
+            if build:
+                return build
+        raise UsageError(f"no build is recorded for generation {generation}", hint="turnout status")
+
+    def _clear_dead(self, snapshot: Snapshot, active: Daemon) -> None:
+        """The active daemon is dead: say so in the registry, so that what comes next is a plain start."""
+        block = snapshot.deployment
+        self.service.registry.update(
+            lambda snap: deactivate(
+                snap, block.generation, active.boot_id, reason="it was found dead", cause=DrainCause.STOPPED
+            )
+        )
+
+    def _deactivate(self, active: Daemon, reason: str, cause: DrainCause) -> None:
+        block = self.service.registry.read().snapshot.deployment
+        outcome = self.service.registry.update(
+            lambda snap: deactivate(snap, block.generation, active.boot_id, reason=reason, cause=cause)
+        )
+        if not outcome.ok:
+            raise ConflictError(explain(outcome), hint="turnout status")
+        self.service.journal.write(
+            "deactivate", generation=block.generation, revision=outcome.deployment.revision, reason=reason
+        )
+        self._applied(outcome.deployment.revision)
+
+    def _applied(self, revision: int) -> None:
+        with suppress(NotRunningError, TimedOutError, OSError):  # it polls the file anyway
+            self.router.wait_applied(self.service.name, revision, timeout_s=SILENT_AFTER_S)
+
+    def _say_desired(self, desired: Desired) -> None:
+        self.service.registry.update(lambda snap: set_desired(snap, desired))
+
+    def _owned_left(self) -> list[Daemon]:
+        return [d for d in self.service.registry.read().snapshot.daemons.values() if d.owned]
+
+    def _wait_gone(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self._owned_left():
+            if time.monotonic() > deadline:
+                names = ", ".join(_name(daemon) for daemon in self._owned_left())
+                raise TimedOutError(f"still there after {timeout_s:g} s: {names}", hint="turnout status")
+            time.sleep(POLL_S)
+
+    def _drain_out(self) -> None:
+        """Give what is connected the drain grace, then stop the daemons whatever they still have."""
+        settings = self.service.settings
+        with suppress(TimedOutError):
+            self._wait_gone(settings.drain_grace_s)
+        keeper = self._ground.keeper
+        for daemon in self._owned_left():
+            keeper.stop(
+                self.service.name, daemon.boot_id, stop_signal=settings.stop_signal, grace_s=settings.stop_grace_s
+            )
+        with suppress(TimedOutError):  # their entries go with the router's next look; they are dead either way
+            self._wait_gone(2.0)
+
+    def _something_runs(self) -> bool:
+        return self._ground.runs() or any(is_alive(daemon.identity) for daemon in self._owned_left())
+
+    def _must_run(self) -> None:
+        if not self._something_runs():
+            raise NotRunningError(f"service {self.service.name} is not running", hint="turnout up")
+
+    def _where(self) -> str:
+        return ", ".join(str(address) for address in self.service.settings.listen)
+
+
+def remembered(home: ServiceHome) -> Settings | None:
+    """The settings that an earlier verb left; None where the service has never been."""
+    try:
+        return load_settings(home.settings.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StateUnwritableError(f"cannot read {home.settings}: {error.strerror}") from error
+
+
+def _name(daemon: Daemon | None) -> str:
+    if daemon is None:
+        return "nothing"
+    version = f"{daemon.version}, " if daemon.version else ""
+    return f"{daemon.boot_id} ({version}pid {daemon.pid}, port {daemon.port})"

@@ -1,0 +1,355 @@
+"""A rollout's steps, from begin to switch, done by a verb under the lifecycle lock.
+
+    begin ─ spawn ─ probe until healthy ─ mark ─ re-probe ─ switch ─ unlock ─ (the router observes)
+
+Until the switch the active daemon is not touched; whatever fails before it leaves the candidate stopped and forgotten.
+Dying here at any step is safe too: the block names the owner and the candidate before anything is started, so the next
+verb aborts the rollout of a dead owner, and the router stops daemons that nothing names.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from turnout.admin import RouterClient
+from turnout.config import Settings
+from turnout.core.deployment import (
+    Outcome,
+    abort_deploy,
+    begin_deploy,
+    explain,
+    forget_daemon,
+    mark_candidate_healthy,
+    register_daemon,
+    set_desired,
+    switch_active,
+)
+from turnout.core.model import Cause, Daemon, Desired, Identity, State
+from turnout.errors import CandidateError, ConflictError, NotRunningError, TimedOutError, TurnoutError
+from turnout.keeper_client import KeeperClient
+from turnout.system.builds import Build, Builds, Rollout
+from turnout.system.home import ServiceHome
+from turnout.system.journal import Journal
+from turnout.system.probe import ProbeResult, ProbeSpec, probe, wait_healthy
+from turnout.system.process import own_identity
+from turnout.system.registry import Registry
+from turnout.system.spawn import choose_port, clean_environment, fill_port
+from turnout.system.spawn_record import read_records
+
+APPLY_TIMEOUT_S: Final = 10.0
+SPAWN_TRIES: Final = 3
+END_RECORD_TIMEOUT_S: Final = 0.5
+LOG_TAIL_LINES: Final = 12
+PORT_TAKEN: Final = ("address already in use", "eaddrinuse", "address in use")
+
+
+class Step(StrEnum):
+    """The steps of a rollout in their order; each is announced before it is done."""
+
+    BEGIN = "begin"
+    SPAWN = "spawn"
+    PROBE = "probe"
+    MARK = "mark"
+    REPROBE = "re-probe"
+    SWITCH = "switch"
+    UNLOCK = "unlock"
+
+
+OnStep = Callable[[Step, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service opened: its settings and everything of it that lies on disk."""
+
+    home: ServiceHome
+    settings: Settings
+    registry: Registry
+    builds: Builds
+    journal: Journal
+
+    @classmethod
+    def open(cls, home: ServiceHome, settings: Settings) -> Service:
+        path = Path(settings.registry) if settings.registry else home.registry
+        return cls(home, settings, Registry(path), Builds(home.builds), Journal(home.journal))
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def probe_spec(self) -> ProbeSpec:
+        return probe_spec(self.settings)
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """A rollout that reached its switch: ``observed`` tells whether the router now watches it."""
+
+    daemon: Daemon
+    generation: int
+    observed: bool
+
+
+def probe_spec(settings: Settings) -> ProbeSpec:
+    health = settings.health
+    return ProbeSpec(
+        kind=health.probe, send=health.send.encode(), match=health.match.encode(), verify_owner=health.verify_owner
+    )
+
+
+class RolloutRun:
+    """One rollout of one service, made by whoever holds its lifecycle lock."""
+
+    def __init__(self, service: Service, keeper: KeeperClient, router: RouterClient, *, on_step: OnStep) -> None:
+        self._service = service
+        self._keeper = keeper
+        self._router = router
+        self._on_step = on_step
+        self._registry = service.registry
+        self._generation = 0
+
+    def run(
+        self,
+        build: Build,
+        cause: Cause,
+        *,
+        supersede: bool = False,
+        expected_generation: int | None = None,
+        expected_active: str | None = None,
+    ) -> Switched:
+        """Start ``build`` beside what is active and switch to it once it is healthy.
+
+        Raises:
+            ConflictError: another rollout is under way, or an expectation no longer holds; nothing was changed.
+            SpawnError, CandidateError: the candidate was stopped and forgotten; what was active is.
+        """
+        boot_id = new_boot_id()
+        self._begin(boot_id, cause, supersede, expected_generation, expected_active)
+        build_id = self._service.builds.remember(build)
+        self._service.builds.record_rollout(Rollout(self._generation, build_id, cause.value, time.time()))
+        try:
+            daemon = self._start_healthy(boot_id, build, build_id)
+            return self._switch(daemon, window=cause is not Cause.REFRESH)
+        except BaseException as error:
+            self._give_up(boot_id, build_id, error)
+            raise
+
+    def adopt(self, daemon: Daemon) -> Switched:
+        """Switch to a daemon that something else started (``attach``): probed, never stopped."""
+        self._begin(daemon.boot_id, Cause.ATTACH, False, None, None)
+        try:
+            self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
+            result = self._wait_healthy(daemon)
+            if not result.ok:
+                raise self._candidate_error(daemon, result)
+            return self._switch(daemon, window=True)
+        except BaseException as error:
+            self._give_up(daemon.boot_id, "", error)
+            raise
+
+    # -- the steps ---------------------------------------------------------------------------------------------------
+
+    def _begin(
+        self,
+        boot_id: str,
+        cause: Cause,
+        supersede: bool,
+        expected_generation: int | None,
+        expected_active: str | None,
+    ) -> None:
+        self._on_step(Step.BEGIN, "")
+        owner = own_identity()
+        outcome = self._registry.update(
+            lambda snap: begin_deploy(
+                snap,
+                boot_id,
+                owner=owner,
+                cause=cause,
+                supersede=supersede,
+                expected_generation=expected_generation,
+                expected_active_boot_id=expected_active,
+            )
+        )
+        self._must(outcome)
+        self._generation = outcome.deployment.generation
+        outcome = self._registry.update(lambda snap: set_desired(snap, Desired.RUNNING))
+        self._service.journal.write(
+            "begin",
+            generation=self._generation,
+            revision=outcome.deployment.revision,
+            candidate=boot_id,
+            cause=cause.value,
+            owner_pid=owner.pid,
+        )
+        self._look(outcome)
+
+    def _start_healthy(self, boot_id: str, build: Build, build_id: str) -> Daemon:
+        """Spawn and probe; a daemon that ends because its port was taken is tried again on another one."""
+        settings = self._service.settings
+        avoid = {address.port for address in settings.listen}
+        for attempt in range(1, SPAWN_TRIES + 1):
+            with choose_port(avoid=avoid) as reserved:
+                if attempt > 1:  # for daemons that bind without SO_REUSEADDR
+                    reserved.release()
+                daemon = self._spawn(boot_id, build, build_id, reserved.port)
+                result = self._wait_healthy(daemon)
+            if result.ok:
+                return daemon
+            tail = log_tail(self._service.home.log(boot_id)).lower()
+            if attempt == SPAWN_TRIES or not result.gone or not any(words in tail for words in PORT_TAKEN):
+                raise self._candidate_error(daemon, result)
+        raise AssertionError("the last try returns or raises")
+
+    def _spawn(self, boot_id: str, build: Build, build_id: str, port: int) -> Daemon:
+        self._on_step(Step.SPAWN, f"{boot_id} on port {port}")
+        env = clean_environment(os.environ, build.env, port=port)
+        argv = fill_port(build.command, port)
+        identity = self._keeper.spawn(self._service.name, boot_id, argv, cwd=build.cwd, env=env)
+        now = time.time()
+        daemon = Daemon(
+            boot_id,
+            port=port,
+            identity=identity,
+            start_ts=now,
+            last_seen_ts=now,
+            version=build.version,
+            build=build_id,
+            owned=True,
+        )
+        self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
+        return daemon
+
+    def _wait_healthy(self, daemon: Daemon) -> ProbeResult:
+        settings = self._service.settings
+        self._on_step(Step.PROBE, daemon.boot_id)
+        return wait_healthy(
+            daemon,
+            self._service.probe_spec,
+            timeout_s=settings.start_timeout_s,
+            check_timeout_s=settings.health.timeout_s,
+        )
+
+    def _switch(self, daemon: Daemon, *, window: bool) -> Switched:
+        service, generation, boot_id = self._service, self._generation, daemon.boot_id
+        self._on_step(Step.MARK, boot_id)
+        self._must(self._registry.update(lambda snap: mark_candidate_healthy(snap, generation, boot_id)))
+        self._on_step(Step.REPROBE, boot_id)
+        result = probe(daemon, service.probe_spec, timeout_s=service.settings.health.timeout_s)
+        if not result.ok:
+            raise self._candidate_error(daemon, result)
+        self._on_step(Step.SWITCH, boot_id)
+        outcome = self._registry.update(
+            lambda snap: switch_active(snap, generation, boot_id, now=time.time(), window=window)
+        )
+        self._must(outcome)
+        block = outcome.deployment
+        service.journal.write("switch", generation=generation, revision=block.revision, active=boot_id)
+        if daemon.build:
+            service.builds.set_result(generation, "active")
+        self._look(outcome, wait=True)
+        return Switched(daemon, generation, observed=block.state is State.SWITCHED)
+
+    # -- when it fails -----------------------------------------------------------------------------------------------
+
+    def _give_up(self, boot_id: str, build_id: str, error: BaseException) -> None:
+        """Abort, have the candidate stopped, forget it. A switch that is done stays done."""
+        reason = error.message if isinstance(error, TurnoutError) else type(error).__name__
+        outcome = self._registry.update(lambda snap: abort_deploy(snap, self._generation, reason=reason))
+        block = outcome.deployment
+        if block.active_boot_id == boot_id:
+            return
+        self._service.journal.write("abort", generation=self._generation, revision=block.revision, reason=reason)
+        self._look(outcome)
+        if build_id:
+            self._service.builds.set_result(self._generation, "aborted")
+            self._stop(boot_id)
+        self._registry.update(lambda snap: forget_daemon(snap, boot_id))
+
+    def _stop(self, boot_id: str) -> None:
+        settings = self._service.settings
+        grace_s = min(settings.stop_grace_s, 10.0)  # nothing was ever connected to it
+        with suppress(NotRunningError, TimedOutError):  # then the router has it stopped, since nothing names it
+            self._keeper.stop(self._service.name, boot_id, stop_signal=settings.stop_signal, grace_s=grace_s)
+
+    def _candidate_error(self, daemon: Daemon, result: ProbeResult) -> CandidateError:
+        snapshot = self._registry.read().snapshot
+        serving = snapshot.active
+        still = f"still serving {serving.version or serving.boot_id}" if serving else "nothing is serving"
+        if result.found_port:
+            return CandidateError(
+                f"the daemon listens on port {result.found_port}, not on {daemon.port} as it was told; {still}",
+                hint="put {port} into its command (for example: --port {port}), or let it read $PORT",
+                detail=log_tail(self._service.home.log(daemon.boot_id)),
+            )
+        how = self._how_it_ended(daemon) if result.gone else ""
+        return CandidateError(
+            f"the candidate did not become healthy: {result.reason}{how}; {still}",
+            hint=f"see {self._service.home.log(daemon.boot_id)}" if daemon.owned else None,
+            detail=log_tail(self._service.home.log(daemon.boot_id)),
+        )
+
+    def _how_it_ended(self, daemon: Daemon) -> str:
+        """The exit code or the signal, which the keeper records a moment after the end."""
+        deadline = time.monotonic() + END_RECORD_TIMEOUT_S
+        while daemon.owned and time.monotonic() < deadline:
+            record = read_records(self._service.home.records).get(daemon.boot_id)
+            if record and record.ended:
+                return f" ({ending(record.ended.status)})" if record.ended.status is not None else ""
+            time.sleep(0.01)
+        return ""
+
+    def _look(self, outcome: Outcome, *, wait: bool = False) -> None:
+        """Have the router apply this at once. It polls the file anyway, so a router in replacement is no harm."""
+        deadline = time.monotonic() + APPLY_TIMEOUT_S
+        while True:
+            try:
+                timeout_s = max(0.1, deadline - time.monotonic()) if wait else 0.5
+                self._router.wait_applied(self._service.name, outcome.deployment.revision, timeout_s=timeout_s)
+            except (NotRunningError, TimedOutError, OSError):
+                if not wait or time.monotonic() > deadline:
+                    return
+                time.sleep(0.02)
+            else:
+                return
+
+    @staticmethod
+    def _must(outcome: Outcome) -> None:
+        if not outcome.ok:
+            raise ConflictError(explain(outcome), hint="turnout status")
+
+
+def ending(status: int) -> str:
+    """A wait status (wait(2)) in words."""
+    code = os.waitstatus_to_exitcode(status)
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def new_boot_id() -> str:
+    """A name for one boot of a daemon: sorts by time, never repeats."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+
+
+def attached_boot_id(identity: Identity, port: int) -> str:
+    return f"attached-{identity.pid or 'x'}-{port}-{secrets.token_hex(2)}"
+
+
+def log_tail(path: Path, *, lines: int = LOG_TAIL_LINES, bound_bytes: int = 16384) -> str:
+    """The last lines of a log file; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - bound_bytes))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,286 @@
+"""One service inside the router: its plane, its registry, its supervisor and its drainer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any, Final
+
+from turnout.config import Settings, load_settings
+from turnout.core.deployment import Outcome, forget_daemon
+from turnout.core.model import Daemon, DrainCause, Snapshot, State
+from turnout.drainer import Drainer
+from turnout.errors import TurnoutError
+from turnout.keeper_link import KeeperLink
+from turnout.planes.plane import Plane, Target
+from turnout.rollout import Service
+from turnout.supervisor import Change, Supervisor
+from turnout.system.home import ServiceHome
+from turnout.system.probe import ProbeResult, probe
+from turnout.system.spawn_record import read_records
+from turnout.system.watcher import Watcher
+
+POLL_S: Final = 0.02
+# A daemon that refuses while nothing is on its way is dead, and its clients are told so; but the switch away from it
+# have been written this very moment, so one poll of the registry is waited out.
+REFUSED_PATIENCE_S: Final = 0.25
+FAILED_GRACE_S: Final = 5.0
+log = logging.getLogger("turnout.router")
+
+
+class Served:
+    """Owns the plane and the tasks of one service; the loop and the executor belong to the router.
+
+    It is the world of its supervisor and drainer: they decide, and everything they touch is here.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, executor: Executor, home: ServiceHome, plane: Plane, keeper: KeeperLink
+    ) -> None:
+        self._loop = loop
+        self._executor = executor
+        self._keeper = keeper
+        self.plane = plane
+        self.service = Service.open(home, _settings(home))
+        # until the registry is read, nobody is turned away: a router that follows a dead one finds clients waiting
+        plane.point_at(None, patience_s=self.service.settings.hold_timeout_s)
+        self._watcher = Watcher(self.service.registry.path)
+        self._settings_watcher = Watcher(home.settings)
+        self._settings_watcher.poll()
+        self.snapshot = Snapshot()
+        self.applied_revision = -1
+        self.sockets: list[socket.socket] = []
+        self._waiters: list[tuple[int, Callable[[int], None]]] = []
+        self._applying = asyncio.Lock()
+        self._look_again = False
+        self.supervisor = Supervisor(self, lambda: self.service.settings)
+        self.drainer = Drainer(self, lambda: self.service.settings)
+        self._news = asyncio.Event()
+        self._poller: asyncio.Handle = loop.call_soon(self._poll)
+
+    async def run(self) -> None:
+        """Follow the registry, check, drain, until cancelled; then give everything back."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow())
+                group.create_task(self._keep_running(self.supervisor.run, "supervisor"))
+                group.create_task(self._keep_running(self.drainer.run, "drainer"))
+        finally:
+            self._close()
+
+    def take(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept on these listeners; they are owned here from now on."""
+        for sock in sockets:
+            self.sockets.append(sock)
+            self.plane.add_listener(sock)
+
+    def _close(self) -> None:
+        self._poller.cancel()
+        self.plane.close()
+        for sock in self.sockets:
+            sock.close()
+        self.sockets.clear()
+
+    # -- following the registry --------------------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        if self._watcher.poll() or self._look_again:
+            self._news.set()
+        self._poller = self._loop.call_later(POLL_S, self._poll)
+
+    async def _follow(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            await self.look()
+
+    async def look(self) -> None:
+        """Read the registry and apply it; a file that cannot be used leaves everything as it is."""
+        async with self._applying:
+            self._look_again = False
+            try:
+                if self._settings_watcher.poll():
+                    self.service = Service.open(self.service.home, _settings(self.service.home))
+                read = await self._loop.run_in_executor(self._executor, self.service.registry.read)
+            except TurnoutError as error:
+                log.warning("%s: %s", self.service.name, error.message)
+                self._look_again = True
+                return
+            self._apply(read.snapshot)
+
+    def _apply(self, snapshot: Snapshot) -> None:
+        block = snapshot.deployment
+        if block.revision < self.applied_revision:
+            return  # a read that was overtaken by our own write
+        settings = self.service.settings
+        active = snapshot.active
+        if active:
+            target = Target(active.boot_id, active.host, active.port)
+            moving = block.state is not State.IDLE
+            self.plane.point_at(target, patience_s=settings.hold_timeout_s if moving else REFUSED_PATIENCE_S)
+        else:
+            coming = block.in_flight or block.generation == 0
+            self.plane.point_at(None, patience_s=settings.hold_timeout_s if coming else 0.0)
+        if block.revision != self.applied_revision:
+            log.info(
+                "%s: applied revision %d: generation %d %s, active %s",
+                self.service.name,
+                block.revision,
+                block.generation,
+                block.state,
+                block.active_boot_id or "none",
+            )
+        self.snapshot = snapshot
+        self.applied_revision = block.revision
+        self.supervisor.observe(snapshot)
+        self.drainer.observe(snapshot)
+        self._answer_waiters()
+
+    def when_applied(self, revision: int, reply: Callable[[int], None]) -> None:
+        """Call ``reply`` with the applied revision once it is ``revision`` or later; look at the registry now."""
+        if self.applied_revision >= revision:
+            reply(self.applied_revision)
+            return
+        self._waiters.append((revision, reply))
+        del self._waiters[:-256]  # verbs that gave up are not told apart from those that wait
+        self._news.set()
+
+    def _answer_waiters(self) -> None:
+        waiting, self._waiters = self._waiters, []
+        for revision, reply in waiting:
+            if revision <= self.applied_revision:
+                reply(self.applied_revision)
+            else:
+                self._waiters.append((revision, reply))
+
+    # -- the world of the supervisor and the drainer -----------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    async def probe(self, daemon: Daemon) -> ProbeResult:
+        health = self.service.settings.health
+        spec = self.service.probe_spec
+
+        def check() -> ProbeResult:
+            return probe(daemon, spec, timeout_s=health.timeout_s)
+
+        return await self._loop.run_in_executor(self._executor, check)
+
+    async def update(self, change: Change) -> Outcome:
+        outcome = await self._loop.run_in_executor(self._executor, lambda: self.service.registry.update(change))
+        if outcome.applied:
+            async with self._applying:
+                self._apply(outcome.snapshot)
+        else:
+            await self.look()
+        return outcome
+
+    def journal(self, event: str, outcome: Outcome, **evidence: object) -> None:
+        block = outcome.deployment
+        told = {key: str(value) for key, value in evidence.items()} | {"outcome": outcome.reason.value}
+        log.info("%s: %s generation %d %s", self.service.name, event, block.generation, told)
+        self._executor.submit(
+            lambda: self.service.journal.write(event, generation=block.generation, revision=block.revision, **told)
+        )
+
+    async def rolled_back(self, outcome: Outcome, failed: Daemon, build: str, reason: str) -> None:
+        self.journal("rollback", outcome, boot_id=failed.boot_id, evidence=reason)
+        if build:
+            generation = outcome.deployment.generation
+
+            def keep() -> None:
+                self.service.builds.quarantine(build, reason, generation)
+                self.service.builds.set_result(generation, "rolled_back")
+
+            await self._loop.run_in_executor(self._executor, keep)
+
+    def connections(self, boot_id: str) -> int | None:
+        found = self.plane.census().get(boot_id)
+        return found.connections if found else 0
+
+    def cut(self, boot_id: str) -> int:
+        return self.plane.cut(boot_id)
+
+    async def is_healthy(self, daemon: Daemon) -> bool:
+        return (await self.probe(daemon)).ok
+
+    async def stop(self, boot_id: str) -> bool:
+        settings = self.service.settings
+        daemon = self.snapshot.daemons.get(boot_id)
+        failed = daemon is None or daemon.drain_cause is DrainCause.FAILED
+        grace_s = min(settings.stop_grace_s, FAILED_GRACE_S) if failed else settings.stop_grace_s
+        gone = await self._keeper.stop(self.service.name, boot_id, stop_signal=settings.stop_signal, grace_s=grace_s)
+        if not gone:
+            await asyncio.sleep(1.0)  # until the next `up` has started a keeper
+        return gone
+
+    async def forget(self, boot_id: str) -> None:
+        await self.update(lambda snap: forget_daemon(snap, boot_id))
+
+    async def strays(self) -> list[str]:
+        """Running processes of ours that the registry knows nothing of: their verb died before it could say.
+
+        A candidate is named in the registry before it is started, so what has a record is looked at first and the
+        registry after it: whatever is not in there then is not on its way either.
+        """
+
+        def find() -> list[str]:
+            records = read_records(self.service.home.records)
+            running = [boot_id for boot_id, record in records.items() if record.ended is None]
+            if not running:
+                return []
+            snapshot = self.service.registry.read().snapshot
+            known = set(snapshot.daemons) | snapshot.deployment.named
+            return [boot_id for boot_id in running if boot_id not in known]
+
+        try:
+            return await self._loop.run_in_executor(self._executor, find)
+        except TurnoutError:
+            return []
+
+    def say(self, event: str, boot_id: str, **evidence: object) -> None:
+        block = self.snapshot.deployment
+        told = {key: str(value) for key, value in evidence.items()}
+        log.info("%s: %s %s %s", self.service.name, event, boot_id, told or "")
+        self._executor.submit(
+            lambda: self.service.journal.write(
+                event, generation=block.generation, revision=block.revision, boot_id=boot_id, **told
+            )
+        )
+
+    # -- for status --------------------------------------------------------------------------------------------------
+
+    def status(self) -> Mapping[str, Any]:
+        census = self.plane.census()
+        return {
+            "applied_revision": self.applied_revision,
+            "plane": "relay",
+            "held": self.plane.counters.held_now,
+            "observe_remaining_s": self.supervisor.observe_remaining_s,
+            "healthy": dict(self.supervisor.healthy),
+            "reasons": dict(self.supervisor.reasons),
+            "census": {
+                boot_id: {"connections": c.connections, "bytes_in": c.bytes_in, "bytes_out": c.bytes_out}
+                for boot_id, c in census.items()
+            },
+        }
+
+    async def _keep_running(self, work: Callable[[], Any], what: str) -> None:
+        """A failed write (a full disk, a held lock) must not end the watch: say it, wait a moment, go on."""
+        while True:
+            try:
+                await work()
+            except TurnoutError as error:
+                log.warning("%s: %s: %s", self.service.name, what, error.message)
+            await asyncio.sleep(1.0)
+            with contextlib.suppress(TurnoutError):
+                await self.look()
+
+
+def _settings(home: ServiceHome) -> Settings:
+    return load_settings(home.settings.read_bytes())

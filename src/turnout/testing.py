@@ -1,0 +1,196 @@
+"""Fakes of what turnout touches: a clock, processes, a plane, a registry. For turnout's tests and for yours."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from turnout.core.deployment import Outcome
+from turnout.core.model import Identity, Snapshot
+from turnout.planes.plane import Census, Counters, Target
+
+BOOT: str = "00000000-0000-4000-8000-000000000000"
+
+
+class FakeClock:
+    """Seconds that pass only when told to. Give ``clock.now`` and ``clock.sleep`` to whoever asks for a clock."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self._now = now
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Let ``seconds`` pass, 0 or more."""
+        if seconds < 0:
+            raise ValueError("this clock never goes back")
+        self._now += seconds
+
+    def sleep(self, seconds: float) -> None:
+        """What would have waited: the time passes at once, and is noted in ``slept``."""
+        self.slept.append(seconds)
+        self.advance(max(0.0, seconds))
+
+
+class FakeProcesses:
+    """A table of processes, with the questions that :mod:`turnout.system.process` answers."""
+
+    def __init__(self) -> None:
+        self._ticks = itertools.count(1000)
+        self._pids = itertools.count(100)
+        self._alive: dict[int, Identity] = {}
+
+    def start(self, pid: int | None = None) -> Identity:
+        """A new process; with ``pid`` given, one that gets that number, as after a reuse."""
+        number = next(self._pids) if pid is None else pid
+        self._alive[number] = Identity(number, next(self._ticks), BOOT, 1)
+        return self._alive[number]
+
+    def end(self, identity: Identity) -> None:
+        """That process ends; another one that has its pid by now does not."""
+        if self.is_alive(identity):
+            del self._alive[identity.pid]
+
+    def identify(self, pid: int) -> Identity:
+        """Raises ProcessLookupError: there is none."""
+        try:
+            return self._alive[pid]
+        except KeyError:
+            raise ProcessLookupError(f"no process {pid}") from None
+
+    def is_alive(self, identity: Identity) -> bool:
+        found = self._alive.get(identity.pid)
+        return found is not None and (found == identity or not identity.start_ticks)
+
+    def provably_dead(self, identity: Identity) -> bool:
+        return identity.pid > 0 and not self.is_alive(identity)
+
+
+@dataclass(frozen=True, slots=True)
+class Pointed:
+    """One call of :meth:`FakePlane.point_at`."""
+
+    target: Target | None
+    patience_s: float
+
+
+class FakePlane:
+    """A plane (:class:`turnout.planes.plane.Plane`) that carries nothing and remembers what it was told.
+
+    Connections are made up by :meth:`connect` and :meth:`disconnect`. Listeners stay their givers'.
+    """
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+        self.pointed: list[Pointed] = []
+        self.cuts: list[str] = []
+        self.listeners: list[socket.socket] = []
+        self.accepting = True
+        self.closed = False
+        self._census: dict[str, Census] = {}
+
+    @property
+    def target(self) -> Target | None:
+        """Where new connections go now."""
+        return self.pointed[-1].target if self.pointed else None
+
+    def point_at(self, target: Target | None, *, patience_s: float) -> None:
+        self.pointed.append(Pointed(target, patience_s))
+        if target and self.counters.held_now:
+            held, self.counters.held_now = self.counters.held_now, 0
+            self._open(target, held)
+
+    def connect(self, count: int = 1) -> None:
+        """``count`` clients come, to the daemon that it points at; held or reset where there is none."""
+        self.counters.accepted += count
+        if self.target:
+            self._open(self.target, count)
+        elif self.pointed and self.pointed[-1].patience_s:
+            self.counters.held_now += count
+            self.counters.held_total += count
+        else:
+            self.counters.reset_unrouted += count
+
+    def _open(self, target: Target, count: int) -> None:
+        known = self._census.get(target.boot_id, Census(0, 0, 0))
+        self._census[target.boot_id] = replace(known, connections=known.connections + count)
+
+    def disconnect(self, boot_id: str, count: int = 1) -> None:
+        """``count`` connections of that daemon end by themselves."""
+        known = self._census[boot_id]
+        if count > known.connections:
+            raise ValueError(f"{boot_id} has {known.connections} connections")
+        self._census[boot_id] = replace(known, connections=known.connections - count)
+        self.counters.closed += count
+
+    def census(self) -> Mapping[str, Census]:
+        return dict(self._census)
+
+    def connections(self) -> int:
+        return sum(census.connections for census in self._census.values())
+
+    def cut(self, boot_id: str) -> int:
+        self.cuts.append(boot_id)
+        known = self._census.get(boot_id, Census(0, 0, 0))
+        if known.connections:
+            self.disconnect(boot_id, known.connections)
+            self.counters.cut += known.connections
+        return known.connections
+
+    def add_listener(self, sock: socket.socket) -> None:
+        self.listeners.append(sock)
+
+    def remove_listener(self, sock: socket.socket) -> None:
+        self.listeners.remove(sock)
+
+    def stop_accepting(self) -> None:
+        self.accepting = False
+        self.listeners.clear()
+
+    def close(self) -> None:
+        self.stop_accepting()
+        self.closed = True
+        for boot_id in self._census:
+            self.disconnect(boot_id, self._census[boot_id].connections)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRead:
+    """What :meth:`MemoryRegistry.read` answers."""
+
+    snapshot: Snapshot
+
+
+class MemoryRegistry:
+    """A registry without a file: the same reads and updates, with every outcome kept in ``outcomes``."""
+
+    def __init__(self, snapshot: Snapshot | None = None) -> None:
+        self._snapshot = Snapshot() if snapshot is None else snapshot
+        self.outcomes: list[Outcome] = []
+
+    def read(self) -> MemoryRead:
+        return MemoryRead(self._snapshot)
+
+    def update(self, change: Callable[[Snapshot], Outcome]) -> Outcome:
+        outcome = change(self._snapshot)
+        if outcome.applied:
+            self._snapshot = outcome.snapshot
+        self.outcomes.append(outcome)
+        return outcome
+
+
+def demo_command(version: str, *flags: str) -> tuple[str, ...]:
+    """The command of the bundled daemon (:mod:`turnout.demo.daemon`), with ``{port}`` to be filled in.
+
+    Args:
+        version: the first word of each of its answers.
+        flags: further ones, for its misbehaviour.
+    """
+    # -P: a file named like one of ours in the working directory must not be imported in its place
+    daemon = (sys.executable, "-P", "-m", "turnout.demo.daemon")
+    return (*daemon, "--port", "{port}", "--version", version, *flags)

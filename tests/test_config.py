@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from turnout.config import Address, Settings, dump_settings, duration, load_file, load_settings, parse_address
+from turnout.errors import ConfigError, UsageError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "turnout.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_readmes_file_is_read_as_it_stands(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    block = readme[readme.index("    [service.cache]") :]
+    text = "\n".join(line[4:] for line in block[: block.index("\n\n|")].splitlines())
+    wanted = load_file(write(tmp_path, text))["cache"]
+    assert wanted.settings.listen == (Address("127.0.0.1", 47777),)
+    assert wanted.settings.health.send == "PING\r\n"
+    assert wanted.settings.drain_deadline_s == 600
+    assert wanted.command[0] == "redis-server"
+
+
+def test_resolved_settings_survive_being_written_and_read(tmp_path: Path) -> None:
+    text = '[service.a]\nlisten = ["127.0.0.1:1", "[::1]:2"]\ndrain = { deadline = "none" }\nplane = "relay"\n'
+    settings = load_file(write(tmp_path, text))["a"].settings
+    assert settings.drain_deadline_s is None
+    assert load_settings(dump_settings(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("[service.a]\nlisten = 5\n", "listen"),
+        ('[service.a]\nlisten = "127.0.0.1"\n', "127.0.0.1"),
+        ('[service.a]\nlisten = "8.8.8.8:80"\n', "loopback"),
+        ("[service.a]\nlisten = []\n", "no address"),
+        ('[service.a]\ncommand = "redis-server"\n', "command"),
+        ('[service.a]\nobserve = "soon"\n', "observe"),
+        ("[service.a]\nobserve = -1\n", "observe"),
+        ('[service.a]\nstop = { signal = "PLEASE" }\n', "PLEASE"),
+        ('[service.a]\nstop = { sginal = "TERM" }\n', "'signal'"),
+        ('[service.a]\nhealth = { probe = "gut" }\n', "gut"),
+        ('[service.a]\nhealth = { probe = "expect" }\n', "match"),
+        ('[service.a]\nhealth = { probe = "expect", match = "(" }\n', "regular expression"),
+        ("[service.a]\nhealth = { failures = 0 }\n", "failures"),
+        ('[service.a]\nstrategy = "recreate"\n', "not available yet"),
+        ('[service.a]\nstrategy = "canary"\n', "unknown"),
+        ('[service.a]\nplane = "magic"\n', "magic"),
+        ("[service.a]\nenv = { A = 1 }\n", "env"),
+        ("[servcie.a]\n", "'service'"),
+        ("a = = 1\n", "line 1"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, where: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_file(path)
+    assert str(path) in caught.value.message
+    assert where in f"{caught.value.message} {caught.value.hint}"
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("30s", 30.0), ("1.5m", 90.0), ("2h", 7200.0), ("1d", 86400.0), ("7", 7.0)]
+)
+def test_durations_are_seconds(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1 week", "1e3", "inf", "nan", True])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("127.0.0.1:47777", "127.0.0.1", 47777),
+        ("localhost:1", "127.0.0.1", 1),
+        (":5", "127.0.0.1", 5),
+        ("[::1]:65535", "::1", 65535),
+        ("127.9.9.9:80", "127.9.9.9", 80),
+    ],
+)
+def test_loopback_addresses(text: str, host: str, port: int) -> None:
+    assert parse_address(text) == Address(host, port)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:http", "host:1", "::1:1x"]
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_address(text)
+
+
+def test_settings_of_a_later_version_are_refused_with_a_hint() -> None:
+    data = dump_settings(Settings(name="a", listen=())).replace(b'"plane"', b'"plan9"')
+    with pytest.raises(ConfigError) as caught:
+        load_settings(data)
+    assert caught.value.hint
