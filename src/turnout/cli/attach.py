@@ -1,0 +1,47 @@
+"""``turnout attach`` and ``detach``: a daemon that something else started and owns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+
+from turnout.cli.options import changing, choice, open_lifecycle, resolve, shaping
+from turnout.cli.report import Reporter
+from turnout.config import DEFAULT_LISTEN, Settings, Wanted, parse_address
+from turnout.errors import NoSuchServiceError
+
+
+@click.command(epilog="Example: turnout attach 127.0.0.1:6379")
+@click.argument("address")
+@click.option("--detach", "return_early", is_flag=True, help="Return after the switch; the router watches on.")
+@shaping
+def attach(address: str, *, return_early: bool, **options: Any) -> None:
+    """Switch to the daemon that listens on ADDRESS: probed and watched, but never stopped by turnout."""
+    chosen = choice(options)
+    target = parse_address(address)
+    try:
+        wanted = resolve(chosen)
+    except NoSuchServiceError:  # attaching is a way to begin, too
+        listen = parse_address(chosen.listen or DEFAULT_LISTEN)
+        wanted = Wanted(settings=Settings(name=chosen.service or "default", listen=(listen,)))
+    wanted = msgspec.structs.replace(wanted, command=())
+    with open_lifecycle(chosen, wanted, "attach", reporter := Reporter(quiet=chosen.quiet)) as lifecycle:
+        done = lifecycle.attach(target)
+        lifecycle.unlock()
+        if done.switched and done.switched.observed and not return_early:
+            reporter.say(f"observing for {wanted.settings.observe_s:g} s")
+            lifecycle.await_verdict(done.switched)
+    click.echo(done.text)
+
+
+@click.command()
+@changing
+def detach(**options: Any) -> None:
+    """Let an attached daemon go; it runs on, and the fixed address resets what comes."""
+    chosen = choice(options)
+    wanted = msgspec.structs.replace(resolve(chosen), command=())
+    with open_lifecycle(chosen, wanted, "detach", Reporter(quiet=chosen.quiet)) as lifecycle:
+        done = lifecycle.detach()
+    click.echo(done.text)

@@ -1,0 +1,21 @@
+"""``turnout down``: drain and stop all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from turnout.cli.options import changing, choice, open_lifecycle, resolve
+from turnout.cli.report import Reporter
+
+
+@click.command()
+@changing
+def down(**options: Any) -> None:
+    """Drain and stop the service: daemon, listener and, with the last service, router and keeper."""
+    chosen = choice(options)
+    wanted = resolve(chosen)
+    with open_lifecycle(chosen, wanted, "down", Reporter(quiet=chosen.quiet)) as lifecycle:
+        done = lifecycle.down()
+    click.echo(done.text)

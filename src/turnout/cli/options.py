@@ -1,0 +1,151 @@
+"""Options that verbs share, and how they become settings: flag over environment over file over default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from turnout.cli.report import Reporter
+from turnout.config import (
+    DEFAULT_LISTEN,
+    DEFAULT_SERVICE,
+    Settings,
+    Wanted,
+    check,
+    duration,
+    find_file,
+    load_file,
+    parse_address,
+    plane_name,
+)
+from turnout.core.policy import owns_its_data
+from turnout.errors import NoSuchServiceError, UsageError
+from turnout.lifecycle import Lifecycle, remembered
+from turnout.system.home import Home
+from turnout.system.lifecycle_lock import lock_timeout
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the common options said."""
+
+    config: str | None = None
+    service: str | None = None
+    listen: str | None = None
+    plane: str | None = None
+    strategy: str | None = None
+    observe: str | None = None
+    lock_timeout: str | None = None
+    quiet: bool = False
+
+
+def reading(function: F) -> F:
+    """Options of every verb: which service."""
+    function = click.option("-c", "--config", envvar="TURNOUT_CONFIG", metavar="FILE", help="Configuration file.")(
+        function
+    )
+    return click.option("--service", envvar="TURNOUT_SERVICE", metavar="NAME", help="Which service.")(function)
+
+
+def changing(function: F) -> F:
+    """Options of verbs that change something."""
+    function = reading(function)
+    function = click.option(
+        "--lock-timeout",
+        envvar="TURNOUT_LOCK_TIMEOUT",
+        metavar="S",
+        help="Seconds to wait for another verb (default 8, at least 0.1).",
+    )(function)
+    return click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")(function)
+
+
+def shaping(function: F) -> F:
+    """Options that shape a service where it is first set up, or change its settings."""
+    function = changing(function)
+    function = click.option("--listen", envvar="TURNOUT_LISTEN", metavar="ADDR", help=f"Default {DEFAULT_LISTEN}.")(
+        function
+    )
+    function = click.option("--plane", metavar="P", help="auto or relay.")(function)
+    function = click.option("--strategy", metavar="S", help="blue-green.")(function)
+    return click.option("--observe", metavar="D", help="Observe window, e.g. 30s.")(function)
+
+
+def choice(options: dict[str, Any]) -> Choice:
+    """Take the common options out of what click gave, leaving the verb's own."""
+    return Choice(**{field: options.pop(field) for field in Choice.__slots__ if field in options})
+
+
+def resolve(chosen: Choice, command: Sequence[str] = (), *, version: str = "", creates: bool = False) -> Wanted:
+    """The service that is meant, with the build that is asked for.
+
+    Raises:
+        NoSuchServiceError: nobody knows it, and the verb cannot make it up.
+        UsageError: the file has several and none was named; an option is off.
+    """
+    home = Home.find()
+    path = find_file(chosen.config)
+    services = load_file(path) if path else {}
+    name = chosen.service or _only(services)
+    known = services.get(name)
+    if known is None:
+        settings = remembered(home.service(name))
+        if settings is None:
+            if not (creates and command):
+                raise _unknown(name, sorted({*services, *home.service_names()}))
+            settings = Settings(name=name, listen=(parse_address(DEFAULT_LISTEN),))
+        known = Wanted(settings=settings)
+    settings = _shaped(known.settings, chosen)
+    if command:
+        known = Wanted(settings=settings, command=tuple(command), version=version)
+    wanted = msgspec.structs.replace(known, settings=settings, version=version or known.version)
+    reason = owns_its_data(wanted.command) if chosen.strategy is None and creates else None
+    if reason:
+        raise UsageError(
+            f"{reason}; only blue-green is there so far",
+            hint="Redis: add --save ''. Otherwise wait for the recreate strategy, or insist: --strategy blue-green",
+        )
+    return wanted
+
+
+def open_lifecycle(chosen: Choice, wanted: Wanted, verb: str, reporter: Reporter) -> Lifecycle:
+    """The service under its lock, with progress going to ``reporter``."""
+    timeout_s, warning = lock_timeout(chosen.lock_timeout)
+    if warning:
+        reporter.warn(warning)
+    return Lifecycle(
+        Home.find(), wanted, verb, lock_timeout_s=timeout_s, on_step=reporter.step, on_wait=reporter.waiting
+    )
+
+
+def _only(services: dict[str, Wanted]) -> str:
+    if len(services) > 1 and DEFAULT_SERVICE not in services:
+        raise UsageError(f"which service? the file has {', '.join(sorted(services))}", hint="name it with --service")
+    return next(iter(services)) if len(services) == 1 else DEFAULT_SERVICE
+
+
+def _unknown(name: str, known: list[str]) -> NoSuchServiceError:
+    have = f"; there are {', '.join(known)}" if known else ""
+    return NoSuchServiceError(
+        f"no service {name!r}{have}", hint="turnout up -- COMMAND --port {port}, or write a turnout.toml"
+    )
+
+
+def _shaped(settings: Settings, chosen: Choice) -> Settings:
+    changes: dict[str, Any] = {}
+    if chosen.listen:
+        changes["listen"] = tuple(parse_address(text.strip()) for text in chosen.listen.split(","))
+    if chosen.plane:
+        changes["plane"] = plane_name(chosen.plane)
+    if chosen.strategy:
+        changes["strategy"] = chosen.strategy
+    if chosen.observe:
+        changes["observe_s"] = duration(chosen.observe, what="--observe")
+    settings = msgspec.structs.replace(settings, **changes)
+    check(settings)
+    return settings

@@ -1,0 +1,39 @@
+"""Progress: one line a step on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from turnout.rollout import Step
+from turnout.system.lifecycle_lock import Holder
+
+WORDS = {
+    Step.BEGIN: "begin",
+    Step.SPAWN: "starting",
+    Step.PROBE: "waiting until healthy:",
+    Step.REPROBE: "probing once more:",
+    Step.SWITCH: "switching to",
+}
+
+
+class Reporter:
+    """Tells what a verb is doing. Nothing is printed when ``quiet``."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._began = time.monotonic()
+
+    def step(self, step: Step, text: str) -> None:
+        if step in WORDS:
+            self.say(f"{WORDS[step]} {text}".strip())
+
+    def waiting(self, holder: Holder) -> None:
+        self.say(f"waiting for {holder.verb} (pid {holder.pid})")
+
+    def warn(self, text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            print(f"[{time.monotonic() - self._began:5.2f}s] {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,148 @@
+"""SIGKILL of every process of ours, at every step: clients lose at most what the dead one carried."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from e2e_support import Turnout, ask, line_daemon
+from support import eventually, scaled
+from turnout.core.model import State
+from turnout.demo.load import Load, line_exchange
+from turnout.rollout import Step
+
+DIE = str(Path(__file__).parent.with_name("die_at_step.py"))
+MOMENTS = [(step, when) for step in Step for when in ("before", "after") if (step, when) != (Step.UNLOCK, "after")]
+
+
+@pytest.mark.parametrize(("step", "when"), MOMENTS, ids=[f"{when}-{step}" for step, when in MOMENTS])
+@pytest.mark.parametrize("verb", ["up", "deploy"])
+def test_a_deploy_killed_at_any_step_is_taken_up_by_the_next_verb(
+    turnout: Turnout, step: Step, when: str, verb: str
+) -> None:
+    turnout.configure(line_daemon("--version", "v1"), observe="300ms")
+    turnout.run("up")
+    before = turnout.active()["boot_id"]
+    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="300ms")
+
+    killed = subprocess.run(
+        [sys.executable, "-P", DIE, step.value, when, "deploy"],
+        cwd=turnout.home.root.parent,
+        env=turnout.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr
+    left = turnout.snapshot().deployment
+    assert ask(turnout.address) == ("v1" if left.active_boot_id == before else "v2")
+
+    # a window that the dead verb opened is still observed: a deploy waits for that, `up` agrees with it
+    eventually(lambda: turnout.snapshot().deployment.state is not State.SWITCHED)
+    turnout.run(verb)
+    assert ask(turnout.address) == "v2"
+    eventually(lambda: turnout.snapshot().deployment.state is State.IDLE)
+    eventually(lambda: len(turnout.daemons()) == 1, why="a candidate nobody knows is left")
+    eventually(lambda: len(turnout.snapshot().daemons) == 1, why="an entry of a dead candidate is left")
+
+
+def test_a_router_killed_under_load_is_back_by_itself_and_refuses_nobody(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    refused: list[str] = []
+    lost: list[str] = []
+    made = 0
+    stop = threading.Event()
+
+    def client() -> None:
+        nonlocal made
+        while not stop.wait(0.003):
+            try:
+                sock = socket.create_connection(turnout.address, 20)
+            except OSError as error:  # a new connection must never fail
+                refused.append(repr(error))
+                continue
+            made += 1
+            with sock:
+                try:
+                    line_exchange(sock)
+                except (OSError, ValueError) as error:  # it was carried by the dead router
+                    lost.append(repr(error))
+
+    def is_new(router: int) -> bool:
+        return turnout.router_pid() not in {0, router}
+
+    def is_past(goal: int) -> bool:
+        return made > goal
+
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    kills = scaled(3, 30)
+    try:
+        for _ in range(kills):
+            router = turnout.router_pid()
+            goal = made + 50
+            turnout.kill(router)
+            eventually(partial(is_new, router), why="no new router")
+            eventually(partial(is_past, goal), why="clients do not get on", timeout_s=40)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    assert refused == []
+    assert len(lost) <= kills * len(threads), f"only what the dead routers carried may be lost: {len(lost)} of {made}"
+    assert ask(turnout.address) == "v1"
+
+
+def test_without_its_keeper_everything_goes_on_and_the_next_up_has_one_again(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    keeper, router = turnout.keeper_pid(), turnout.router_pid()
+    load = Load(turnout.address, line_exchange)
+    load.start()
+    try:
+        turnout.kill(keeper)
+        goal = load.made + 100
+        eventually(lambda: load.made > goal)
+        turnout.run("up")
+        assert turnout.keeper_pid() != keeper
+        assert turnout.router_pid() == router, "the router was adopted, not replaced"
+        turnout.run("deploy", "--version", "v2")
+    finally:
+        load.stop()
+    assert (load.failed, dict(load.errors)) == (0, {})
+    eventually(lambda: len(turnout.daemons()) == 1, why="the adopted daemon was not stopped after its drain")
+    turnout.kill(turnout.router_pid())
+    eventually(lambda: turnout.router_pid() not in {0, router}, why="the adopted router was not restarted")
+    assert ask(turnout.address) == "v1"
+
+
+def test_a_dead_daemon_is_started_again_by_up(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    dead = turnout.active()
+    turnout.kill(dead["pid"])
+    eventually(lambda: not turnout.daemons())
+    turnout.run("up")
+    assert ask(turnout.address) == "v1"
+    assert turnout.active()["pid"] != dead["pid"]
+
+
+def test_everything_killed_at_once_is_brought_back_by_up(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    pids = [turnout.keeper_pid(), *[identity.pid for identity in turnout.processes().values()]]
+    for pid in pids:
+        turnout.kill(pid)
+    eventually(lambda: not turnout.processes())
+    turnout.run("up")
+    assert ask(turnout.address) == "v1"
+    assert len(turnout.daemons()) == 1

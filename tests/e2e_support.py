@@ -1,0 +1,190 @@
+"""The command line as tests use it, and what they ask of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from support import eventually
+from turnout.core.model import Identity, Snapshot
+from turnout.demo.scenario import find_redis
+from turnout.errors import TurnoutError
+from turnout.keeper_client import KeeperClient
+from turnout.system.home import Home
+from turnout.system.process import is_alive
+from turnout.system.registry import Registry
+from turnout.system.spawn_record import read_records
+
+FAST = """
+[service.default]
+listen = "127.0.0.1:{port}"
+command = {command}
+version = "{version}"
+observe = "{observe}"
+health = {{ probe = "{probe}", interval = "{interval}", timeout = "2s", failures = 3{extra} }}
+stop = {{ grace = "5s" }}
+drain = {{ grace = "1s", deadline = "{deadline}" }}
+"""
+
+
+def redis_server() -> str | None:
+    return find_redis()
+
+
+def line_daemon(*flags: str) -> list[str]:
+    """The bundled daemon's command."""
+    return [sys.executable, "-P", "-m", "turnout.demo.daemon", "--port", "{port}", *flags]
+
+
+class Turnout:
+    """One home, one port, and the command line. Ends every process that came out of it."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home = Home(home)
+        self.port = port
+        self.address = ("127.0.0.1", port)
+        self._popen: list[subprocess.Popen[str]] = []
+
+    @property
+    def env(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("TURNOUT_")}
+        return kept | {"TURNOUT_HOME": str(self.home.root), "XDG_CONFIG_HOME": str(self.home.root.parent / "no-config")}
+
+    def argv(self, *args: str) -> list[str]:
+        return [sys.executable, "-P", "-m", "turnout", *args]
+
+    def run(
+        self, *args: str, code: int | None = 0, timeout_s: float = 90, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end; ``code`` is the exit code it must have (None: any)."""
+        options = {"cwd": self.home.root.parent, "env": self.env, **more}
+        done = subprocess.run(
+            self.argv(*args), capture_output=True, text=True, timeout=timeout_s, check=False, **options
+        )
+        assert code is None or done.returncode == code, (
+            f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
+        )
+        return done
+
+    def begin(self, *args: str, **more: Any) -> subprocess.Popen[str]:
+        """Start a verb and go on."""
+        options = {"cwd": self.home.root.parent, "env": self.env, **more}
+        process = subprocess.Popen(
+            self.argv(*args),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        self._popen.append(process)
+        return process
+
+    def configure(
+        self,
+        command: list[str],
+        *,
+        version: str = "v1",
+        observe: str = "600ms",
+        probe: str = "alive",
+        extra: str = "",
+        deadline: str = "10m",
+        interval: str = "100ms",
+    ) -> None:
+        """Write a turnout.toml with short times into the directory that the verbs run in."""
+        text = FAST.format(
+            port=self.port,
+            command=json.dumps(command),
+            version=version,
+            observe=observe,
+            probe=probe,
+            extra=extra,
+            deadline=deadline,
+            interval=interval,
+        )
+        (self.home.root.parent / "turnout.toml").write_text(text)
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.home.service("default").registry)
+
+    def snapshot(self) -> Snapshot:
+        return self.registry.read().snapshot
+
+    def status(self) -> dict[str, Any]:
+        services = json.loads(self.run("status", "--json").stdout)["services"]
+        assert len(services) == 1
+        found: dict[str, Any] = services[0]
+        return found
+
+    def active(self) -> dict[str, Any]:
+        """The active daemon's entry in status."""
+        found: dict[str, Any] = next(d for d in self.status()["daemons"] if d["role"] == "active")
+        return found
+
+    def keeper_pid(self) -> int:
+        with KeeperClient.connect(self.home) as keeper:
+            return keeper.hello().pid
+
+    def router_pid(self) -> int:
+        with KeeperClient.connect(self.home) as keeper:
+            return keeper.hello().router_pid
+
+    def processes(self) -> dict[str, Identity]:
+        """Every process of this home that lives: daemons and the router, by boot id."""
+        found = dict(read_records(self.home.root))
+        for name in self.home.service_names():
+            found.update(read_records(self.home.service(name).records))
+        return {boot_id: record.identity for boot_id, record in found.items() if is_alive(record.identity)}
+
+    def daemons(self) -> dict[str, Identity]:
+        return {boot_id: identity for boot_id, identity in self.processes().items() if boot_id != "router"}
+
+    def journal(self) -> list[dict[str, Any]]:
+        """What was decided, oldest first."""
+        lines = self.home.service("default").journal.read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def logs(self) -> str:
+        parts = [
+            f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}" for path in self.home.root.glob("*.log")
+        ]
+        return "\n".join(parts)
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        os.kill(pid, number)
+
+    def listening(self) -> bool:
+        with socket.socket() as sock:
+            sock.settimeout(1.0)
+            return sock.connect_ex(self.address) == 0
+
+    def end(self) -> None:
+        """End everything that belongs to this home, whatever state a test left it in."""
+        for process in self._popen:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        for identity in self.processes().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(identity.pid, signal.SIGCONT)
+        with contextlib.suppress(TurnoutError, OSError), KeeperClient.connect(self.home) as keeper:
+            keeper.shutdown()
+        for identity in self.processes().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(identity.pid, signal.SIGKILL)
+        eventually(lambda: not self.processes(), why="processes of the test are left")
+
+
+def ask(address: tuple[str, int], line: str = "hello", *, timeout_s: float = 20.0) -> str:
+    """One line to the bundled daemon over a connection of its own; the version that answered."""
+    with socket.create_connection(address, timeout_s) as sock:
+        sock.sendall(line.encode() + b"\n")
+        return sock.makefile().readline().split(" ")[0]
