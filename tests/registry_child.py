@@ -11,8 +11,9 @@ from itertools import count
 from pathlib import Path
 
 from faulty_files import FaultyFiles, UnsyncedFiles
-from turnout.core.deployment import Outcome, Reason, begin_deploy
+from turnout.core.deployment import begin_deploy
 from turnout.core.model import Identity, Snapshot
+from turnout.core.outcome import Outcome, Reason
 from turnout.errors import TurnoutError
 from turnout.system.lifecycle_lock import LifecycleLock
 from turnout.system.registry import Registry

@@ -11,7 +11,6 @@ import pytest
 
 from turnout.config import Address, Health, Settings
 from turnout.core.deployment import (
-    Outcome,
     begin_deploy,
     mark_candidate_healthy,
     register_daemon,
@@ -19,6 +18,7 @@ from turnout.core.deployment import (
     switch_active,
 )
 from turnout.core.model import Daemon, Identity, Snapshot, State, Workspace
+from turnout.core.outcome import Outcome
 from turnout.supervisor import Supervisor
 from turnout.system.probe import ProbeResult
 

@@ -13,8 +13,9 @@ from typing import Final, Self
 
 from turnout.admin import RouterClient
 from turnout.config import Address, Settings, Wanted, dump_settings, load_settings
-from turnout.core.deployment import abort_deploy, deactivate, explain, rollback_active, set_desired
+from turnout.core.deployment import abort_deploy, deactivate, rollback_active, set_desired
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State
+from turnout.core.outcome import explain
 from turnout.errors import (
     ConflictError,
     NoSuchServiceError,

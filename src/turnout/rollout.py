@@ -23,10 +23,8 @@ from typing import Final
 from turnout.admin import RouterClient
 from turnout.config import Settings
 from turnout.core.deployment import (
-    Outcome,
     abort_deploy,
     begin_deploy,
-    explain,
     forget_daemon,
     mark_candidate_healthy,
     register_daemon,
@@ -34,6 +32,7 @@ from turnout.core.deployment import (
     switch_active,
 )
 from turnout.core.model import Cause, Daemon, Desired, Identity, State
+from turnout.core.outcome import Outcome, explain
 from turnout.errors import CandidateError, ConflictError, NotRunningError, TimedOutError, TurnoutError
 from turnout.keeper_client import KeeperClient
 from turnout.system.builds import Build, Builds, Rollout

@@ -11,8 +11,9 @@ from concurrent.futures import Executor
 from typing import Any, Final
 
 from turnout.config import Settings, load_settings
-from turnout.core.deployment import Outcome, forget_daemon
+from turnout.core.deployment import forget_daemon
 from turnout.core.model import Daemon, DrainCause, Snapshot, State
+from turnout.core.outcome import Outcome
 from turnout.drainer import Drainer
 from turnout.errors import TurnoutError
 from turnout.keeper_link import KeeperLink

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from turnout.config import Settings
-from turnout.core.deployment import Outcome, finish_deploy, record_health_failure, record_health_success
+from turnout.core.deployment import finish_deploy, record_health_failure, record_health_success
 from turnout.core.health import CheckResult, counts, next_check_at
 from turnout.core.model import Daemon, Snapshot, State
+from turnout.core.outcome import Outcome
 from turnout.system.probe import ProbeResult
 
 Change = Callable[[Snapshot], Outcome]

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from turnout.core.deployment import Outcome
 from turnout.core.model import Identity, Snapshot
+from turnout.core.outcome import Outcome
 from turnout.planes.plane import Census, Counters, Target
 
 BOOT: str = "00000000-0000-4000-8000-000000000000"

@@ -10,12 +10,9 @@ import pytest
 from turnout.core.deployment import (
     TRANSITIONS,
     Event,
-    Outcome,
-    Reason,
     abort_deploy,
     begin_deploy,
     deactivate,
-    explain,
     finish_deploy,
     forget_daemon,
     mark_candidate_healthy,
@@ -27,6 +24,7 @@ from turnout.core.deployment import (
     switch_active,
 )
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State, Workspace
+from turnout.core.outcome import Outcome, Reason, explain
 
 OWNER = Identity(4711)
 

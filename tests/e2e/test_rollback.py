@@ -8,8 +8,8 @@ import pytest
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually
-from turnout.core.deployment import Outcome, Reason
 from turnout.core.model import Snapshot, State, Workspace
+from turnout.core.outcome import Outcome, Reason
 
 
 def _map_workspaces(turnout: Turnout, boot_id: str) -> None:

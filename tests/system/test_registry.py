@@ -17,8 +17,9 @@ from registry_child import add_one, begin
 from registry_support import ACTIVE, SNAPSHOT, Time, opened, start, write_both
 from support import scaled
 from turnout.core.codec import dumps, loads
-from turnout.core.deployment import Outcome, Reason, register_daemon
+from turnout.core.deployment import register_daemon
 from turnout.core.model import Snapshot, State
+from turnout.core.outcome import Outcome, Reason
 from turnout.errors import LockTimeoutError, RegistryDamagedError, RegistryUnsupportedError, StateUnwritableError
 from turnout.system.registry import Registry
 

@@ -15,8 +15,8 @@ from registry_child import add_one, begin
 from registry_support import CHILD, SNAPSHOT, Time, opened, write_both
 from support import scaled
 from turnout.core.codec import dumps, loads
-from turnout.core.deployment import Outcome
 from turnout.core.model import Snapshot
+from turnout.core.outcome import Outcome
 from turnout.errors import (
     RegistryDamagedError,
     StateUnwritableError,

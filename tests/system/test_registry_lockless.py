@@ -13,8 +13,8 @@ import pytest
 from faulty_files import OldSystem, UnsyncedFiles
 from registry_child import begin
 from turnout.core.codec import dumps, loads
-from turnout.core.deployment import Outcome, Reason
 from turnout.core.model import Daemon, Deployment, Snapshot, Workspace
+from turnout.core.outcome import Outcome, Reason
 from turnout.errors import ConflictError
 from turnout.system.files import Files
 from turnout.system.registry import Registry

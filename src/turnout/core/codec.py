@@ -10,9 +10,9 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
+from turnout.core.coerce import Fields, short
 from turnout.core.model import (
     SCHEMA_VERSION,
     Cause,
@@ -28,9 +28,7 @@ from turnout.core.model import (
 )
 from turnout.errors import RegistryUnsupportedError
 
-MAX_INT: Final = 2**63 - 1
 MAX_DEPTH: Final = 64  # somebody else's data may be nested, too
-E = TypeVar("E", bound=Enum)
 
 
 class NotARegistry(ValueError):  # noqa: N818  # it names what the bytes are, not what went wrong
@@ -120,58 +118,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class _Fields:
-    """One JSON object while it is read: what was not asked for is unknown, and kept."""
-
-    def __init__(self, where: str, raw: Mapping[str, Any], say: Callable[[str, str], None]) -> None:
-        self._where = where
-        self._raw = dict(raw)
-        self._say = say
-
-    def take(self, key: str) -> Any:  # noqa: ANN401  # whatever JSON holds
-        return self._raw.pop(key, None)
-
-    def rest(self) -> dict[str, Any]:
-        return self._raw
-
-    def text(self, key: str, default: str = "") -> str:
-        return cast("str", self._typed(key, default, lambda value: value if isinstance(value, str) else None))
-
-    def flag(self, key: str) -> bool:
-        return cast("bool", self._typed(key, False, lambda value: value if isinstance(value, bool) else None))
-
-    def count(self, key: str, default: int = 0) -> int:
-        return cast("int", self._typed(key, default, _count))
-
-    def port(self, key: str) -> int:
-        return cast("int", self._typed(key, 0, _port))
-
-    def number(self, key: str) -> float:
-        return cast("float", self._typed(key, 0.0, _number))
-
-    def enum(self, key: str, kind: type[E], default: E) -> E:
-        return cast("E", self._typed(key, default, lambda value: _member(kind, value)))
-
-    def maybe_text(self, key: str) -> str | None:
-        return self.text(key) or None if self._raw.get(key) is not None else self.take(key)
-
-    def maybe_count(self, key: str) -> int | None:
-        return self.count(key) or None if self._raw.get(key) is not None else self.take(key)
-
-    def maybe_port(self, key: str) -> int | None:
-        return self.port(key) or None if self._raw.get(key) is not None else self.take(key)
-
-    def _typed(self, key: str, default: Any, coerce: Callable[[Any], Any]) -> Any:  # noqa: ANN401  # as wide as JSON
-        if key not in self._raw:
-            return default
-        value = self._raw.pop(key)
-        good = coerce(value)
-        if good is None:
-            self._say(f"{self._where}.{key}", f"{_short(value)} became {_short(default)}")
-            return default
-        return good
-
-
 class _Reader:
     def __init__(self) -> None:
         self._report: list[Finding] = []
@@ -182,7 +128,7 @@ class _Reader:
     def snapshot(self, raw: dict[str, Any], good: Snapshot | None) -> Decoded:
         version = raw.pop("version", SCHEMA_VERSION)
         if not isinstance(version, str | int | float) or isinstance(version, bool):
-            self._say("version", f"{_short(version)} became {SCHEMA_VERSION}")
+            self._say("version", f"{short(version)} became {SCHEMA_VERSION}")
             version = SCHEMA_VERSION
         major = str(version).partition(".")[0]
         if major.isdecimal() and int(major) > int(SCHEMA_VERSION.partition(".")[0]):
@@ -204,7 +150,7 @@ class _Reader:
             back = {b: d for b, d in good.daemons.items() if b in good.deployment.named and b not in daemons}
             snapshot = replace(snapshot, daemons={**daemons, **back}, deployment=good.deployment)
         elif block_raw is not None:
-            self._say("deployment", f"{_short(block_raw)} is no object")
+            self._say("deployment", f"{short(block_raw)} is no object")
         return Decoded(snapshot, tuple(self._report))
 
     def _entries(self, raw: dict[str, Any], key: str, read: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
@@ -212,7 +158,7 @@ class _Reader:
         entries = _object(given)
         if entries is None:
             if given is not None:
-                self._say(key, f"{_short(given)} is no object")
+                self._say(key, f"{short(given)} is no object")
             return {}
         found: dict[str, Any] = {}
         for name, value in entries.items():
@@ -220,11 +166,11 @@ class _Reader:
             if entry is not None:
                 found[name] = read(name, entry)
             else:
-                self._say(f"{key}.{name}", f"{_short(value)} is no object: dropped")
+                self._say(f"{key}.{name}", f"{short(value)} is no object: dropped")
         return found
 
     def _daemon(self, boot_id: str, raw: dict[str, Any]) -> Daemon:
-        fields = _Fields(f"daemons.{boot_id}", raw, self._say)
+        fields = Fields(f"daemons.{boot_id}", raw, self._say)
         return Daemon(
             boot_id,
             host=fields.text("host", "127.0.0.1"),
@@ -244,13 +190,13 @@ class _Reader:
         )
 
     @staticmethod
-    def _identity(fields: _Fields) -> Identity:
+    def _identity(fields: Fields) -> Identity:
         return Identity(
             fields.count("pid"), fields.count("start_ticks"), fields.text("machine_boot_id"), fields.count("pid_ns")
         )
 
     def _workspace(self, root: str, raw: dict[str, Any]) -> Workspace:
-        fields = _Fields(f"workspaces.{root}", raw, self._say)
+        fields = Fields(f"workspaces.{root}", raw, self._say)
         return Workspace(
             root,
             boot_id=fields.text("boot_id"),
@@ -262,7 +208,7 @@ class _Reader:
         )
 
     def _deployment(self, raw: dict[str, Any]) -> Deployment:
-        fields = _Fields("deployment", raw, self._say)
+        fields = Fields("deployment", raw, self._say)
         owner = _object(fields.take("owner"))
         moves = fields.take("moves")
         return Deployment(
@@ -277,7 +223,7 @@ class _Reader:
             revision=fields.count("revision"),
             cause=fields.enum("cause", Cause, Cause.DEPLOY),
             desired=fields.enum("desired", Desired, Desired.RUNNING),
-            owner=Identity() if owner is None else self._identity(_Fields("deployment.owner", owner, self._say)),
+            owner=Identity() if owner is None else self._identity(Fields("deployment.owner", owner, self._say)),
             moves=self._moves(moves),
             extra=fields.rest(),
         )
@@ -286,7 +232,7 @@ class _Reader:
         if raw is None:
             return ()
         if not isinstance(raw, list):
-            self._say("deployment.moves", f"{_short(raw)} is no list")
+            self._say("deployment.moves", f"{short(raw)} is no list")
             return ()
         moves: list[Move] = []
         given = cast("list[Any]", raw)  # type: ignore[redundant-cast]  # as above
@@ -295,7 +241,7 @@ class _Reader:
             if entry is None:
                 self._say(f"deployment.moves[{index}]", "no object: dropped")
                 continue
-            fields = _Fields(f"deployment.moves[{index}]", entry, self._say)
+            fields = Fields(f"deployment.moves[{index}]", entry, self._say)
             root, boot_id = fields.text("root"), fields.text("boot_id")
             http = fields.maybe_text("http_host"), fields.maybe_port("http_port"), fields.maybe_count("http_pid")
             moves.append(Move(root, boot_id, *http))
@@ -307,7 +253,7 @@ class _Reader:
         workspaces: dict[str, Workspace] = {}
         found = _object(instances)
         if found is None:
-            self._say("instances", f"{_short(instances)} is no object")
+            self._say("instances", f"{short(instances)} is no object")
             return daemons, workspaces
         for root, value in found.items():
             entry = _object(value)
@@ -320,44 +266,6 @@ class _Reader:
             workspaces[root] = Workspace(root, boot_id)
         self._say("instances", f"{len(daemons)} entries of schema 1 became daemons")
         return daemons, workspaces
-
-
-def _count(value: object) -> int | None:
-    """A whole number from 0; also as text or as a float without fraction, as other languages write them."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20:
-        value = int(value)
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        value = int(value)
-    return value if isinstance(value, int) and 0 <= value <= MAX_INT else None
-
-
-def _port(value: object) -> int | None:
-    number = _count(value)
-    return number if number is not None and number < 65536 else None
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _member(kind: type[E], value: object) -> E | None:
-    try:
-        return kind(value.lower() if isinstance(value, str) else value)
-    except ValueError:
-        return None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from turnout.core.codec import Finding, NotARegistry, dumps, loads
-from turnout.core.deployment import Outcome
 from turnout.core.merge import merge
 from turnout.core.model import Snapshot
+from turnout.core.outcome import Outcome
 from turnout.errors import ConflictError, RegistryDamagedError, RegistryUnsupportedError, StateUnwritableError
 from turnout.system.commit import good_copy, keep_aside, next_good_copy, place, stamp
 from turnout.system.files import Files, drop, sweep, unwritable
