@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import heapq
 import os
 import resource
 import selectors
@@ -20,39 +19,27 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from turnout import __version__
 from turnout.children import Child, Children, Reply
 from turnout.errors import ConflictError, ProtocolError, SpawnError, TurnoutError
+from turnout.listening import Listening, spell
 from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home, check_name
 from turnout.system.process import identify
 from turnout.system.spawn import SpawnRequest, adopt_subreaper
 from turnout.system.spawn_record import read_records
+from turnout.timers import Timers
 
-BACKLOG: Final = 4096  # net.core.somaxconn since Linux 5.4; more is cut to it (listen(2))
 ROUTER_BOOT_ID: Final = "router"
 RESTART_DELAYS_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 STEADY_AFTER_S: Final = 10.0  # a router that lived this long starts the back-off anew
 ATTACH_TIMEOUT_S: Final = 10.0  # a router that has not attached by then is silent, and replaced
 TERM_GRACE_S: Final = 5.0
 MAX_CLIENTS: Final = 64
-
-
-@dataclass(slots=True)
-class Served:
-    """The listeners of one service. Owns them."""
-
-    addresses: list[tuple[str, int]]
-    sockets: list[socket.socket]
-
-    def close(self) -> None:
-        for sock in self.sockets:
-            sock.close()
 
 
 class Keeper:
@@ -62,10 +49,9 @@ class Keeper:
         self.home = home
         self._lock_fd = _take_lock(home.keeper_lock)
         self._selector = selectors.DefaultSelector()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._timer_count = 0
-        self._served: dict[str, Served] = {}
-        self._children = Children(self._selector, self._after, self._child_ended, _log)
+        self._timers = Timers()
+        self._served: dict[str, Listening] = {}
+        self._children = Children(self._selector, self._timers.after, self._child_ended, _log)
         self._channels: set[Channel] = set()
         self._router_channel: Channel | None = None
         self._router_failures = 0
@@ -92,10 +78,10 @@ class Keeper:
         ready()
         try:
             while True:
-                self._run_timers()
+                self._timers.run()
                 if self._done:
                     break
-                for key, _ in self._selector.select(self._next_timer_s()):
+                for key, _ in self._selector.select(self._timers.next_s()):
                     key.data()
         finally:
             self._close()
@@ -112,7 +98,7 @@ class Keeper:
             self._children.adopt(ROUTER_BOOT_ID, "", record.identity, self.home.router_record)
         if self._children.get(ROUTER_BOOT_ID):
             self._router_wanted = True
-            self._after(ATTACH_TIMEOUT_S, self._replace_silent_router)
+            self._timers.after(ATTACH_TIMEOUT_S, self._replace_silent_router)
 
     def _child_ended(self, child: Child) -> None:
         if child.boot_id == ROUTER_BOOT_ID:
@@ -144,7 +130,7 @@ class Keeper:
             _log(f"cannot start the router: {error}")
             self._router_ended()
             return
-        self._after(ATTACH_TIMEOUT_S, self._replace_silent_router)
+        self._timers.after(ATTACH_TIMEOUT_S, self._replace_silent_router)
 
     def _router_ended(self) -> None:
         if self._router_channel:
@@ -155,7 +141,7 @@ class Keeper:
         self._router_failures = 0 if lived_s > STEADY_AFTER_S else self._router_failures + 1
         # the first end after a steady life is answered at once, whatever it was: clients are queueing
         step = min(max(self._router_failures - 1, 0), len(RESTART_DELAYS_S) - 1)
-        self._after(RESTART_DELAYS_S[step], self._start_router)
+        self._timers.after(RESTART_DELAYS_S[step], self._start_router)
 
     def _replace_silent_router(self) -> None:
         router = self._children.get(ROUTER_BOOT_ID)
@@ -172,9 +158,9 @@ class Keeper:
             for fd in fds:
                 os.close(fd)
             return
-        brought: dict[str, Served] = {}
+        brought: dict[str, Listening] = {}
         for (name, host, port), fd in zip(message.get("listeners", []), fds, strict=True):
-            served = brought.setdefault(check_name(name), Served([], []))
+            served = brought.setdefault(check_name(name), Listening([], []))
             served.addresses.append((host, port))
             served.sockets.append(socket.socket(fileno=fd))
         for name, served in brought.items():
@@ -265,20 +251,15 @@ class Keeper:
         served = self._served.get(name)
         if served and served.addresses != addresses:
             raise ConflictError(
-                f"service {name} already listens on {_spell(served.addresses)}", hint="turnout down, then up again"
+                f"service {name} already listens on {spell(served.addresses)}", hint="turnout down, then up again"
             )
         if not served:
-            sockets: list[socket.socket] = []
-            for host, port in addresses:
-                try:
-                    sockets.append(_bind(host, port))
-                except OSError as error:
-                    for sock in sockets:
-                        sock.close()
-                    reply({"ok": False, "error": "bind", "errno": error.errno, "host": host, "port": port})
-                    return
-            self._served[name] = Served(addresses, sockets)
-            _log(f"service {name} listens on {_spell(addresses)}")
+            try:
+                self._served[name] = Listening.at(addresses)
+            except OSError as error:
+                reply({"ok": False, "error": "bind", "errno": error.errno, "address": error.filename})
+                return
+            _log(f"service {name} listens on {spell(addresses)}")
             self._offer(name)
         self._router_wanted = True
         self._start_router()
@@ -353,7 +334,7 @@ class Keeper:
 
     def _leave_when_alone(self) -> None:
         if self._children:
-            self._after(0.01, self._leave_when_alone)
+            self._timers.after(0.01, self._leave_when_alone)
         else:
             self._done = True
 
@@ -372,7 +353,7 @@ class Keeper:
             channel.close()
         if channel is self._router_channel:
             self._router_channel = None
-            self._after(ATTACH_TIMEOUT_S, self._replace_silent_router)
+            self._timers.after(ATTACH_TIMEOUT_S, self._replace_silent_router)
 
     def _note_signal(self, number: int, _: object) -> None:
         self._signals.add(number)
@@ -384,18 +365,6 @@ class Keeper:
             self._shut_down()
         self._signals.clear()
         self._children.reap()
-
-    def _after(self, delay_s: float, action: Callable[[], None]) -> None:
-        self._timer_count += 1
-        heapq.heappush(self._timers, (time.monotonic() + delay_s, self._timer_count, action))
-
-    def _run_timers(self) -> None:
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2]()
-
-    def _next_timer_s(self) -> float | None:
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
     def _close(self) -> None:
         for channel in list(self._channels):
@@ -414,24 +383,6 @@ class Keeper:
         _log("keeper ended")
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """The listener of a fixed address. TCP_NODELAY is inherited by what it accepts (tcp(7))."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
 def _take_lock(path: Path) -> int:
     """Become the one keeper of this home, for as long as this process lives (flock(2)).
 
@@ -448,10 +399,6 @@ def _take_lock(path: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
-
-
-def _spell(addresses: list[tuple[str, int]]) -> str:
-    return ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)
 
 
 def _log(text: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from turnout import errors
-from turnout.config import Address, Settings
+from turnout.config import Address, Settings, parse_address
 from turnout.core.model import Identity
 from turnout.errors import AddressInUseError, NotRunningError, ProtocolError, StateUnwritableError, TurnoutError
 from turnout.system import control
@@ -76,7 +76,7 @@ class KeeperClient:
         addresses = [[address.host, address.port] for address in settings.listen]
         answer = self._ask({"op": "listen", "service": settings.name, "addresses": addresses}, refusable=True)
         if not answer["ok"]:
-            raise bind_error(Address(answer["host"], answer["port"]), answer["errno"])
+            raise bind_error(parse_address(answer["address"]), answer["errno"])
 
     def unlisten(self, service: str) -> list[str]:
         """Give the service's addresses back; answers the services that are left."""

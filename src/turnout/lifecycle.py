@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from turnout.admin import RouterClient
 from turnout.config import Address, Settings, Wanted, dump_settings, load_settings
@@ -20,13 +20,12 @@ from turnout.errors import (
     ConflictError,
     NoSuchServiceError,
     NotRunningError,
-    RolledBackError,
     StateUnwritableError,
     TimedOutError,
     UsageError,
 )
 from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, SILENT_AFTER_S, Ground
-from turnout.rollout import OnStep, RolloutRun, Service, Step, Switched, attached_boot_id, log_tail
+from turnout.rollout import OnStep, RolloutRun, Service, Step, Switched, attached_boot_id, daemon_name
 from turnout.system.builds import Build
 from turnout.system.files import Files, write_durably
 from turnout.system.home import Home, ServiceHome
@@ -35,9 +34,6 @@ from turnout.system.probe import probe
 from turnout.system.process import identify, is_alive, provably_dead
 from turnout.system.sockets import who_listens
 from turnout.system.spawn import resolve_command
-from turnout.system.watcher import Watcher
-
-WINDOW_SLACK_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +110,7 @@ class Lifecycle:
         if active and is_alive(active.identity):
             if build is None or not active.owned or active.build == build.id:
                 self._say_desired(Desired.RUNNING)
-                return Done(f"{self.service.name} is up: {_name(active)} behind {self._where()}", changed=False)
+                return Done(f"{self.service.name} is up: {daemon_name(active)} behind {self._where()}", changed=False)
             return self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
         if active:
             self._clear_dead(snapshot, active)
@@ -127,7 +123,7 @@ class Lifecycle:
         active = snapshot.active
         if active and is_alive(active.identity):
             self._say_desired(Desired.RUNNING)
-            return Done(f"{self.service.name} runs already: {_name(active)}", changed=False)
+            return Done(f"{self.service.name} runs already: {daemon_name(active)}", changed=False)
         if active:
             self._clear_dead(snapshot, active)
         return self._roll(self._last_good_build(), Cause.START)
@@ -159,7 +155,9 @@ class Lifecycle:
             raise NotRunningError(f"service {self.service.name} has no active daemon", hint="turnout start")
         build = self.service.builds.get(active.build)
         if build is None:
-            raise UsageError(f"{_name(active)} was not started by turnout", hint="restart it yourself, then attach it")
+            raise UsageError(
+                f"{daemon_name(active)} was not started by turnout", hint="restart it yourself, then attach it"
+            )
         return self._roll(build, Cause.REFRESH, expected_active=active.boot_id)
 
     def rollback(self, generation: int | None) -> Done:
@@ -178,7 +176,7 @@ class Lifecycle:
                     raise ConflictError(explain(outcome), hint="turnout status")
                 self.service.builds.set_result(block.generation, "rolled_back")
                 self._applied(outcome.deployment.revision)
-                return Done(f"rolled back to {_name(old)}; generation {block.generation} is ended")
+                return Done(f"rolled back to {daemon_name(old)}; generation {block.generation} is ended")
         build = self._build_of(generation, snapshot)
         return self._roll(build, Cause.ROLLBACK, supersede=block.state is State.SWITCHED)
 
@@ -202,7 +200,7 @@ class Lifecycle:
             last_seen_ts=time.time(),
         )
         switched = self._run().adopt(daemon)
-        return Done(f"attached {_name(daemon)} as generation {switched.generation}", switched=switched)
+        return Done(f"attached {daemon_name(daemon)} as generation {switched.generation}", switched=switched)
 
     def detach(self) -> Done:
         """Let an attached daemon go; it runs on."""
@@ -210,9 +208,9 @@ class Lifecycle:
         if active is None:
             raise NotRunningError("nothing is attached", hint="turnout status")
         if active.owned:
-            raise UsageError(f"{_name(active)} was started by turnout", hint="turnout stop")
+            raise UsageError(f"{daemon_name(active)} was started by turnout", hint="turnout stop")
         self._deactivate(active, "detached", DrainCause.REPLACED)
-        return Done(f"detached {_name(active)}; new connections are reset until something is attached or started")
+        return Done(f"detached {daemon_name(active)}; new connections are reset until something is attached or started")
 
     def stop(self) -> Done:
         """Stop the daemon; the fixed address stays and resets what comes."""
@@ -224,7 +222,7 @@ class Lifecycle:
             return Done(f"{self.service.name} is stopped", changed=False)
         self._deactivate(active, "stopped", DrainCause.STOPPED)
         self._wait_gone(self.service.settings.stop_grace_s + ROUTER_TIMEOUT_S)
-        return Done(f"stopped {_name(active)}")
+        return Done(f"stopped {daemon_name(active)}")
 
     def down(self) -> Done:
         """Drain and stop all of it, the router too; other services of this home go on."""
@@ -239,51 +237,6 @@ class Lifecycle:
         if not keeper.unlisten(self.service.name):
             keeper.shutdown()
         return Done(f"{self.service.name} is down")
-
-    # -- watching ----------------------------------------------------------------------------------------------------
-
-    def await_verdict(self, switched: Switched, *, timeout_s: float | None = None) -> Daemon:
-        """Wait, without the lock, until the router has ended the observe window.
-
-        Raises:
-            RolledBackError: the previous daemon serves again.
-            ConflictError: another rollout took over meanwhile.
-            TimedOutError: no verdict in time; the window goes on.
-        """
-        limit_s = self.service.settings.observe_s + WINDOW_SLACK_S if timeout_s is None else timeout_s
-        deadline = time.monotonic() + limit_s
-        watcher = Watcher(self.service.registry.path)
-        while True:
-            if watcher.poll():
-                snapshot = self.service.registry.read().snapshot
-                verdict = self._verdict(snapshot, switched)
-                if verdict:
-                    return switched.daemon
-            if time.monotonic() > deadline:
-                raise TimedOutError(
-                    f"generation {switched.generation} is still observed after {limit_s:g} s", hint="turnout status"
-                )
-            time.sleep(POLL_S)
-
-    def _verdict(self, snapshot: Snapshot, switched: Switched) -> bool:
-        block, daemon = snapshot.deployment, switched.daemon
-        if block.generation != switched.generation:
-            raise ConflictError(
-                f"generation {switched.generation} was superseded by generation {block.generation}",
-                hint="turnout status",
-            )
-        if block.state is State.SWITCHED:
-            return False
-        if block.active_boot_id == daemon.boot_id:
-            return True
-        if not block.rollback_reason or not block.active_boot_id:
-            raise ConflictError(f"generation {block.generation} was stopped meanwhile", hint="turnout status")
-        back = f": {_name(snapshot.active)} serves again" if snapshot.active else ""
-        raise RolledBackError(
-            f"generation {block.generation} was rolled back ({block.rollback_reason}){back}",
-            hint=f"see {self.service.home.log(daemon.boot_id)}",
-            detail=log_tail(self.service.home.log(daemon.boot_id)),
-        )
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -337,7 +290,7 @@ class Lifecycle:
             self._ground.take_back()
             raise
         did = {Cause.START: "started", Cause.REFRESH: "refreshed", Cause.ROLLBACK: "rolled back to"}
-        text = f"{did.get(cause, 'switched to')} {_name(switched.daemon)} as generation {switched.generation}"
+        text = f"{did.get(cause, 'switched to')} {daemon_name(switched.daemon)} as generation {switched.generation}"
         return Done(f"{text}, behind {self._where()}", switched=switched)
 
     def _wanted_build(self, *, required: bool) -> Build | None:
@@ -414,7 +367,7 @@ class Lifecycle:
         deadline = time.monotonic() + timeout_s
         while self._owned_left():
             if time.monotonic() > deadline:
-                names = ", ".join(_name(daemon) for daemon in self._owned_left())
+                names = ", ".join(daemon_name(daemon) for daemon in self._owned_left())
                 raise TimedOutError(f"still there after {timeout_s:g} s: {names}", hint="turnout status")
             time.sleep(POLL_S)
 
@@ -450,10 +403,3 @@ def remembered(home: ServiceHome) -> Settings | None:
         return None
     except OSError as error:
         raise StateUnwritableError(f"cannot read {home.settings}: {error.strerror}") from error
-
-
-def _name(daemon: Daemon | None) -> str:
-    if daemon is None:
-        return "nothing"
-    version = f"{daemon.version}, " if daemon.version else ""
-    return f"{daemon.boot_id} ({version}pid {daemon.pid}, port {daemon.port})"

@@ -333,6 +333,14 @@ def ending(status: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
 
 
+def daemon_name(daemon: Daemon | None) -> str:
+    """A daemon as messages name it."""
+    if daemon is None:
+        return "nothing"
+    version = f"{daemon.version}, " if daemon.version else ""
+    return f"{daemon.boot_id} ({version}pid {daemon.pid}, port {daemon.port})"
+
+
 def new_boot_id() -> str:
     """A name for one boot of a daemon: sorts by time, never repeats."""
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"

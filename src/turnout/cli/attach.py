@@ -11,6 +11,7 @@ from turnout.cli.options import changing, choice, open_lifecycle, resolve, shapi
 from turnout.cli.report import Reporter
 from turnout.config import DEFAULT_LISTEN, Settings, Wanted, parse_address
 from turnout.errors import NoSuchServiceError
+from turnout.verdict import await_verdict
 
 
 @click.command(epilog="Example: turnout attach 127.0.0.1:6379")
@@ -32,7 +33,7 @@ def attach(address: str, *, return_early: bool, **options: Any) -> None:
         lifecycle.unlock()
         if done.switched and done.switched.observed and not return_early:
             reporter.say(f"observing for {wanted.settings.observe_s:g} s")
-            lifecycle.await_verdict(done.switched)
+            await_verdict(lifecycle.service, done.switched)
     click.echo(done.text)
 
 

@@ -9,6 +9,7 @@ import click
 from turnout.cli.options import choice, open_lifecycle, resolve, shaping
 from turnout.cli.report import Reporter
 from turnout.config import duration
+from turnout.verdict import await_verdict
 
 
 @click.command(epilog="Example: turnout deploy --version 2 -- ./server --port {port}")
@@ -43,5 +44,5 @@ def deploy(
         lifecycle.unlock()
         if done.switched and done.switched.observed and not detach:
             reporter.say(f"observing for {wanted.settings.observe_s:g} s")
-            lifecycle.await_verdict(done.switched, timeout_s=timeout_s)
+            await_verdict(lifecycle.service, done.switched, timeout_s=timeout_s)
     click.echo(done.text)

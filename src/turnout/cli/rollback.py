@@ -8,6 +8,7 @@ import click
 
 from turnout.cli.options import changing, choice, open_lifecycle, resolve
 from turnout.cli.report import Reporter
+from turnout.verdict import await_verdict
 
 
 @click.command()
@@ -26,5 +27,5 @@ def rollback(generation: int | None, *, detach: bool, **options: Any) -> None:
         lifecycle.unlock()
         if done.switched and done.switched.observed and not detach:
             reporter.say(f"observing for {wanted.settings.observe_s:g} s")
-            lifecycle.await_verdict(done.switched)
+            await_verdict(lifecycle.service, done.switched)
     click.echo(done.text)

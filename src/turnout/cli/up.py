@@ -8,6 +8,7 @@ import click
 
 from turnout.cli.options import choice, open_lifecycle, resolve, shaping
 from turnout.cli.report import Reporter
+from turnout.verdict import await_verdict
 
 
 @click.command(epilog="Example: turnout up -- redis-server --port {port} --save ''")
@@ -29,5 +30,5 @@ def up(command: tuple[str, ...], version: str, *, supersede: bool, if_generation
         lifecycle.unlock()
         if done.switched and done.switched.observed:
             reporter.say(f"observing for {wanted.settings.observe_s:g} s")
-            lifecycle.await_verdict(done.switched)
+            await_verdict(lifecycle.service, done.switched)
     click.echo(done.text)

@@ -23,6 +23,7 @@ from turnout.lifecycle import Done, Lifecycle
 from turnout.rollout import Service, Step
 from turnout.system.home import Home
 from turnout.system.spawn import choose_port
+from turnout.verdict import await_verdict
 
 OBSERVE_S: Final = 2.0
 SETTLE_S: Final = 0.8
@@ -193,7 +194,7 @@ class Scenario:
             if spoil:
                 time.sleep(0.4)
                 self._kind.spoil(done.switched.daemon.port)
-            lifecycle.await_verdict(done.switched)
+            await_verdict(lifecycle.service, done.switched)
 
     def _open(self, version: str) -> Lifecycle:
         wanted = Wanted(

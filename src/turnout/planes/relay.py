@@ -12,10 +12,10 @@ import ipaddress
 import select
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from turnout.planes.hold import Hold, Waiting
 from turnout.planes.plane import Census, Counters, Target
 from turnout.planes.pump import EDEAD, RESET_LINGER, Pair, Pump
 
@@ -27,22 +27,6 @@ PROBE_FIRST_S: Final = 0.02
 PROBE_MOST_S: Final = 0.25
 _NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
-
-
-class Waiting:
-    """A client without a daemon yet: held, or being connected. Owns its socket and the daemon's until it is made."""
-
-    __slots__ = ("client", "client_fd", "daemon", "daemon_fd", "gone", "since", "target", "tried_at")
-
-    def __init__(self, client: socket.socket, now: float) -> None:
-        self.client = client
-        self.client_fd = client.fileno()
-        self.since = now
-        self.daemon: socket.socket | None = None
-        self.daemon_fd = -1
-        self.target: Target | None = None
-        self.tried_at = now
-        self.gone = False
 
 
 class Tally:
@@ -77,7 +61,6 @@ class Relay:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = Counters()
-        self.hold_max = hold_max
         self._loop = loop
         self._clock = clock
         self._connect_timeout_s = connect_timeout_s
@@ -88,7 +71,7 @@ class Relay:
         self._pump = Pump(self._epoll, self.counters, self._closed)
         self._listeners: dict[int, socket.socket] = {}
         self._accepting = False
-        self._held: deque[Waiting] = deque()
+        self._hold = Hold(hold_max, self.counters)
         self._connecting: dict[int, Waiting] = {}  # by the daemon's descriptor
         self._waiting: dict[int, Waiting] = {}  # by the client's descriptor
         self._tallies: dict[str, Tally] = {}
@@ -108,16 +91,15 @@ class Relay:
             return
         self._probe_pause_s = PROBE_FIRST_S
         self._probe_at = 0.0
-        for waiting in list(self._connecting.values()):
+        for waiting in reversed(list(self._connecting.values())):  # the first of them ends up in front again
             if waiting.target != target:  # nothing was sent yet: it may as well go to the new one
                 self._unconnect(waiting)
-                self._held.appendleft(waiting)
+                self._hold.return_to_front(waiting)
         if target is None and patience_s <= 0:
-            while self._held:
-                self._turn_away(self._held.popleft())
+            while (nobody := self._hold.next()) is not None:
+                self._turn_away(nobody)
                 self.counters.reset_unrouted += 1
         self._release()
-        self._count_held()
         self._schedule()
         self._go_on()
 
@@ -163,7 +145,6 @@ class Relay:
         self.stop_accepting()
         for waiting in list(self._waiting.values()):
             self._turn_away(waiting)
-        self._held.clear()
         self._pump.close()
         self._epoll.close()
 
@@ -241,9 +222,9 @@ class Relay:
         """A new connection: to the daemon at once, unless others were here first."""
         self._waiting[waiting.client_fd] = waiting
         self._epoll.register(waiting.client_fd, 0)
-        if self._target is not None and not self._held and self._connect(waiting):
+        if self._target is not None and not len(self._hold) and self._connect(waiting):
             return
-        self._hold(waiting)
+        self._keep(waiting)
 
     # -- connecting --------------------------------------------------------------------------------------------------
 
@@ -297,8 +278,7 @@ class Relay:
             if code == errno.ECONNRESET:
                 self._turn_away(waiting)
                 return
-            self._held.appendleft(waiting)
-            self._count_held()
+            self._hold.return_to_front(waiting)
             self._schedule()
             return
         del self._connecting[waiting.daemon_fd]
@@ -327,29 +307,26 @@ class Relay:
 
     # -- holding -----------------------------------------------------------------------------------------------------
 
-    def _hold(self, waiting: Waiting) -> None:
+    def _keep(self, waiting: Waiting) -> None:
         if self._patience_s <= 0:
             self.counters.reset_unrouted += 1
             self._turn_away(waiting)
-        elif len(self._held) >= self.hold_max:
+        elif self._hold.enter(waiting):
+            self._schedule()
+        else:
             self.counters.hold_overflow += 1
             self._turn_away(waiting)
-        else:
-            self.counters.held_total += 1
-            self._held.append(waiting)
-            self._count_held()
-            self._schedule()
 
     def _release(self) -> None:
         """Let held connections go, first in first out, a bounded number at a time; stop where the daemon refuses."""
         if self._target is None or self._clock() < self._probe_at:
             return
-        for _ in range(min(self._release_per_tick, len(self._held))):
-            waiting = self._held.popleft()
-            if waiting.gone:
-                continue
+        for _ in range(self._release_per_tick):
+            waiting = self._hold.next()
+            if waiting is None:
+                return
             if not self._connect(waiting):
-                self._held.appendleft(waiting)
+                self._hold.return_to_front(waiting)
                 self._probe_at = self._clock() + self._probe_pause_s
                 self._probe_pause_s = min(self._probe_pause_s * 2, PROBE_MOST_S)
                 return
@@ -364,24 +341,16 @@ class Relay:
             if now - waiting.tried_at > self._connect_timeout_s:
                 self.counters.connect_failed += 1
                 self._unconnect(waiting)
-                self._held.append(waiting)
-        late = [waiting for waiting in self._held if waiting.gone or now - waiting.since > self._patience_s]
-        if late:
-            self._held = deque(w for w in self._held if not w.gone and now - w.since <= self._patience_s)
-            for waiting in late:
-                if not waiting.gone:
-                    self.counters.hold_timeout += 1
-                    self._turn_away(waiting)
-        self._count_held()
+                self._hold.return_to_front(waiting)
+        for waiting in self._hold.leave_late(now, self._patience_s):
+            self.counters.hold_timeout += 1
+            self._turn_away(waiting)
         self._schedule()
         self._go_on()
 
     def _schedule(self) -> None:
-        if self._timer is None and (self._held or self._connecting):
+        if self._timer is None and (len(self._hold) or self._connecting):
             self._timer = self._loop.call_later(TICK_S, self._tick)
-
-    def _count_held(self) -> None:
-        self.counters.held_now = len(self._held)
 
     def _turn_away(self, waiting: Waiting) -> None:
         """Reset a client that nobody serves."""
