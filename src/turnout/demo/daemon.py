@@ -78,7 +78,8 @@ class LineDaemon:
 
     def serve(self) -> None:
         listening = True
-        while self._leave_by is None or (self._connections and time.monotonic() < self._leave_by):
+        # also when the signal came before the first look: who is in the queue by then has been promised an answer
+        while listening or (self._connections and time.monotonic() < (self._leave_by or 0.0)):
             for key, events in self._selector.select(self._patience_s()):
                 if key.fileobj is self._listener:
                     self._accept()
