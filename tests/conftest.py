@@ -9,4 +9,4 @@ from support import SOAK, report
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     counts = {kind: len(terminalreporter.getreports(kind)) for kind in ("passed", "failed", "error", "skipped")}
-    report("the whole run", soak=SOAK, seed=config.getoption("hypothesisseed", None), **counts)
+    report("the whole run", soak=SOAK, seed=config.getoption("--hypothesis-seed", None), **counts)
