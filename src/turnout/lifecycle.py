@@ -107,14 +107,21 @@ class Lifecycle:
         snapshot = self._prepare()
         active = snapshot.active
         build = self._wanted_build(required=active is None)
+        barred = self.service.builds.quarantined(build.id) if build else None
         if active and is_alive(active.identity):
-            if build is None or not active.owned or active.build == build.id:
+            same = build is None or not active.owned or active.build == build.id
+            if same or barred:
                 self._say_desired(Desired.RUNNING)
-                return Done(f"{self.service.name} is up: {daemon_name(active)} behind {self._where()}", changed=False)
+                but = "" if same else f"; the configured build was rolled back ({barred}), deploy --force insists on it"
+                return Done(
+                    f"{self.service.name} is up: {daemon_name(active)} behind {self._where()}{but}", changed=False
+                )
+            assert build is not None
             return self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
         if active:
             self._clear_dead(snapshot, active)
-        build = build or self._last_good_build()
+        if build is None or barred:
+            build = self._last_good_build()
         return self._roll(build, Cause.START, supersede=supersede, expected_generation=expected_generation)
 
     def start(self) -> Done:

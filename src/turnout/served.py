@@ -103,15 +103,23 @@ class Served:
         """Read the registry and apply it; a file that cannot be used leaves everything as it is."""
         async with self._applying:
             self._look_again = False
+            self._reload()
             try:
-                if self._settings_watcher.poll():
-                    self.service = Service.open(self.service.home, _settings(self.service.home))
                 read = await self._loop.run_in_executor(self._executor, self.service.registry.read)
             except TurnoutError as error:
                 log.warning("%s: %s", self.service.name, error.message)
                 self._look_again = True
                 return
             self._apply(read.snapshot)
+
+    def _reload(self) -> None:
+        """Take changed settings over; those that this version cannot read leave what is, and switches go on."""
+        if not self._settings_watcher.poll():
+            return
+        try:
+            self.service = Service.open(self.service.home, _settings(self.service.home))
+        except (TurnoutError, OSError) as error:
+            log.warning("%s: the old settings stay: %s", self.service.name, error)
 
     def _apply(self, snapshot: Snapshot) -> None:
         block = snapshot.deployment

@@ -76,6 +76,11 @@ def test_a_build_that_was_rolled_back_is_deployed_again_only_by_force(turnout: T
     refused = turnout.run("deploy", code=6)
     assert "quarantined" in refused.stderr
     assert "hint:" in refused.stderr
+    assert "rolled back" in turnout.run("up").stdout, "what is configured is bad: what works stays"
+    assert ask(turnout.address) == "v1"
+    turnout.kill(turnout.active()["pid"])
+    turnout.run("up")
+    assert ask(turnout.address) == "v1", "what worked last is started, not what was rolled back"
     turnout.run("deploy", "--force", code=5)
 
 

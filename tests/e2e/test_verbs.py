@@ -150,3 +150,19 @@ def test_a_silent_router_is_replaced_by_up(turnout: Turnout) -> None:
     turnout.run("up")
     assert turnout.router_pid() not in {0, router}
     assert ask(turnout.address) == "v1"
+
+
+def test_settings_that_the_router_cannot_read_do_not_keep_it_from_switching(turnout: Turnout) -> None:
+    """As after an upgrade of the command line beside a running router."""
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    home = turnout.home.service("default")
+    turnout.configure(line_daemon("--version", "v2"), version="v2")
+    later = home.settings.read_bytes().replace(b'"strategy"', b'"of_a_later_version"')
+    deploy = turnout.begin("deploy", "--detach")
+    eventually(lambda: turnout.snapshot().deployment.generation == 2, interval_s=0.001)
+    home.settings.write_bytes(later)
+    _, said = deploy.communicate(timeout=60)
+    assert deploy.returncode == 0, said
+    eventually(lambda: ask(turnout.address) == "v2")
+    turnout.run("down")

@@ -63,7 +63,7 @@ def main() -> None:
         _show(error)
         code = error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
-        _show(InterruptedByUserError("interrupted"))
+        _show(InterruptedByUserError("interrupted", hint="turnout status tells how things stand"))
         code = InterruptedByUserError.exit_code
     except BrokenPipeError:  # the reader of our output has gone; what is buffered must not be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -47,7 +47,7 @@ class LineDaemon:
     """The bundled daemon: answers each line with its version; v3 says so itself when it has had enough."""
 
     name = "the bundled line daemon"
-    health = Health(probe="expect", interval_s=0.25, timeout_s=1.0, send="HEALTH\n", match="^ok")
+    health = Health(probe="expect", interval_s=0.25, timeout_s=0.5, send="HEALTH\n", match="^ok")
 
     def command(self, version: str) -> tuple[str, ...]:
         bad = ("--unwell-after-lines", "100") if version == "v3" else ()
@@ -66,7 +66,7 @@ class Redis:
     """A real redis-server. v3 turns bad by no longer being allowed to answer the health check's PING."""
 
     name = "redis-server"
-    health = Health(probe="expect", interval_s=0.25, timeout_s=1.0, send="PING\r\n", match="PONG")
+    health = Health(probe="expect", interval_s=0.25, timeout_s=0.5, send="PING\r\n", match="PONG")
 
     def __init__(self, server: str) -> None:
         self._server = server
