@@ -194,7 +194,7 @@ def test_the_machine_sleeping_is_not_three_failures() -> None:
 
         loop.call_later(0.5, sleep_through)
 
-    watch(world, for_s=28, then=stall)
+    watch(world, for_s=28, failures=1, then=stall)
     assert world.snapshot.deployment.health_fail_streak == 0
     assert world.rollbacks == []
     late = [at for at, _ in world.checks]

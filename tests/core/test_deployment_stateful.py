@@ -1,0 +1,200 @@
+"""Arbitrary events in arbitrary order, stale ones too: what must hold after each of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from support import scaled
+from turnout.core.codec import dumps, loads
+from turnout.core.deployment import (
+    abort_deploy,
+    begin_deploy,
+    deactivate,
+    finish_deploy,
+    forget_daemon,
+    mark_candidate_healthy,
+    record_health_failure,
+    record_health_success,
+    register_daemon,
+    rollback_active,
+    switch_active,
+)
+from turnout.core.model import Cause, Daemon, Identity, Snapshot, State, Workspace
+from turnout.core.outcome import Outcome, Reason
+
+THRESHOLD = 3
+BOOTS = ("a", "b", "c", "d")
+boots = st.sampled_from(BOOTS)
+offsets = st.sampled_from([0, 0, 0, 0, -1, 1])
+
+
+class Deployments(RuleBasedStateMachine):
+    """The model beside it is naive on purpose: the checks of the window as a list, the workspaces' way as a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.snap = Snapshot()
+        self.checks: list[bool] = []
+        self.before_switch: dict[str, str] = {}
+
+    def take(self, outcome: Outcome) -> bool:
+        before, after = self.snap, outcome.snapshot
+        if not outcome.applied:
+            assert after is before, "a refused event changed something"
+            assert outcome.reason is not Reason.APPLIED
+            return False
+        assert after.deployment.revision == before.deployment.revision + 1
+        assert after.deployment.generation >= before.deployment.generation
+        self.snap = after
+        return True
+
+    def gen(self, off: int) -> int:
+        return self.snap.deployment.generation + off
+
+    @rule(boot=boots, supersede=st.booleans(), cause=st.sampled_from(Cause))
+    def begin(self, boot: str, supersede: bool, cause: Cause) -> None:
+        generation = self.snap.deployment.generation
+        if self.take(begin_deploy(self.snap, boot, owner=Identity(1), supersede=supersede, cause=cause)):
+            assert self.snap.deployment.generation == generation + 1
+            assert self.snap.deployment.health_fail_streak == 0
+
+    @rule(boot=boots, roots=st.sets(st.sampled_from(["/x", "/y"])))
+    def roll_out(self, boot: str, roots: set[str]) -> None:
+        """All the way to a window, where most of the rules are; chance alone seldom gets there."""
+        active = self.snap.deployment.active_boot_id
+        if boot == active or self.snap.deployment.state is not State.IDLE:
+            return
+        self.register(boot, 1)
+        for root in roots & {"/x", "/y"} if active else ():
+            self.a_client_maps(root, active)
+        self.begin(boot, supersede=False, cause=Cause.DEPLOY)
+        self.mark(0, boot)
+        self.switch(0, boot, window=True)
+        assert self.snap.deployment.active_boot_id == boot
+
+    @rule(results=st.lists(st.booleans(), max_size=5), restorable=st.booleans())
+    def the_router_checks(self, results: list[bool], restorable: bool) -> None:
+        for ok in results:
+            active = self.snap.deployment.active_boot_id or "a"
+            if ok:
+                self.success(0, active)
+            else:
+                self.failure(0, active, restorable)
+
+    @rule(boot=boots, port=st.integers(1, 9))
+    def register(self, boot: str, port: int) -> None:
+        self.take(register_daemon(self.snap, Daemon(boot, port=port)))
+
+    @rule(boot=boots)
+    def forget(self, boot: str) -> None:
+        if self.take(forget_daemon(self.snap, boot)):
+            assert boot not in self.snap.daemons
+
+    @rule(root=st.sampled_from(["/x", "/y"]), boot=boots)
+    def a_client_maps(self, root: str, boot: str) -> None:
+        self.snap = replace(self.snap, workspaces={**self.snap.workspaces, root: Workspace(root, boot)})
+        self.before_switch.pop(root, None)
+
+    @rule(off=offsets, boot=boots)
+    def mark(self, off: int, boot: str) -> None:
+        if self.take(mark_candidate_healthy(self.snap, self.gen(off), boot)):
+            assert off == 0
+            assert boot in self.snap.daemons
+
+    @rule(off=offsets, boot=boots, window=st.booleans())
+    def switch(self, off: int, boot: str, window: bool) -> None:
+        before = self.snap
+        if self.take(switch_active(self.snap, self.gen(off), boot, now=1.0, window=window)):
+            assert off == 0
+            assert before.deployment.state is State.READY
+            assert self.snap.deployment.active_boot_id == boot
+            self.checks = []
+            old = before.deployment.active_boot_id
+            self.before_switch = {r: w.boot_id for r, w in before.workspaces.items() if w.boot_id == old and old}
+
+    @rule(off=offsets, boot=boots, restorable=st.booleans())
+    def failure(self, off: int, boot: str, restorable: bool) -> None:
+        before = self.snap
+        block = before.deployment
+        counted = off == 0 and block.state is State.SWITCHED and boot == block.active_boot_id
+        restore = block.old_boot_id if restorable else None
+        applied = self.take(
+            record_health_failure(self.snap, self.gen(off), boot, reason="bad", threshold=THRESHOLD, restore=restore)
+        )
+        if not counted:
+            assert not applied
+            return
+        self.checks.append(False)
+        three = len(self.checks) >= THRESHOLD and not any(self.checks[-THRESHOLD:])
+        rolled_back = self.snap.deployment.state is State.IDLE
+        assert rolled_back == (three and restorable and block.old_boot_id in before.daemons)
+        if rolled_back:
+            self.was_rolled_back(before)
+
+    @rule(off=offsets, boot=boots)
+    def success(self, off: int, boot: str) -> None:
+        block = self.snap.deployment
+        counted = off == 0 and block.state is State.SWITCHED and boot == block.active_boot_id
+        applied = self.take(record_health_success(self.snap, self.gen(off), boot))
+        if counted:
+            self.checks.append(True)
+            assert self.snap.deployment.health_fail_streak == 0
+        else:
+            assert not applied
+
+    @rule(off=offsets, boot=boots)
+    def roll_back(self, off: int, boot: str) -> None:
+        before = self.snap
+        if self.take(rollback_active(self.snap, self.gen(off), boot, reason="by hand")):
+            assert off == 0
+            assert boot == before.deployment.old_boot_id
+            self.was_rolled_back(before)
+
+    def was_rolled_back(self, before: Snapshot) -> None:
+        assert self.snap.deployment.active_boot_id == before.deployment.old_boot_id
+        assert not self.snap.daemons[self.snap.deployment.active_boot_id].draining
+        for root, workspace in self.snap.workspaces.items():
+            if root in self.before_switch:
+                assert workspace.boot_id == self.before_switch[root]
+            else:
+                assert workspace == before.workspaces[root]
+
+    @rule(off=offsets)
+    def finish(self, off: int) -> None:
+        self.take(finish_deploy(self.snap, self.gen(off)))
+
+    @rule(off=offsets)
+    def abort(self, off: int) -> None:
+        active = self.snap.deployment.active_boot_id
+        self.take(abort_deploy(self.snap, self.gen(off), reason="given up"))
+        assert self.snap.deployment.active_boot_id == active
+
+    @rule(off=offsets, boot=boots)
+    def stop(self, off: int, boot: str) -> None:
+        if self.take(deactivate(self.snap, self.gen(off), boot, reason="stopped")):
+            assert off == 0
+            assert self.snap.deployment.active_boot_id == ""
+
+    @invariant()
+    def it_makes_sense(self) -> None:
+        block = self.snap.deployment
+        assert 0 <= block.health_fail_streak <= THRESHOLD
+        assert not block.candidate_boot_id or block.candidate_boot_id != block.active_boot_id
+        assert not block.old_boot_id or block.old_boot_id != block.active_boot_id
+        assert bool(block.old_boot_id) == (block.state is State.SWITCHED)
+        assert bool(block.candidate_boot_id) == block.in_flight
+        assert not block.moves or block.state is State.SWITCHED
+        if block.active_boot_id and block.state is not State.SWITCHED:
+            assert block.health_fail_streak == 0 or block.rollback_reason
+
+    @invariant()
+    def it_survives_the_file(self) -> None:
+        assert loads(dumps(self.snap)).snapshot == self.snap
+
+
+TestDeployments = Deployments.TestCase
+TestDeployments.settings = settings(max_examples=scaled(60, 2000), stateful_step_count=scaled(40, 60), deadline=None)
