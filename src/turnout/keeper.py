@@ -302,12 +302,21 @@ class Keeper:
         )
 
     def _on_stop(self, message: Message, reply: Reply) -> None:
-        child = self._children.get(message["boot_id"])
-        if child is None or child.boot_id == ROUTER_BOOT_ID or child.service != message["service"]:
+        name, boot_id = check_name(message["service"]), str(message["boot_id"])
+        child = self._children.get(boot_id) or self._unadopted(name, boot_id)
+        if child is None or boot_id == ROUTER_BOOT_ID or child.service != name:
             reply({"ok": True, "gone": True})
             return
         number = signal.Signals[f"SIG{message['signal']}"]
         self._children.stop(child, number, max(0.0, float(message["grace_s"])), reply)
+
+    def _unadopted(self, service: str, boot_id: str) -> Child | None:
+        """A daemon that was started by another keeper and came to light only now: "gone" would be a lie."""
+        record = read_records(self.home.service(service).records).get(boot_id)
+        if record is None or record.ended is not None:
+            return None
+        self._children.adopt(boot_id, service, record.identity, self.home.service(service).record(boot_id))
+        return self._children.get(boot_id)
 
     def _on_replace_router(self, message: Message, reply: Reply) -> None:
         router = self._children.get(ROUTER_BOOT_ID)

@@ -34,6 +34,7 @@ from turnout.system.probe import probe
 from turnout.system.process import identify, is_alive, provably_dead
 from turnout.system.sockets import who_listens
 from turnout.system.spawn import resolve_command
+from turnout.system.spawn_record import prune_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +258,7 @@ class Lifecycle:
             self._ground.lay()
         snapshot = service.registry.read().snapshot
         block = snapshot.deployment
+        prune_records(service.home.records, spare=snapshot.daemons)
         if block.in_flight and provably_dead(block.owner):
             outcome = service.registry.update(
                 lambda snap: abort_deploy(snap, block.generation, reason="its owner died")

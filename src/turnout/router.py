@@ -32,6 +32,7 @@ from turnout.served import Served
 from turnout.system.home import Home
 
 THREADS: Final = 8  # probes, file locks and fsyncs; never client bytes
+ADMIN_AGAIN_S: Final = 1.0
 LOG_BOUND_BYTES: Final = 8 * 1024 * 1024
 log = logging.getLogger("turnout.router")
 
@@ -71,8 +72,13 @@ class Router:
 
     def _open_admin(self) -> None:
         """Only the router that the keeper knows may answer; a predecessor's socket is replaced."""
-        if self._admin is None:
+        if self._admin is not None or self._done.is_set():
+            return
+        try:
             self._admin = AdminServer(self._loop, self._home.router_sock, self)
+        except (TurnoutError, OSError) as error:  # a full disk: clients are served all the same
+            log.error("no admin socket for now: %s", error)  # noqa: TRY400  # the message says it all
+            self._loop.call_later(ADMIN_AGAIN_S, self._open_admin)
 
     # -- listeners, from and to the keeper ---------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from e2e_support import Turnout, ask, line_daemon
 from support import eventually, scaled
 from turnout.core.model import State
 from turnout.demo.load import Load, line_exchange
+from turnout.keeper_client import KeeperClient
 from turnout.rollout import Step
 
 DIE = str(Path(__file__).parent.with_name("die_at_step.py"))
@@ -123,6 +124,23 @@ def test_without_its_keeper_everything_goes_on_and_the_next_up_has_one_again(tur
     turnout.kill(turnout.router_pid())
     eventually(lambda: turnout.router_pid() not in {0, router}, why="the adopted router was not restarted")
     assert ask(turnout.address) == "v1"
+
+
+def test_a_daemon_that_comes_to_light_after_its_keeper_died_is_stopped_and_not_said_to_be_gone(
+    turnout: Turnout,
+) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    (boot_id,) = turnout.daemons()
+    record = turnout.home.service("default").record(boot_id)
+    aside = record.with_suffix(".aside")
+    record.rename(aside)
+    turnout.kill(turnout.keeper_pid())
+    turnout.run("up")  # this keeper saw no record, and so adopted nothing
+    aside.rename(record)
+    with KeeperClient.connect(turnout.home) as keeper:
+        keeper.stop("default", boot_id, stop_signal="TERM", grace_s=5.0)
+    assert not turnout.daemons()
 
 
 def test_a_dead_daemon_is_started_again_by_up(turnout: Turnout) -> None:

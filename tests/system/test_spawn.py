@@ -31,7 +31,7 @@ from turnout.system.spawn import (
     record_end,
     resolve_command,
 )
-from turnout.system.spawn_record import write_record
+from turnout.system.spawn_record import EndRecord, SpawnRecord, prune_records, read_records, write_record
 
 PATH = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
@@ -471,3 +471,16 @@ def test_a_port_that_somebody_has_is_passed_over(monkeypatch: pytest.MonkeyPatch
 def test_a_port_can_be_reserved_on_ipv6() -> None:
     with choose_port("::1") as reserved, socket.create_server(("::1", reserved.port), family=socket.AF_INET6):
         pass
+
+
+def test_old_records_go_with_their_logs_and_what_runs_or_is_named_stays(tmp_path: Path) -> None:
+    records = tmp_path / "daemons"
+    records.mkdir()
+    for number in range(6):
+        log = tmp_path / f"b{number}.log"
+        log.write_text("said")
+        ended = EndRecord(0, float(number)) if number != 1 else None
+        write_record(records / f"b{number}.json", SpawnRecord(f"b{number}", "s", Identity(1), str(log), 0.0, ended))
+    prune_records(records, keep=2, spare={"b0"})
+    assert set(read_records(records)) == {"b0", "b1", "b4", "b5"}
+    assert {path.name for path in tmp_path.glob("*.log")} == {"b0.log", "b1.log", "b4.log", "b5.log"}

@@ -99,7 +99,7 @@ class Relay:
             while (nobody := self._hold.next()) is not None:
                 self._turn_away(nobody)
                 self.counters.reset_unrouted += 1
-        self._release()
+        self._release(self._release_per_tick)
         self._schedule()
         self._go_on()
 
@@ -186,6 +186,12 @@ class Relay:
     # -- accepting ---------------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
+        before = self.counters.accepted
+        self._accept_all()
+        if len(self._hold):  # the queue must get shorter however many come: two leave for each that joins it
+            self._release(2 * (self.counters.accepted - before))
+
+    def _accept_all(self) -> None:
         for listener in list(self._listeners.values()):
             for _ in range(ACCEPTS_PER_WAKEUP):
                 try:
@@ -317,11 +323,11 @@ class Relay:
             self.counters.hold_overflow += 1
             self._turn_away(waiting)
 
-    def _release(self) -> None:
-        """Let held connections go, first in first out, a bounded number at a time; stop where the daemon refuses."""
+    def _release(self, most: int) -> None:
+        """Let at most so many held connections go, first in first out; stop where the daemon refuses."""
         if self._target is None or self._clock() < self._probe_at:
             return
-        for _ in range(self._release_per_tick):
+        for _ in range(most):
             waiting = self._hold.next()
             if waiting is None:
                 return
@@ -336,7 +342,7 @@ class Relay:
         """While anything waits: release, and end what has waited too long."""
         self._timer = None
         now = self._clock()
-        self._release()
+        self._release(self._release_per_tick)
         for waiting in list(self._connecting.values()):
             if now - waiting.tried_at > self._connect_timeout_s:
                 self.counters.connect_failed += 1

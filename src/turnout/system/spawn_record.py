@@ -10,6 +10,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from turnout.core.model import Identity
 from turnout.errors import StateUnwritableError
 
 MAX_RECORD_BYTES: Final = 65536
+KEPT_ENDED: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,25 @@ def read_records(directory: Path) -> dict[str, SpawnRecord]:
     """Every record in a directory, by boot id; torn files and files that are something else are passed over."""
     found = (_read_record(path) for path in sorted(directory.glob("*.json")))
     return {record.boot_id: record for record in found if record}
+
+
+def prune_records(directory: Path, *, keep: int = KEPT_ENDED, spare: Container[str] = ()) -> None:
+    """Drop the oldest records of ended daemons, each with its log: they are looked through once a second.
+
+    Args:
+        directory: where the records lie.
+        keep: how many of ended daemons stay, 0 or more.
+        spare: boot ids that stay, whatever their age.
+    """
+    ended = [
+        (record.ended.ended_ts, boot_id, record.log)
+        for boot_id, record in read_records(directory).items()
+        if record.ended and boot_id not in spare
+    ]
+    for _, boot_id, log in sorted(ended, reverse=True)[keep:]:
+        with contextlib.suppress(OSError):  # the log first: without its record nobody would find it again
+            Path(log).unlink(missing_ok=True)
+            (directory / f"{boot_id}.json").unlink(missing_ok=True)
 
 
 def record_end(record_path: Path, status: int | None) -> None:
