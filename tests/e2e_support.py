@@ -19,7 +19,7 @@ from turnout.errors import TurnoutError
 from turnout.keeper_client import KeeperClient
 from turnout.system.home import Home
 from turnout.system.process import is_alive
-from turnout.system.registry import Registry
+from turnout.system.registry import RegistryFile
 from turnout.system.spawn_record import read_records
 
 FAST = """
@@ -112,8 +112,8 @@ class Turnout:
         (self.home.root.parent / "turnout.toml").write_text(text)
 
     @property
-    def registry(self) -> Registry:
-        return Registry(self.home.service("default").registry)
+    def registry(self) -> RegistryFile:
+        return RegistryFile(self.home.service("default").registry)
 
     def snapshot(self) -> Snapshot:
         return self.registry.read().snapshot

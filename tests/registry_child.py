@@ -16,7 +16,7 @@ from turnout.core.model import Identity, Snapshot
 from turnout.core.outcome import Outcome, Reason
 from turnout.errors import TurnoutError
 from turnout.system.lifecycle_lock import LifecycleLock
-from turnout.system.registry import Registry
+from turnout.system.registry import RegistryFile
 
 
 def say(text: str) -> None:
@@ -49,7 +49,7 @@ def crash(template: Path, where: Path) -> None:
                 if number == at:
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            Registry(path, files=FaultyFiles(strike)).update(begin)
+            RegistryFile(path, files=FaultyFiles(strike)).update(begin)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         say(f"{at} {status}")
@@ -58,13 +58,13 @@ def crash(template: Path, where: Path) -> None:
 
 
 def increments(path: Path, times: str) -> None:
-    registry = Registry(path, files=UnsyncedFiles(), lock_timeout_s=60)
+    registry = RegistryFile(path, files=UnsyncedFiles(), lock_timeout_s=60)
     for _ in range(int(times)):
         registry.update(add_one)
 
 
 def race(path: Path, generation: str) -> None:
-    registry = Registry(path, lock_timeout_s=60)
+    registry = RegistryFile(path, lock_timeout_s=60)
     say("ready")
     sys.stdin.readline()
 
@@ -83,7 +83,7 @@ def hold(path: Path) -> None:
         sys.stdin.readline()
         return begin(snapshot)
 
-    Registry(path).update(slow)
+    RegistryFile(path).update(slow)
 
 
 def lifecycle(directory: Path, verb: str) -> None:
@@ -99,7 +99,7 @@ def unprivileged(path: Path) -> None:
         os.setresgid(65534, 65534, 65534)
         os.setresuid(65534, 65534, 65534)
     try:
-        Registry(path).update(begin)
+        RegistryFile(path).update(begin)
     except TurnoutError as error:
         say(f"{type(error).__name__} {error.message} | {error.hint}")
 

@@ -10,7 +10,7 @@ from faulty_files import UnsyncedFiles
 from turnout.core.codec import dumps
 from turnout.core.model import Daemon, Deployment, Identity, Snapshot, Workspace
 from turnout.system.files import Files
-from turnout.system.registry import Registry
+from turnout.system.registry import RegistryFile
 
 CHILD = Path(__file__).parent / "registry_child.py"
 ACTIVE = Daemon(
@@ -39,9 +39,10 @@ class Time:
         self.slept += seconds
 
 
-def opened(path: Path, *, files: Files | None = None, lock_timeout_s: float = 8.0) -> Registry:
+def opened(path: Path, *, files: Files | None = None, lock_timeout_s: float = 8.0) -> RegistryFile:
     time = Time()
-    return Registry(path, files=files or UnsyncedFiles(), lock_timeout_s=lock_timeout_s, clock=time, sleep=time.sleep)
+    files = files or UnsyncedFiles()
+    return RegistryFile(path, files=files, lock_timeout_s=lock_timeout_s, clock=time, sleep=time.sleep)
 
 
 def write_both(path: Path, snapshot: Snapshot = SNAPSHOT) -> bytes:

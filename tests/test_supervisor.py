@@ -10,13 +10,8 @@ from itertools import pairwise
 import pytest
 
 from turnout.config import Address, Health, Settings
-from turnout.core.deployment import (
-    begin_deploy,
-    mark_candidate_healthy,
-    register_daemon,
-    rollback_active,
-    switch_active,
-)
+from turnout.core.deployment import begin_deploy, mark_candidate_healthy, rollback_active, switch_active
+from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon, Identity, Snapshot, State, Workspace
 from turnout.core.outcome import Outcome
 from turnout.supervisor import Supervisor

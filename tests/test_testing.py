@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from turnout.core.deployment import begin_deploy, register_daemon
+from turnout.core.deployment import begin_deploy
+from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon
 from turnout.planes.plane import Census, Plane, Target
 from turnout.testing import FakeClock, FakePlane, FakeProcesses, MemoryRegistry, Pointed, demo_command

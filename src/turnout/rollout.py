@@ -22,15 +22,8 @@ from typing import Final
 
 from turnout.admin import RouterClient
 from turnout.config import Settings
-from turnout.core.deployment import (
-    abort_deploy,
-    begin_deploy,
-    forget_daemon,
-    mark_candidate_healthy,
-    register_daemon,
-    set_desired,
-    switch_active,
-)
+from turnout.core.deployment import abort_deploy, begin_deploy, mark_candidate_healthy, set_desired, switch_active
+from turnout.core.membership import forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, Identity, State
 from turnout.core.outcome import Outcome, explain
 from turnout.errors import CandidateError, ConflictError, NotRunningError, TimedOutError, TurnoutError
@@ -40,7 +33,7 @@ from turnout.system.home import ServiceHome
 from turnout.system.journal import Journal
 from turnout.system.probe import ProbeResult, ProbeSpec, probe, wait_healthy
 from turnout.system.process import own_identity
-from turnout.system.registry import Registry
+from turnout.system.registry import RegistryFile
 from turnout.system.spawn import choose_port, clean_environment, fill_port
 from turnout.system.spawn_record import read_records
 
@@ -72,14 +65,14 @@ class Service:
 
     home: ServiceHome
     settings: Settings
-    registry: Registry
+    registry: RegistryFile
     builds: Builds
     journal: Journal
 
     @classmethod
     def open(cls, home: ServiceHome, settings: Settings) -> Service:
         path = Path(settings.registry) if settings.registry else home.registry
-        return cls(home, settings, Registry(path), Builds(home.builds), Journal(home.journal))
+        return cls(home, settings, RegistryFile(path), Builds(home.builds), Journal(home.journal))
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from typing import Any, Final
 
 from turnout.config import Settings, load_settings
-from turnout.core.deployment import forget_daemon
+from turnout.core.membership import forget_daemon
 from turnout.core.model import Daemon, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome
 from turnout.drainer import Drainer

@@ -14,15 +14,14 @@ from turnout.core.deployment import (
     begin_deploy,
     deactivate,
     finish_deploy,
-    forget_daemon,
     mark_candidate_healthy,
     record_health_failure,
     record_health_success,
-    register_daemon,
     rollback_active,
     set_desired,
     switch_active,
 )
+from turnout.core.membership import forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State, Workspace
 from turnout.core.outcome import Outcome, Reason, explain
 
@@ -318,3 +317,20 @@ def test_registering_keeps_the_keys_that_are_not_ours() -> None:
     snap = must(register_daemon(snap, Daemon("a", port=2)))
     assert snap.daemons["a"].extra == {"theirs": [1]}
     assert register_daemon(snap, Daemon("a", port=2)).reason is Reason.ALREADY
+
+
+def test_what_a_cold_rollback_leaves_behind_is_never_gone_back_to() -> None:
+    snap = window()
+    block = snap.deployment
+    failed = block.active_boot_id
+    begun = begin_deploy(snap, "again", owner=Identity(1), supersede=True, cause=Cause.ROLLBACK).snapshot
+    assert begun.deployment.state is State.ROLLING_BACK
+    assert begun.daemons[block.old_boot_id].draining, "the one that is gone is drained"
+    assert not begun.daemons[failed].draining, "what is active serves until the switch"
+    ready = mark_candidate_healthy(
+        register_daemon(begun, Daemon("again", port=9)).snapshot, block.generation + 1, "again"
+    ).snapshot
+    after = switch_active(ready, block.generation + 1, "again", now=1.0).snapshot
+    assert (after.deployment.state, after.deployment.old_boot_id) == (State.IDLE, "")
+    assert after.daemons[failed].drain_cause is DrainCause.FAILED
+    assert after.daemons[failed].draining

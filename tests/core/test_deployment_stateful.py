@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from support import scaled
 from turnout.core.codec import dumps, loads
@@ -15,15 +13,14 @@ from turnout.core.deployment import (
     begin_deploy,
     deactivate,
     finish_deploy,
-    forget_daemon,
     mark_candidate_healthy,
     record_health_failure,
     record_health_success,
-    register_daemon,
     rollback_active,
     switch_active,
 )
-from turnout.core.model import Cause, Daemon, Identity, Snapshot, State, Workspace
+from turnout.core.membership import forget_daemon, map_workspace, register_daemon
+from turnout.core.model import Cause, Daemon, DrainCause, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, Reason
 
 THRESHOLD = 3
@@ -79,10 +76,13 @@ class Deployments(RuleBasedStateMachine):
         if boot != active:
             for root in sorted(roots):
                 self.a_client_maps(root, active)
+            condemned = self.snap.daemons[active].drain_cause is DrainCause.FAILED
             self.go_through(boot)
-            assert self.snap.deployment.state is State.SWITCHED
+            assert self.snap.deployment.state is (State.IDLE if condemned else State.SWITCHED)
 
     def go_through(self, boot: str) -> None:
+        if boot in self.snap.daemons and boot not in self.snap.deployment.named:
+            self.forget(boot)  # a boot id never comes twice
         self.register(boot, 1)
         self.begin(boot, supersede=False, cause=Cause.DEPLOY)
         self.mark(0, boot)
@@ -97,6 +97,30 @@ class Deployments(RuleBasedStateMachine):
             else:
                 self.failure(0, ACTIVE, restorable)
 
+    @precondition(
+        lambda self: self.snap.deployment.health_fail_streak == THRESHOLD and self.snap.deployment.old_boot_id
+    )
+    @rule(boot=boots, passes=st.booleans())
+    def the_previous_one_is_gone_and_its_build_is_started_anew(self, boot: str, passes: bool) -> None:
+        """The cold rollback, as whoever watches the window does it: what is active stays until the probe is passed."""
+        before = self.snap.deployment
+        if boot == before.active_boot_id:
+            return
+        assert not any(self.checks[-THRESHOLD:])
+        self.begin(boot, supersede=True, cause=Cause.ROLLBACK)
+        assert self.snap.deployment.state is State.ROLLING_BACK
+        assert self.snap.deployment.active_boot_id == before.active_boot_id
+        self.register(boot, 2)
+        if not passes:
+            self.abort(0)
+            assert self.snap.deployment.active_boot_id == before.active_boot_id
+            return
+        self.mark(0, boot)
+        self.switch(0, boot, window=True)
+        assert self.snap.deployment.state is State.IDLE
+        failed = self.snap.daemons[before.active_boot_id]
+        assert (failed.draining, failed.drain_cause) == (True, DrainCause.FAILED)
+
     @rule(boot=boots, port=st.integers(1, 9))
     def register(self, boot: str, port: int) -> None:
         self.take(register_daemon(self.snap, Daemon(boot, port=port)))
@@ -108,8 +132,10 @@ class Deployments(RuleBasedStateMachine):
 
     @rule(root=st.sampled_from(["/x", "/y"]), boot=boots)
     def a_client_maps(self, root: str, boot: str) -> None:
-        self.snap = replace(self.snap, workspaces={**self.snap.workspaces, root: Workspace(root, boot)})
-        self.before_switch.pop(root, None)
+        revision = self.snap.deployment.revision
+        outcome = map_workspace(self.snap, root, boot, now=1.0)
+        assert outcome.deployment.revision == revision, "a mapping is no event of the deployment"
+        self.snap = outcome.snapshot
 
     @rule(off=offsets, boot=boots)
     def mark(self, off: int, boot: str) -> None:
@@ -172,7 +198,8 @@ class Deployments(RuleBasedStateMachine):
         assert self.snap.deployment.active_boot_id == before.deployment.old_boot_id
         assert not self.snap.daemons[self.snap.deployment.active_boot_id].draining
         for root, workspace in self.snap.workspaces.items():
-            if root in self.before_switch:
+            moved = before.workspaces[root].boot_id == before.deployment.active_boot_id
+            if root in self.before_switch and moved:  # still there, or there again
                 assert workspace.boot_id == self.before_switch[root]
             else:
                 assert workspace == before.workspaces[root]
@@ -201,6 +228,10 @@ class Deployments(RuleBasedStateMachine):
         assert not block.old_boot_id or block.old_boot_id != block.active_boot_id
         assert bool(block.old_boot_id) == (block.state is State.SWITCHED)
         assert bool(block.candidate_boot_id) == block.in_flight
+        old = self.snap.old
+        assert old is None or old.drain_cause is not DrainCause.FAILED, "a daemon that failed is nothing to go back to"
+        active = self.snap.active
+        assert active is None or not active.draining
         assert not block.moves or block.state is State.SWITCHED
         if block.active_boot_id and block.state is not State.SWITCHED:
             assert block.health_fail_streak == 0 or block.rollback_reason

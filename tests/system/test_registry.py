@@ -17,11 +17,11 @@ from registry_child import add_one, begin
 from registry_support import ACTIVE, SNAPSHOT, Time, opened, start, write_both
 from support import scaled
 from turnout.core.codec import dumps, loads
-from turnout.core.deployment import register_daemon
+from turnout.core.membership import register_daemon
 from turnout.core.model import Snapshot, State
 from turnout.core.outcome import Outcome, Reason
 from turnout.errors import LockTimeoutError, RegistryDamagedError, RegistryUnsupportedError, StateUnwritableError
-from turnout.system.registry import Registry
+from turnout.system.registry import RegistryFile
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_a_held_lock_is_an_error_that_names_the_process_and_changes_nothing(
 
 def test_a_reader_never_waits_for_the_lock(path: Path, holder: subprocess.Popen[str]) -> None:
     time = Time()
-    assert Registry(path, clock=time, sleep=time.sleep).read().snapshot == SNAPSHOT
+    assert RegistryFile(path, clock=time, sleep=time.sleep).read().snapshot == SNAPSHOT
     assert time.slept == 0
 
 

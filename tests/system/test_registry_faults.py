@@ -21,7 +21,7 @@ from turnout.errors import (
     RegistryDamagedError,
     StateUnwritableError,
 )
-from turnout.system.registry import Registry
+from turnout.system.registry import RegistryFile
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_a_writer_in_the_middle_is_waited_for(path: Path) -> None:
         if time.slept > 0.9:
             path.write_bytes(data)
 
-    read = Registry(path, clock=time, sleep=sleep).read()
+    read = RegistryFile(path, clock=time, sleep=sleep).read()
     assert read.source == "file"
     assert not list(path.parent.glob("*damaged*"))
 
@@ -114,7 +114,7 @@ def test_a_file_that_never_stops_changing_ends_the_wait(path: Path) -> None:
         time.sleep(seconds)
         path.write_bytes(b"{" * int(time.slept * 100))
 
-    assert Registry(path, clock=time, sleep=sleep).read().source == "good"
+    assert RegistryFile(path, clock=time, sleep=sleep).read().source == "good"
     assert time.slept < 10
 
 

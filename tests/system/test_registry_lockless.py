@@ -17,7 +17,7 @@ from turnout.core.model import Daemon, Deployment, Snapshot, Workspace
 from turnout.core.outcome import Outcome, Reason
 from turnout.errors import ConflictError
 from turnout.system.files import Files
-from turnout.system.registry import Registry
+from turnout.system.registry import RegistryFile
 
 ACTIVE = Daemon("active", port=40001, version="1.0")
 SNAPSHOT = Snapshot(
@@ -73,7 +73,7 @@ def in_file(path: Path) -> Snapshot:
 @pytest.mark.parametrize("files", [WITH_EXCHANGE, WITHOUT])
 class TestBetween:
     def test_a_heartbeat_and_the_event_are_both_there(self, path: Path, files: type[Files]) -> None:
-        outcome = Registry(path, files=files()).update(once(lambda: rewrite(path, beat)))
+        outcome = RegistryFile(path, files=files()).update(once(lambda: rewrite(path, beat)))
         assert outcome.applied
         found = in_file(path)
         assert found == outcome.snapshot
@@ -87,7 +87,7 @@ class TestBetween:
             del raw["deployment"]
             raw["daemons"] = {}
 
-        outcome = Registry(path, files=files()).update(once(lambda: rewrite(path, forget)))
+        outcome = RegistryFile(path, files=files()).update(once(lambda: rewrite(path, forget)))
         assert in_file(path).deployment == outcome.deployment
         assert in_file(path).deployment.generation == 5
         assert in_file(path).active == ACTIVE
@@ -104,7 +104,7 @@ class TestBetween:
             seen.append(snapshot.deployment.generation)
             return inner(snapshot)
 
-        outcome = Registry(path, files=files()).update(change)
+        outcome = RegistryFile(path, files=files()).update(change)
         assert seen == [4, 9]
         assert in_file(path) == outcome.snapshot
         assert (outcome.deployment.generation, outcome.deployment.revision) == (10, 41)
@@ -119,25 +119,25 @@ class TestBetween:
             rewrite(path, deploy)
             return begin(snapshot)
 
-        outcome = Registry(path, files=files()).update(change)
+        outcome = RegistryFile(path, files=files()).update(change)
         assert not outcome.applied
         assert in_file(path) == outcome.snapshot
         assert in_file(path).deployment == replace(SNAPSHOT.deployment, generation=9, revision=40)
 
     def test_a_file_removed_meanwhile_is_written_again(self, path: Path, files: type[Files]) -> None:
-        outcome = Registry(path, files=files()).update(once(path.unlink))
+        outcome = RegistryFile(path, files=files()).update(once(path.unlink))
         assert in_file(path) == outcome.snapshot
 
     def test_a_file_that_comes_meanwhile_is_merged(self, path: Path, files: type[Files]) -> None:
         path.unlink()
         path.with_name("registry.json.good").unlink()
         theirs = Snapshot({"client": Daemon("client", port=40002)})
-        outcome = Registry(path, files=files()).update(once(lambda: path.write_bytes(dumps(theirs))))
+        outcome = RegistryFile(path, files=files()).update(once(lambda: path.write_bytes(dumps(theirs))))
         assert in_file(path) == outcome.snapshot
         assert set(outcome.snapshot.daemons) == {"client"}
 
     def test_nothing_is_left_behind(self, path: Path, files: type[Files]) -> None:
-        Registry(path, files=files()).update(once(lambda: rewrite(path, beat)))
+        RegistryFile(path, files=files()).update(once(lambda: rewrite(path, beat)))
         names = {entry.name for entry in path.parent.iterdir()}
         assert names == {"registry.json", "registry.json.good", "registry.json.lock"}
 
@@ -156,7 +156,7 @@ def test_an_in_place_writer_that_was_in_the_middle_is_followed(path: Path) -> No
             file.write(dumps(theirs)[40:])
             file.close()
 
-    outcome = Registry(path, files=UnsyncedFiles(), sleep=finish_writing).update(once(begin_writing))
+    outcome = RegistryFile(path, files=UnsyncedFiles(), sleep=finish_writing).update(once(begin_writing))
     assert outcome.snapshot.extra == {"in place": 1}
     assert in_file(path) == outcome.snapshot
 
@@ -170,7 +170,7 @@ def test_what_cannot_be_merged_is_kept_aside(path: Path, theirs: bytes) -> None:
         now += 0.3
         return now
 
-    registry = Registry(path, files=UnsyncedFiles(), clock=clock, sleep=lambda _s: None)
+    registry = RegistryFile(path, files=UnsyncedFiles(), clock=clock, sleep=lambda _s: None)
     outcome = registry.update(once(lambda: path.write_bytes(theirs)))
     assert outcome.applied
     assert in_file(path) == outcome.snapshot
@@ -179,7 +179,7 @@ def test_what_cannot_be_merged_is_kept_aside(path: Path, theirs: bytes) -> None:
 
 def test_what_cannot_be_written_again_is_kept_aside_and_the_event_counts(path: Path) -> None:
     theirs = b'{"theirs": ' + b"[" * 900 + b"]" * 900 + b"}"
-    registry = Registry(path, files=UnsyncedFiles(), sleep=lambda _s: None)
+    registry = RegistryFile(path, files=UnsyncedFiles(), sleep=lambda _s: None)
     outcome = registry.update(once(lambda: path.write_bytes(theirs)))
     assert outcome.applied
     assert in_file(path).deployment == outcome.deployment
@@ -196,7 +196,7 @@ def test_a_writer_that_never_stops_ends_in_an_error_or_a_merge_and_not_in_a_loop
         return begin(snapshot)
 
     with pytest.raises(ConflictError, match="keeps writing"):
-        Registry(path, files=OldSystem()).update(change)
+        RegistryFile(path, files=OldSystem()).update(change)
     assert in_file(path).deployment.generation == 4
-    assert Registry(path, files=UnsyncedFiles()).update(change).applied
+    assert RegistryFile(path, files=UnsyncedFiles()).update(change).applied
     assert in_file(path).extra == {"beats": beats}

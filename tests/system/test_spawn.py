@@ -31,7 +31,7 @@ from turnout.system.spawn import (
     record_end,
     resolve_command,
 )
-from turnout.system.spawn_record import EndRecord, SpawnRecord, prune_records, read_records, write_record
+from turnout.system.spawn_record import prune_records, write_record
 
 PATH = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 

@@ -15,7 +15,6 @@ from typing import Any, Final
 from turnout.core.model import (
     Cause,
     Daemon,
-    Deployment,
     Desired,
     DrainCause,
     Identity,
@@ -24,7 +23,7 @@ from turnout.core.model import (
     State,
     Workspace,
 )
-from turnout.core.outcome import Outcome, Reason
+from turnout.core.outcome import Outcome, Reason, already, apply, refuse
 
 
 class Event(StrEnum):
@@ -72,20 +71,25 @@ def begin_deploy(
     """Start a rollout: generation + 1. The candidate need not be known yet; ``owner`` carries it to its switch."""
     block = snap.deployment
     if expected_generation is not None and block.generation != expected_generation:
-        return _refuse(snap, Reason.GENERATION_CHANGED, f"expected {expected_generation}")
+        return refuse(snap, Reason.GENERATION_CHANGED, f"expected {expected_generation}")
     if expected_active_boot_id is not None and block.active_boot_id != expected_active_boot_id:
-        return _refuse(snap, Reason.ACTIVE_CHANGED, f"expected {expected_active_boot_id or 'none'}")
+        return refuse(snap, Reason.ACTIVE_CHANGED, f"expected {expected_active_boot_id or 'none'}")
     if candidate and candidate == block.active_boot_id:
-        return _refuse(snap, Reason.CANDIDATE_IS_ACTIVE)
+        return refuse(snap, Reason.CANDIDATE_IS_ACTIVE)
     if not candidate:
-        return _refuse(snap, Reason.UNKNOWN_DAEMON, "no candidate was named")
+        return refuse(snap, Reason.UNKNOWN_DAEMON, "no candidate was named")
     if block.state not in TRANSITIONS[Event.BEGIN]:
         if not supersede:
-            return _refuse(snap, Reason.IN_PROGRESS)
-        snap = _finished(snap) if block.state is State.SWITCHED else _aborted(snap, "superseded")
+            return refuse(snap, Reason.IN_PROGRESS)
+        if block.state is not State.SWITCHED:
+            snap = _aborted(snap, "superseded")
+        elif cause is Cause.ROLLBACK:
+            snap = _condemned(_finished(snap), block.active_boot_id)
+        else:
+            snap = _finished(snap)
         block = snap.deployment
     state = State.ROLLING_BACK if cause is Cause.ROLLBACK else State.STARTING
-    return _apply(
+    return apply(
         snap,
         replace(
             block,
@@ -102,50 +106,50 @@ def begin_deploy(
     )
 
 
-def register_daemon(snap: Snapshot, daemon: Daemon) -> Outcome:
-    """Insert a daemon, or replace the entry of the same boot; keys that are not ours stay."""
-    known = snap.daemons.get(daemon.boot_id)
-    if known is not None:
-        daemon = replace(daemon, extra={**known.extra, **daemon.extra})
-        if daemon == known:
-            return _already(snap)
-    return _apply(replace(snap, daemons={**snap.daemons, daemon.boot_id: daemon}), snap.deployment)
-
-
 def mark_candidate_healthy(snap: Snapshot, generation: int, candidate: str) -> Outcome:
     """The candidate passed its probe."""
     block = snap.deployment
     if block.generation != generation:
-        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+        return refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
     if block.candidate_boot_id != candidate:
-        return _refuse(snap, Reason.WRONG_CANDIDATE)
+        return refuse(snap, Reason.WRONG_CANDIDATE)
     if block.state is State.READY:
-        return _already(snap)
+        return already(snap)
     if block.state not in TRANSITIONS[Event.MARK]:
-        return _refuse(snap, Reason.WRONG_STATE)
+        return refuse(snap, Reason.WRONG_STATE)
     if candidate not in snap.daemons:
-        return _refuse(snap, Reason.UNKNOWN_DAEMON)
-    return _apply(snap, replace(block, state=State.READY))
+        return refuse(snap, Reason.UNKNOWN_DAEMON)
+    return apply(snap, replace(block, state=State.READY))
 
 
 def switch_active(snap: Snapshot, generation: int, candidate: str, *, now: float, window: bool = True) -> Outcome:
-    """New connections go to the candidate from here on. ``window`` False: the old daemon drains at once (refresh)."""
+    """New connections go to the candidate from here on.
+
+    Args:
+        snap: the registry.
+        generation: that of the rollout.
+        candidate: its daemon.
+        now: wall-clock seconds, for people.
+        window: False where the old daemon drains at once (refresh). One that a cold rollback leaves behind does so
+            anyway, with the haste that a failed daemon gets.
+    """
     block = snap.deployment
     if block.generation != generation:
-        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+        return refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
     if block.active_boot_id == candidate and candidate and block.state not in TRANSITIONS[Event.SWITCH]:
-        return _already(snap)
+        return already(snap)
     if block.state not in TRANSITIONS[Event.SWITCH]:
-        return _refuse(snap, Reason.WRONG_STATE)
+        return refuse(snap, Reason.WRONG_STATE)
     if block.candidate_boot_id != candidate:
-        return _refuse(snap, Reason.WRONG_CANDIDATE)
+        return refuse(snap, Reason.WRONG_CANDIDATE)
     fresh = snap.daemons.get(candidate)
     if fresh is None:
-        return _refuse(snap, Reason.UNKNOWN_DAEMON)
+        return refuse(snap, Reason.UNKNOWN_DAEMON)
     old = block.active_boot_id if block.active_boot_id in snap.daemons else ""
     workspaces, moves = _moved(snap.workspaces, old, fresh)
     switched = replace(
         snap,
+        daemons={**snap.daemons, candidate: replace(fresh, draining=False, drain_cause=DrainCause.NONE)},
         workspaces=workspaces,
         deployment=replace(
             block,
@@ -156,12 +160,14 @@ def switch_active(snap: Snapshot, generation: int, candidate: str, *, now: float
             switch_ts=now,
             health_fail_streak=0,
             owner=Identity(),
-            moves=moves,
+            moves=moves if old else (),
         ),
     )
-    if old and not window:
-        switched = _finished(switched)
-    return _apply(switched, switched.deployment)
+    if old and snap.daemons[old].drain_cause is DrainCause.FAILED:  # that one is nothing to go back to
+        switched = _finished(switched, DrainCause.FAILED)
+    elif old and not window:
+        switched = _finished(switched, DrainCause.REPLACED)
+    return apply(switched, switched.deployment)
 
 
 def record_health_failure(
@@ -183,8 +189,8 @@ def record_health_failure(
         if outcome.applied:
             return outcome
     if streak == block.health_fail_streak:
-        return _already(snap)
-    return _apply(snap, replace(block, health_fail_streak=streak))
+        return already(snap)
+    return apply(snap, replace(block, health_fail_streak=streak))
 
 
 def record_health_success(snap: Snapshot, generation: int, boot: str) -> Outcome:
@@ -193,20 +199,20 @@ def record_health_success(snap: Snapshot, generation: int, boot: str) -> Outcome
     if refused:
         return refused
     if not snap.deployment.health_fail_streak:
-        return _already(snap)
-    return _apply(snap, replace(snap.deployment, health_fail_streak=0))
+        return already(snap)
+    return apply(snap, replace(snap.deployment, health_fail_streak=0))
 
 
 def rollback_active(snap: Snapshot, generation: int, restore: str, *, reason: str) -> Outcome:
     """Back to the previous daemon, which the caller has seen running and probed a moment ago."""
     block = snap.deployment
     if block.generation != generation:
-        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+        return refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
     if block.state not in TRANSITIONS[Event.ROLLBACK]:
         back_already = block.active_boot_id == restore and restore and block.rollback_reason
-        return _already(snap) if back_already else _refuse(snap, Reason.WRONG_STATE)
+        return already(snap) if back_already else refuse(snap, Reason.WRONG_STATE)
     if not restore or restore == block.active_boot_id or restore != block.old_boot_id or restore not in snap.daemons:
-        return _refuse(snap, Reason.RESTORE_UNAVAILABLE)
+        return refuse(snap, Reason.RESTORE_UNAVAILABLE)
     failed = block.active_boot_id
     daemons = _draining(snap.daemons, {failed}, DrainCause.FAILED)
     daemons[restore] = replace(daemons[restore], draining=False, drain_cause=DrainCause.NONE)
@@ -219,30 +225,30 @@ def rollback_active(snap: Snapshot, generation: int, restore: str, *, reason: st
         rollback_reason=reason or "rolled back",
         moves=(),
     )
-    return _apply(replace(snap, daemons=daemons, workspaces=_moved_back(snap, failed)), back)
+    return apply(replace(snap, daemons=daemons, workspaces=_moved_back(snap, failed)), back)
 
 
 def finish_deploy(snap: Snapshot, generation: int) -> Outcome:
     """The observe window is over: the previous daemon drains."""
     block = snap.deployment
     if block.generation != generation:
-        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+        return refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
     if block.state not in TRANSITIONS[Event.FINISH]:
         finished = block.state is State.IDLE and block.active_boot_id and not block.rollback_reason
-        return _already(snap) if finished else _refuse(snap, Reason.WRONG_STATE)
+        return already(snap) if finished else refuse(snap, Reason.WRONG_STATE)
     done = _finished(snap)
-    return _apply(done, done.deployment)
+    return apply(done, done.deployment)
 
 
 def abort_deploy(snap: Snapshot, generation: int, *, reason: str) -> Outcome:
     """End a rollout before its switch; the active daemon was never touched."""
     block = snap.deployment
     if block.generation != generation:
-        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+        return refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
     if block.state not in TRANSITIONS[Event.ABORT]:
-        return _already(snap) if block.state is State.IDLE else _refuse(snap, Reason.WRONG_STATE)
+        return already(snap) if block.state is State.IDLE else refuse(snap, Reason.WRONG_STATE)
     aborted = _aborted(snap, reason)
-    return _apply(aborted, aborted.deployment)
+    return apply(aborted, aborted.deployment)
 
 
 def deactivate(
@@ -251,11 +257,11 @@ def deactivate(
     """Nothing is active any more: stop, detach, or the active daemon died. A warm previous one goes too."""
     block = snap.deployment
     if block.generation != generation:
-        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+        return refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
     if block.state not in TRANSITIONS[Event.DEACTIVATE]:
-        return _refuse(snap, Reason.WRONG_STATE)
+        return refuse(snap, Reason.WRONG_STATE)
     if block.active_boot_id != boot or not boot:
-        return _already(snap) if not block.active_boot_id else _refuse(snap, Reason.NOT_ACTIVE)
+        return already(snap) if not block.active_boot_id else refuse(snap, Reason.NOT_ACTIVE)
     daemons = _draining(snap.daemons, {boot, block.old_boot_id}, cause)
     ended = replace(
         block,
@@ -266,50 +272,27 @@ def deactivate(
         health_fail_streak=0,
         moves=(),
     )
-    return _apply(replace(snap, daemons=daemons), ended)
-
-
-def forget_daemon(snap: Snapshot, boot: str) -> Outcome:
-    """Remove the entry of a daemon that is gone."""
-    if boot in snap.deployment.named:
-        return _refuse(snap, Reason.STILL_NAMED)
-    if boot not in snap.daemons:
-        return _already(snap)
-    left = {boot_id: daemon for boot_id, daemon in snap.daemons.items() if boot_id != boot}
-    return _apply(replace(snap, daemons=left), snap.deployment)
+    return apply(replace(snap, daemons=daemons), ended)
 
 
 def set_desired(snap: Snapshot, desired: Desired) -> Outcome:
     """Keep what the operator wants of the service."""
     if snap.deployment.desired is desired:
-        return _already(snap)
-    return _apply(snap, replace(snap.deployment, desired=desired))
+        return already(snap)
+    return apply(snap, replace(snap.deployment, desired=desired))
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
 
 
-def _apply(snap: Snapshot, block: Deployment) -> Outcome:
-    raised = replace(block, revision=block.revision + 1)
-    return Outcome(applied=True, reason=Reason.APPLIED, snapshot=replace(snap, deployment=raised))
-
-
-def _refuse(snap: Snapshot, reason: Reason, detail: str = "") -> Outcome:
-    return Outcome(applied=False, reason=reason, snapshot=snap, detail=detail)
-
-
-def _already(snap: Snapshot) -> Outcome:
-    return _refuse(snap, Reason.ALREADY)
-
-
 def _check_window(snap: Snapshot, generation: int, boot: str, event: Event) -> Outcome | None:
     block = snap.deployment
     if block.generation != generation:
-        return _refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+        return refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
     if block.state not in TRANSITIONS[event]:
-        return _refuse(snap, Reason.WRONG_STATE)
+        return refuse(snap, Reason.WRONG_STATE)
     if block.active_boot_id != boot:
-        return _refuse(snap, Reason.NOT_ACTIVE)
+        return refuse(snap, Reason.NOT_ACTIVE)
     return None
 
 
@@ -320,14 +303,22 @@ def _draining(daemons: Mapping[str, Daemon], which: set[str], cause: DrainCause)
     }
 
 
-def _finished(snap: Snapshot) -> Snapshot:
+def _finished(snap: Snapshot, cause: DrainCause = DrainCause.REPLACED) -> Snapshot:
     """The window's end, without a revision of its own."""
     block = snap.deployment
     return replace(
         snap,
-        daemons=_draining(snap.daemons, {block.old_boot_id}, DrainCause.REPLACED),
+        daemons=_draining(snap.daemons, {block.old_boot_id}, cause),
         deployment=replace(block, state=State.IDLE, old_boot_id="", health_fail_streak=0, moves=()),
     )
+
+
+def _condemned(snap: Snapshot, boot: str) -> Snapshot:
+    """A cold rollback away from ``boot`` has begun: it serves until the switch, and is never gone back to."""
+    daemon = snap.daemons.get(boot)
+    if daemon is None:
+        return snap
+    return replace(snap, daemons={**snap.daemons, boot: replace(daemon, drain_cause=DrainCause.FAILED)})
 
 
 def _aborted(snap: Snapshot, reason: str) -> Snapshot:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from turnout.core.model import Deployment, Snapshot, State
@@ -44,6 +44,20 @@ class Outcome:
     def ok(self) -> bool:
         """The wish holds now: the event was applied, or had taken effect before."""
         return self.applied or self.reason is Reason.ALREADY
+
+
+def apply(snap: Snapshot, block: Deployment) -> Outcome:
+    """The event happened: ``snap`` with ``block``, one revision later."""
+    raised = replace(block, revision=block.revision + 1)
+    return Outcome(applied=True, reason=Reason.APPLIED, snapshot=replace(snap, deployment=raised))
+
+
+def refuse(snap: Snapshot, reason: Reason, detail: str = "") -> Outcome:
+    return Outcome(applied=False, reason=reason, snapshot=snap, detail=detail)
+
+
+def already(snap: Snapshot) -> Outcome:
+    return refuse(snap, Reason.ALREADY)
 
 
 def explain(outcome: Outcome) -> str:

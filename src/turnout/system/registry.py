@@ -64,7 +64,7 @@ class _Good:
     fingerprint: Fingerprint
 
 
-class Registry:
+class RegistryFile:
     """One registry file. Opens, reads and closes at each call; threads and processes may share it.
 
     Beside it lie ``FILE.lock``, ``FILE.good`` (the last good copy), at most five ``FILE.damaged-…``, and
@@ -98,7 +98,7 @@ class Registry:
         self._swept = False
 
     def __repr__(self) -> str:
-        return f"Registry({str(self.path)!r})"
+        return f"RegistryFile({str(self.path)!r})"
 
     def read(self) -> Read:
         """The registry as it is; never waits for the lock, and up to a second for a writer that is in the middle.
