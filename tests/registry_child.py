@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import signal
 import sys
 import time
@@ -92,6 +94,20 @@ def lifecycle(directory: Path, verb: str) -> None:
         sys.stdin.readline()
 
 
+def old_writer(path: Path) -> None:
+    """Ten times a second: read, beat, write, without the lock and without the block; until a line comes."""
+    while not select.select([sys.stdin], [], [], 0.1)[0]:
+        try:
+            raw = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            continue
+        raw.pop("deployment", None)
+        raw["beats"] = raw.get("beats", 0) + 1
+        temp = path.with_name("old-writer.tmp")
+        temp.write_text(json.dumps(raw))
+        temp.replace(path)
+
+
 def unprivileged(path: Path) -> None:
     """Drop what root may, then try to write."""
     if os.geteuid() == 0:
@@ -105,7 +121,14 @@ def unprivileged(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    modes = {"crash": crash, "increments": increments, "race": race, "hold": hold, "lifecycle": lifecycle}
+    modes = {
+        "crash": crash,
+        "increments": increments,
+        "race": race,
+        "hold": hold,
+        "lifecycle": lifecycle,
+        "old-writer": old_writer,
+    }
     first, rest = Path(sys.argv[2]), sys.argv[3:]
     if sys.argv[1] == "crash":
         crash(first, Path(rest[0]))

@@ -33,7 +33,7 @@ from turnout.system.home import ServiceHome
 from turnout.system.journal import Journal
 from turnout.system.probe import ProbeResult, ProbeSpec, probe, wait_healthy
 from turnout.system.process import own_identity
-from turnout.system.registry import RegistryFile
+from turnout.system.registry import Foreign, RegistryFile
 from turnout.system.spawn import choose_port, clean_environment, fill_port
 from turnout.system.spawn_record import read_records
 
@@ -72,7 +72,9 @@ class Service:
     @classmethod
     def open(cls, home: ServiceHome, settings: Settings) -> Service:
         path = Path(settings.registry) if settings.registry else home.registry
-        return cls(home, settings, RegistryFile(path), Builds(home.builds), Journal(home.journal))
+        journal = Journal(home.journal)
+        registry = RegistryFile(path, tell=lambda foreign: _keep_foreign(journal, foreign))
+        return cls(home, settings, registry, Builds(home.builds), journal)
 
     @property
     def name(self) -> str:
@@ -97,6 +99,21 @@ def probe_spec(settings: Settings) -> ProbeSpec:
     return ProbeSpec(
         kind=health.probe, send=health.send.encode(), match=health.match.encode(), verify_owner=health.verify_owner
     )
+
+
+def _keep_foreign(journal: Journal, foreign: Foreign) -> None:
+    """What a writer without the lock did is decided like anything else, and so it is in the journal."""
+    block = foreign.snapshot.deployment
+    for what in foreign.repairs:
+        journal.write("repair", generation=block.generation, revision=block.revision, what=what)
+    if foreign.followed:
+        journal.write(
+            "followed",
+            generation=block.generation,
+            revision=block.revision,
+            active=block.active_boot_id,
+            state=block.state.value,
+        )
 
 
 class RolloutRun:

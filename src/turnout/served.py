@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -15,12 +16,13 @@ from turnout.core.membership import forget_daemon
 from turnout.core.model import Daemon, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome
 from turnout.drainer import Drainer
-from turnout.errors import TurnoutError
+from turnout.errors import LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.planes.plane import Plane, Target
 from turnout.rollout import Service
 from turnout.supervisor import Change, Supervisor
 from turnout.system.home import ServiceHome
+from turnout.system.loading import Read
 from turnout.system.probe import ProbeResult, probe
 from turnout.system.spawn_record import read_records
 from turnout.system.watcher import Watcher
@@ -29,6 +31,8 @@ POLL_S: Final = 0.02
 # A daemon that refuses while nothing is on its way is dead, and its clients are told so; but the switch away from it
 # have been written this very moment, so one poll of the registry is waited out.
 REFUSED_PATIENCE_S: Final = 0.25
+UNREADABLE_AGAIN_S: Final = 1.0
+KEEP_EVERY_S: Final = 1.0
 FAILED_GRACE_S: Final = 5.0
 log = logging.getLogger("turnout.router")
 
@@ -57,7 +61,8 @@ class Served:
         self.sockets: list[socket.socket] = []
         self._waiters: list[tuple[int, Callable[[int], None]]] = []
         self._applying = asyncio.Lock()
-        self._look_again = False
+        self._look_at = math.inf
+        self._kept_at = -math.inf
         self.supervisor = Supervisor(self, lambda: self.service.settings)
         self.drainer = Drainer(self, lambda: self.service.settings)
         self._news = asyncio.Event()
@@ -89,7 +94,7 @@ class Served:
     # -- following the registry --------------------------------------------------------------------------------------
 
     def _poll(self) -> None:
-        if self._watcher.poll() or self._look_again:
+        if self._watcher.poll() or self._loop.time() >= self._look_at:
             self._news.set()
         self._poller = self._loop.call_later(POLL_S, self._poll)
 
@@ -102,15 +107,37 @@ class Served:
     async def look(self) -> None:
         """Read the registry and apply it; a file that cannot be used leaves everything as it is."""
         async with self._applying:
-            self._look_again = False
+            self._look_at = math.inf
             self._reload()
             try:
                 read = await self._loop.run_in_executor(self._executor, self.service.registry.read)
             except TurnoutError as error:
                 log.warning("%s: %s", self.service.name, error.message)
-                self._look_again = True
+                self._look_at = self._loop.time() + UNREADABLE_AGAIN_S
                 return
             self._apply(read.snapshot)
+            if not read.settled:
+                await self._settle(read)
+
+    async def _settle(self, read: Read) -> None:
+        """Put back what a writer without the lock undid of the deployment, and keep what it rightly said."""
+        now = self._loop.time()
+        if not (read.repairs or read.ahead) and now < self._kept_at + KEEP_EVERY_S:
+            self._look_at = self._kept_at + KEEP_EVERY_S  # heartbeats come often, and each copy is synced to disk
+            return
+        try:
+            foreign = await self._loop.run_in_executor(
+                self._executor, lambda: self.service.registry.settle(lock_timeout_s=0)
+            )
+        except LockTimeoutError:  # a verb is writing, and merges
+            self._look_at = now + POLL_S
+        except TurnoutError as error:
+            log.warning("%s: %s", self.service.name, error.message)
+            self._look_at = now + UNREADABLE_AGAIN_S
+        else:
+            self._kept_at = now
+            for what in foreign.repairs:
+                log.warning("%s: %s", self.service.name, what)
 
     def _reload(self) -> None:
         """Take changed settings over; those that this version cannot read leave what is, and switches go on."""

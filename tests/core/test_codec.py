@@ -78,9 +78,18 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     return Snapshot(
         {boot: draw(st.builds(Daemon, st.just(boot), **daemon, **http)) for boot in boots},
         {root: draw(st.builds(Workspace, st.just(root), names, times, **http, extra=extras)) for root in roots},
-        draw(block),
+        coherent(draw(block)),
         extra=draw(extras),
     )
+
+
+def coherent(block: Deployment) -> Deployment:
+    """As the state machine leaves it: each name only in the state that has it."""
+    if block.in_flight:
+        return replace(block, candidate_boot_id=f"{block.active_boot_id}+", old_boot_id="", moves=())
+    if block.state is State.SWITCHED:
+        return replace(block, old_boot_id=f"{block.active_boot_id}-")
+    return replace(block, old_boot_id="", moves=())
 
 
 @given(snapshots())
@@ -178,7 +187,7 @@ def test_what_is_no_registry_is_said_to_be_none(data: bytes) -> None:
 def test_a_bad_field_of_the_block_falls_to_its_default_and_costs_nothing_else(
     field: str, value: object, becomes: object
 ) -> None:
-    raw = {"deployment": {"revision": 41, "active_boot_id": "a", field: value}}
+    raw = {"deployment": {"revision": 41, "active_boot_id": "a", "old_boot_id": "o", field: value}}
     read = decode(raw)
     assert getattr(read.snapshot.deployment, field) == becomes
     assert read.snapshot.deployment.revision == 41
@@ -266,3 +275,27 @@ def test_a_higher_major_version_is_refused(version: object) -> None:
     with pytest.raises(RegistryUnsupportedError) as caught:
         decode({"version": version})
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("block", "becomes"),
+    [
+        ({"state": "switched", "active_boot_id": "a", "old_boot_id": "a"}, {"state": "idle", "old_boot_id": ""}),
+        ({"state": "switched", "active_boot_id": "a"}, {"state": "idle"}),
+        ({"state": "switched", "old_boot_id": "o"}, {"state": "idle", "old_boot_id": ""}),
+        (
+            {"state": "ready", "active_boot_id": "a", "candidate_boot_id": "a"},
+            {"state": "idle", "candidate_boot_id": ""},
+        ),
+        ({"state": "starting"}, {"state": "idle"}),
+        ({"state": "idle", "candidate_boot_id": "c", "old_boot_id": "o"}, {"candidate_boot_id": "", "old_boot_id": ""}),
+    ],
+)
+def test_a_block_that_contradicts_itself_is_put_right_and_reported(
+    block: dict[str, Any], becomes: dict[str, Any]
+) -> None:
+    read = decode({"deployment": {**block, "revision": 5, "generation": 2}})
+    found = read.snapshot.deployment
+    assert {key: getattr(found, key) for key in becomes} == becomes
+    assert (found.revision, found.generation, found.active_boot_id) == (5, 2, block.get("active_boot_id", ""))
+    assert read.report

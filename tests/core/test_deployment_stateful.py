@@ -117,7 +117,7 @@ class Deployments(RuleBasedStateMachine):
             return
         self.mark(0, boot)
         self.switch(0, boot, window=True)
-        assert self.snap.deployment.state is State.IDLE
+        assert self.snap.deployment.old_boot_id == ""
         failed = self.snap.daemons[before.active_boot_id]
         assert (failed.draining, failed.drain_cause) == (True, DrainCause.FAILED)
 

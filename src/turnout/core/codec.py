@@ -211,7 +211,7 @@ class _Reader:
         fields = Fields("deployment", raw, self._say)
         owner = _object(fields.take("owner"))
         moves = fields.take("moves")
-        return Deployment(
+        block = Deployment(
             generation=fields.count("generation"),
             state=fields.enum("state", State, State.IDLE),
             active_boot_id=fields.text("active_boot_id"),
@@ -227,6 +227,23 @@ class _Reader:
             moves=self._moves(moves),
             extra=fields.rest(),
         )
+        return self._coherent(block)
+
+    def _coherent(self, block: Deployment) -> Deployment:
+        """What a program that knows nothing of rollouts may have left contradicting itself; ours never does."""
+        active, state = block.active_boot_id, block.state
+        observed = state is State.SWITCHED and bool(active) and block.old_boot_id not in {"", active}
+        carried = block.in_flight and block.candidate_boot_id not in {"", active}
+        if state is not State.IDLE and not observed and not carried:
+            self._say("deployment.state", f"{state} contradicts the daemons that are named: became idle")
+            block = replace(block, state=State.IDLE)
+        if block.old_boot_id and not observed:
+            self._say("deployment.old_boot_id", f"{short(block.old_boot_id)} stands outside an observe window: dropped")
+            block = replace(block, old_boot_id="")
+        if block.candidate_boot_id and not carried:
+            self._say("deployment.candidate_boot_id", f"{short(block.candidate_boot_id)} is not on its way: dropped")
+            block = replace(block, candidate_boot_id="")
+        return replace(block, moves=()) if block.moves and not observed else block
 
     def _moves(self, raw: object) -> tuple[Move, ...]:
         if raw is None:

@@ -111,6 +111,19 @@ def _promote(files: Files, target: Path) -> bool:
     return True
 
 
+def keep_good(files: Files, target: Path, data: bytes) -> None:
+    """Make ``data``, which stands in FILE already, the last good copy; for whoever holds the lock.
+
+    Raises:
+        OSError: as the system gave it; the copy is as it was.
+    """
+    upcoming = next_good_copy(target)
+    files.unlink(upcoming)
+    write_new(files, upcoming, data, like=target, mode=_mode_of(files, target))
+    files.rename(upcoming, good_copy(target))
+    files.fsync_dir(target.parent)
+
+
 def _mode_of(files: Files, target: Path) -> int:
     """A file that others may read stays so."""
     try:

@@ -4,64 +4,39 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from turnout.core.codec import Finding, NotARegistry, dumps, loads
+from turnout.core.codec import NotARegistry, dumps, loads
 from turnout.core.merge import merge
 from turnout.core.model import Snapshot
-from turnout.core.outcome import Outcome
-from turnout.errors import ConflictError, RegistryDamagedError, RegistryUnsupportedError, StateUnwritableError
-from turnout.system.commit import good_copy, keep_aside, next_good_copy, place, stamp
+from turnout.core.outcome import Outcome, Reason
+from turnout.errors import ConflictError, RegistryUnsupportedError, StateUnwritableError
+from turnout.system.commit import keep_good, place, stamp
 from turnout.system.files import Files, drop, sweep, unwritable
 from turnout.system.flock import hold
+from turnout.system.loading import SETTLE_POLL_S, SETTLE_S, Loader, Read
 
-SETTLE_S: Final = 1.0  # an in-place writer has this long to go on before its file counts as damaged
-_SETTLE_POLL_S: Final = 0.02
-_SETTLE_LIMIT_S: Final = 5.0
 _ROUNDS: Final = 8
 Change = Callable[[Snapshot], Outcome]
 
 
 @dataclass(frozen=True, slots=True)
-class Fingerprint:
-    """By what a file's content is told from what it was before; all 0 where there is no file."""
-
-    mtime_ns: int = 0
-    ctime_ns: int = 0
-    inode: int = 0
-    size_bytes: int = 0
-
-    @classmethod
-    def of(cls, state: os.stat_result) -> Fingerprint:
-        return cls(state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_size)
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What the registry says.
+class Foreign:
+    """What a writer without the lock did, as it was dealt with.
 
     Args:
-        snapshot: the whole of it.
-        report: what was dropped, mended or put back to get there.
-        fingerprint: that of the file which was read.
-        source: "file"; "good" where the file is missing or damaged and the last good copy stands in; "empty" where
-            there is neither.
+        snapshot: the registry as it stands now.
+        repairs: what had to be put back, a line each.
+        followed: the writer moved the deployment on, deliberately, and that was taken over.
     """
 
     snapshot: Snapshot
-    report: tuple[Finding, ...]
-    fingerprint: Fingerprint
-    source: Literal["file", "good", "empty"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Good:
-    snapshot: Snapshot
-    fingerprint: Fingerprint
+    repairs: tuple[str, ...] = ()
+    followed: bool = False
 
 
 class RegistryFile:
@@ -75,6 +50,7 @@ class RegistryFile:
         path: the file; it need not exist.
         files: the calls to the system.
         lock_timeout_s: seconds that an update waits for another one.
+        tell: called, under the lock, with each repair that was written and each foreign deployment that was followed.
         clock: monotonic seconds.
         sleep: waits that many seconds.
     """
@@ -85,16 +61,17 @@ class RegistryFile:
         *,
         files: Files | None = None,
         lock_timeout_s: float = 8.0,
+        tell: Callable[[Foreign], None] = lambda _foreign: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.path = path
         self._files = files or Files()
         self._lock_timeout_s = lock_timeout_s
+        self._tell = tell
         self._clock = clock
         self._sleep = sleep
-        self._good: _Good | None = None
-        self._known_damaged = Fingerprint()
+        self._loader = Loader(path, self._files, clock=clock, sleep=sleep)
         self._swept = False
 
     def __repr__(self) -> str:
@@ -108,7 +85,7 @@ class RegistryFile:
             RegistryDamagedError: it is damaged, and there is no last good copy.
             StateUnwritableError: it cannot be read: permissions, a directory, over 64 MiB, an I/O error.
         """
-        return self._load(self._target())[0]
+        return self._loader.load(self._target())[0]
 
     def update(self, change: Change) -> Outcome:
         """Apply one event under the lock; what it refuses leaves the file byte-identical.
@@ -126,27 +103,83 @@ class RegistryFile:
             RegistryUnsupportedError, RegistryDamagedError: as :meth:`read`.
             StateUnwritableError: permissions, a full disk, an I/O error. All of them: nothing was changed.
         """
+        with self._locked(self._lock_timeout_s) as target:
+            for _ in range(_ROUNDS):
+                read, before = self._loader.load(target, must_keep=True)
+                outcome = change(read.snapshot)
+                if not outcome.applied:
+                    return outcome
+                followed = self._is_followed(target, read)
+                written = self._write(target, read.snapshot, before, outcome, change)
+                if written:
+                    self._say(read.snapshot, read.repairs, followed=followed)
+                    return written
+        raise self._overrun()
+
+    def settle(self, *, lock_timeout_s: float | None = None) -> Foreign:
+        """Make the file and its last good copy say the same again, after somebody wrote who takes no lock.
+
+        What the file lacks of the deployment is written back; what it rightly says anew goes into the good copy, so
+        that it outlives the next damage. Does nothing where :attr:`Read.settled`.
+
+        Args:
+            lock_timeout_s: seconds to wait for the lock instead of those given at first; 0 tries once.
+
+        Raises:
+            LockTimeoutError: a writer is at work; it will have merged when it is done.
+            ConflictError, RegistryUnsupportedError, RegistryDamagedError, StateUnwritableError: as :meth:`update`.
+        """
+        with self._locked(self._lock_timeout_s if lock_timeout_s is None else lock_timeout_s) as target:
+            for _ in range(_ROUNDS):
+                read, before = self._loader.load(target, must_keep=True)
+                if read.settled:
+                    return Foreign(read.snapshot)
+                followed = self._is_followed(target, read)
+                snapshot: Snapshot | None = read.snapshot
+                if read.repairs:
+                    written = self._write(target, read.snapshot, before, _as_it_is(read.snapshot), _as_it_is)
+                    snapshot = written.snapshot if written else None
+                else:
+                    self._keep(target, read.snapshot)
+                if snapshot:
+                    return self._say(snapshot, read.repairs, followed=followed)
+        raise self._overrun()
+
+    @contextmanager
+    def _locked(self, timeout_s: float) -> Generator[Path]:
         target = self._target()
         try:
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable("create the directory of", self.path, error) from error
         lock = target.with_name(f"{target.name}.lock")
-        with hold(lock, timeout_s=self._lock_timeout_s, what=f"the registry {self.path}"):
+        with hold(lock, timeout_s=timeout_s, what=f"the registry {self.path}"):
             if not self._swept:
                 sweep(self._files, target)
                 self._swept = True
-            for _ in range(_ROUNDS):
-                read, before = self._load(target, must_keep=True)
-                outcome = change(read.snapshot)
-                if not outcome.applied:
-                    return outcome
-                written = self._write(target, read.snapshot, before, outcome, change)
-                if written:
-                    return written
-        raise ConflictError(
+            yield target
+
+    def _overrun(self) -> ConflictError:
+        return ConflictError(
             f"another program keeps writing {self.path}; nothing was changed", hint="stop it, or let it take FILE.lock"
         )
+
+    def _say(self, snapshot: Snapshot, repairs: tuple[str, ...], *, followed: bool) -> Foreign:
+        foreign = Foreign(snapshot, repairs, followed)
+        if repairs or followed:
+            self._tell(foreign)
+        return foreign
+
+    def _is_followed(self, target: Path, read: Read) -> bool:
+        """Whether the file's deployment is newer than any that turnout wrote: a writer of ours leaves FILE.good.new."""
+        ours = self._loader.newest_of_ours(target)
+        return ours is not None and read.snapshot.deployment.revision > ours
+
+    def _keep(self, target: Path, snapshot: Snapshot) -> None:
+        try:
+            keep_good(self._files, target, self._encode(snapshot))
+        except OSError as error:
+            raise unwritable("write the last good copy of", self.path, error) from error
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -197,8 +230,10 @@ class RegistryFile:
         theirs = self._settled(target, displaced)
         if theirs is None:
             return outcome
-        merged, _ = merge(outcome.snapshot, theirs, base=base)
-        if merged.deployment.revision == outcome.deployment.revision:
+        merged, notes = merge(outcome.snapshot, theirs, base=base)
+        moved_on = merged.deployment.revision != outcome.deployment.revision
+        self._say(merged, notes, followed=moved_on)
+        if not moved_on:
             return replace(outcome, snapshot=merged)
         return change(merged)  # theirs is a deliberate, newer deployment: the event meets that one
 
@@ -218,96 +253,15 @@ class RegistryFile:
                 if self._clock() >= until:
                     self._put_aside(target, displaced)
                     return None
-            self._sleep(_SETTLE_POLL_S)
+            self._sleep(SETTLE_POLL_S)
 
     def _put_aside(self, target: Path, displaced: Path) -> None:
         with suppress(OSError):
             self._files.rename(displaced, target.with_name(f"{target.name}.displaced-{stamp()}"))
 
-    # -- reading -----------------------------------------------------------------------------------------------------
-
-    def _load(self, target: Path, *, must_keep: bool = False) -> tuple[Read, bytes | None]:
-        """Read until there is a registry, or none for sure; with the bytes that the file had."""
-        last: tuple[Fingerprint, bytes] | None = None
-        since = began = self._clock()
-        while True:
-            # the copy first: it is never newer than the file then, as long as nobody went behind our back
-            good = self._last_good(target)
-            data, fingerprint = self._bytes(target)
-            if data is None:
-                good = self._latest_good(target, good)
-                source: Literal["good", "empty"] = "good" if good else "empty"
-                missing = (Finding("the file", "missing; the last good copy stands in"),) if good else ()
-                return Read(good.snapshot if good else Snapshot(), missing, fingerprint, source), None
-            try:
-                decoded = loads(data)
-            except NotARegistry as error:
-                now = self._clock()
-                if last != (fingerprint, data):
-                    last, since = (fingerprint, data), now
-                if fingerprint == self._known_damaged or now - since >= SETTLE_S or now - began >= _SETTLE_LIMIT_S:
-                    return self._damaged(target, data, fingerprint, str(error), must_keep=must_keep), data
-                self._sleep(_SETTLE_POLL_S)
-                continue
-            if good and decoded.snapshot.deployment.revision == 0:
-                good = self._latest_good(target, good)
-            if good is None:
-                return Read(decoded.snapshot, decoded.report, fingerprint, "file"), data
-            snapshot, notes = merge(good.snapshot, decoded.snapshot)
-            report = (*decoded.report, *(Finding("deployment", note) for note in notes))
-            return Read(snapshot, report, fingerprint, "file"), data
-
-    def _damaged(self, target: Path, data: bytes, fingerprint: Fingerprint, why: str, *, must_keep: bool) -> Read:
-        try:
-            aside = f"a copy is kept as {keep_aside(self._files, target, data).name}"
-        except OSError as error:
-            if must_keep:
-                raise unwritable("keep a copy of the damaged", self.path, error) from error
-            aside = "no copy of it could be kept"
-        self._known_damaged = fingerprint
-        good = self._latest_good(target, self._last_good(target))
-        if good is None:
-            raise RegistryDamagedError(
-                f"{self.path} is damaged ({why}), and there is no last good copy; {aside}",
-                hint="put a backup in its place, or remove it to start anew",
-            )
-        report = (Finding("the file", f"damaged ({why}); the last good copy stands in, {aside}"),)
-        return Read(good.snapshot, report, fingerprint, "good")
-
-    def _bytes(self, target: Path) -> tuple[bytes | None, Fingerprint]:
-        try:
-            data, state = self._files.read(target)
-        except FileNotFoundError:
-            return None, Fingerprint()
-        except OSError as error:
-            failed = unwritable("read", self.path, error)
-            raise StateUnwritableError(failed.message, hint=failed.hint or "is that the registry's path?") from error
-        return data, Fingerprint.of(state)
-
-    def _last_good(self, target: Path) -> _Good | None:
-        path = good_copy(target)
-        cached = self._good
-        try:
-            if cached and cached.fingerprint == Fingerprint.of(self._files.stat(path)):
-                return cached
-        except OSError:
-            return None
-        self._good = found = self._good_at(path)
-        return found
-
-    def _latest_good(self, target: Path, good: _Good | None) -> _Good | None:
-        """The file is of no use: what a writer had ready when it died may be newer than the last good copy."""
-        upcoming = self._good_at(next_good_copy(target))
-        if upcoming and (good is None or upcoming.snapshot.deployment.revision > good.snapshot.deployment.revision):
-            return upcoming
-        return good
-
-    def _good_at(self, path: Path) -> _Good | None:
-        try:
-            data, state = self._files.read(path)
-            return _Good(loads(data).snapshot, Fingerprint.of(state))
-        except (OSError, NotARegistry, RegistryUnsupportedError):
-            return None
-
     def _target(self) -> Path:
         return Path(os.path.realpath(self.path))
+
+
+def _as_it_is(snapshot: Snapshot) -> Outcome:
+    return Outcome(applied=True, reason=Reason.APPLIED, snapshot=snapshot)
