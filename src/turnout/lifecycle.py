@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from turnout.admin import RouterClient
-from turnout.config import Address, Settings, Wanted, dump_settings, load_settings
+from turnout.config import Address, Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, rollback_active, set_desired
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State
 from turnout.core.outcome import explain
@@ -20,15 +20,15 @@ from turnout.errors import (
     ConflictError,
     NoSuchServiceError,
     NotRunningError,
-    StateUnwritableError,
     TimedOutError,
     UsageError,
 )
 from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, SILENT_AFTER_S, Ground
-from turnout.rollout import OnStep, RolloutRun, Service, Step, Switched, attached_boot_id, daemon_name
+from turnout.rollout import OnStep, RolloutRun, Step, Switched, attached_boot_id, daemon_name
+from turnout.service import Service
 from turnout.system.builds import Build
 from turnout.system.files import Files, write_durably
-from turnout.system.home import Home, ServiceHome
+from turnout.system.home import Home
 from turnout.system.lifecycle_lock import Holder, LifecycleLock
 from turnout.system.probe import probe
 from turnout.system.process import identify, is_alive, provably_dead
@@ -402,13 +402,3 @@ class Lifecycle:
 
     def _where(self) -> str:
         return ", ".join(str(address) for address in self.service.settings.listen)
-
-
-def remembered(home: ServiceHome) -> Settings | None:
-    """The settings that an earlier verb left; None where the service has never been."""
-    try:
-        return load_settings(home.settings.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise StateUnwritableError(f"cannot read {home.settings}: {error.strerror}") from error

@@ -21,19 +21,16 @@ from pathlib import Path
 from typing import Final
 
 from turnout.admin import RouterClient
-from turnout.config import Settings
 from turnout.core.deployment import abort_deploy, begin_deploy, mark_candidate_healthy, set_desired, switch_active
 from turnout.core.membership import forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, Identity, State
 from turnout.core.outcome import Outcome, explain
 from turnout.errors import CandidateError, ConflictError, NotRunningError, TimedOutError, TurnoutError
 from turnout.keeper_client import KeeperClient
-from turnout.system.builds import Build, Builds, Rollout
-from turnout.system.home import ServiceHome
-from turnout.system.journal import Journal
-from turnout.system.probe import ProbeResult, ProbeSpec, probe, wait_healthy
+from turnout.service import Service
+from turnout.system.builds import Build, Rollout
+from turnout.system.probe import ProbeResult, probe, wait_healthy
 from turnout.system.process import own_identity
-from turnout.system.registry import Foreign, RegistryFile
 from turnout.system.spawn import choose_port, clean_environment, fill_port
 from turnout.system.spawn_record import read_records
 
@@ -60,60 +57,12 @@ OnStep = Callable[[Step, str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
-    """One service opened: its settings and everything of it that lies on disk."""
-
-    home: ServiceHome
-    settings: Settings
-    registry: RegistryFile
-    builds: Builds
-    journal: Journal
-
-    @classmethod
-    def open(cls, home: ServiceHome, settings: Settings) -> Service:
-        path = Path(settings.registry) if settings.registry else home.registry
-        journal = Journal(home.journal)
-        registry = RegistryFile(path, tell=lambda foreign: _keep_foreign(journal, foreign))
-        return cls(home, settings, registry, Builds(home.builds), journal)
-
-    @property
-    def name(self) -> str:
-        return self.settings.name
-
-    @property
-    def probe_spec(self) -> ProbeSpec:
-        return probe_spec(self.settings)
-
-
-@dataclass(frozen=True, slots=True)
 class Switched:
     """A rollout that reached its switch: ``observed`` tells whether the router now watches it."""
 
     daemon: Daemon
     generation: int
     observed: bool
-
-
-def probe_spec(settings: Settings) -> ProbeSpec:
-    health = settings.health
-    return ProbeSpec(
-        kind=health.probe, send=health.send.encode(), match=health.match.encode(), verify_owner=health.verify_owner
-    )
-
-
-def _keep_foreign(journal: Journal, foreign: Foreign) -> None:
-    """What a writer without the lock did is decided like anything else, and so it is in the journal."""
-    block = foreign.snapshot.deployment
-    for what in foreign.repairs:
-        journal.write("repair", generation=block.generation, revision=block.revision, what=what)
-    if foreign.followed:
-        journal.write(
-            "followed",
-            generation=block.generation,
-            revision=block.revision,
-            active=block.active_boot_id,
-            state=block.state.value,
-        )
 
 
 class RolloutRun:

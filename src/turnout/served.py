@@ -19,7 +19,7 @@ from turnout.drainer import Drainer
 from turnout.errors import LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.planes.plane import Plane, Target
-from turnout.rollout import Service
+from turnout.service import Service
 from turnout.supervisor import Change, Supervisor
 from turnout.system.home import ServiceHome
 from turnout.system.loading import Read

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turnout.core.model import Snapshot
-from turnout.rollout import Service
+from turnout.service import Service
 from turnout.system.process import is_alive
 
 ROLE_ORDER = ("active", "candidate", "warm", "draining", "stopped")

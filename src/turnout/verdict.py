@@ -7,7 +7,8 @@ from typing import Final
 
 from turnout.core.model import Snapshot, State
 from turnout.errors import ConflictError, RolledBackError, TimedOutError
-from turnout.rollout import Service, Switched, daemon_name, log_tail
+from turnout.rollout import Switched, daemon_name, log_tail
+from turnout.service import Service
 from turnout.system.watcher import Watcher
 
 POLL_S: Final = 0.02

@@ -10,7 +10,8 @@ import click
 
 from turnout.cli.options import choice, reading, resolve
 from turnout.errors import NotRunningError
-from turnout.rollout import Service, log_tail
+from turnout.rollout import log_tail
+from turnout.service import Service
 from turnout.system.home import Home
 
 POLL_S = 0.1

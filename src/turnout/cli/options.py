@@ -24,7 +24,8 @@ from turnout.config import (
 )
 from turnout.core.policy import owns_its_data
 from turnout.errors import NoSuchServiceError, UsageError
-from turnout.lifecycle import Lifecycle, remembered
+from turnout.lifecycle import Lifecycle
+from turnout.service import remembered
 from turnout.system.home import Home
 from turnout.system.lifecycle_lock import lock_timeout
 

@@ -10,8 +10,7 @@ import click
 from turnout.admin import RouterClient
 from turnout.cli.options import choice, reading, resolve
 from turnout.errors import NotRunningError, TimedOutError
-from turnout.lifecycle import remembered
-from turnout.rollout import Service
+from turnout.service import Service, remembered
 from turnout.status import service_status
 from turnout.system.home import Home
 

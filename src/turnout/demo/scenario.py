@@ -20,7 +20,8 @@ from turnout.demo.load import Exchange, Load, line_exchange, redis_exchange
 from turnout.errors import NotRunningError, RolledBackError, TurnoutError
 from turnout.keeper_client import KeeperClient
 from turnout.lifecycle import Done, Lifecycle
-from turnout.rollout import Service, Step
+from turnout.rollout import Step
+from turnout.service import Service
 from turnout.system.home import Home
 from turnout.system.spawn import choose_port
 from turnout.verdict import await_verdict

@@ -1,0 +1,75 @@
+"""One service opened: its settings, and everything of it that lies on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from turnout.config import Settings, load_settings
+from turnout.errors import StateUnwritableError
+from turnout.system.builds import Builds
+from turnout.system.home import ServiceHome
+from turnout.system.journal import Journal
+from turnout.system.probe import ProbeSpec
+from turnout.system.registry import Foreign, RegistryFile
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service opened: its settings and everything of it that lies on disk."""
+
+    home: ServiceHome
+    settings: Settings
+    registry: RegistryFile
+    builds: Builds
+    journal: Journal
+
+    @classmethod
+    def open(cls, home: ServiceHome, settings: Settings, *, lock_timeout_s: float = 8.0) -> Service:
+        """Nothing is read yet. ``lock_timeout_s``: seconds that a change of the registry waits for another."""
+        path = Path(settings.registry) if settings.registry else home.registry
+        journal = Journal(home.journal)
+        registry = RegistryFile(
+            path, lock_timeout_s=lock_timeout_s, tell=lambda foreign: _keep_foreign(journal, foreign)
+        )
+        return cls(home, settings, registry, Builds(home.builds), journal)
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def probe_spec(self) -> ProbeSpec:
+        return probe_spec(self.settings)
+
+
+def remembered(home: ServiceHome) -> Settings | None:
+    """The settings that an earlier verb left; None where the service has never been."""
+    try:
+        return load_settings(home.settings.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StateUnwritableError(f"cannot read {home.settings}: {error.strerror}") from error
+
+
+def probe_spec(settings: Settings) -> ProbeSpec:
+    health = settings.health
+    return ProbeSpec(
+        kind=health.probe, send=health.send.encode(), match=health.match.encode(), verify_owner=health.verify_owner
+    )
+
+
+def _keep_foreign(journal: Journal, foreign: Foreign) -> None:
+    """What a writer without the lock did is decided like anything else, and so it is in the journal."""
+    block = foreign.snapshot.deployment
+    for what in foreign.repairs:
+        journal.write("repair", generation=block.generation, revision=block.revision, what=what)
+    if foreign.followed:
+        journal.write(
+            "followed",
+            generation=block.generation,
+            revision=block.revision,
+            active=block.active_boot_id,
+            state=block.state.value,
+        )
