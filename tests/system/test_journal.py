@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from turnout.system.journal import Journal
+from turnout.system.journal import Journal, Position
 
 
 @pytest.fixture
@@ -133,3 +133,34 @@ def test_numbers_that_json_has_not_and_endless_texts_do_no_harm(journal: Journal
     assert event.evidence["bad"] == "nan"
     assert len(str(event.evidence["long"])) == 2048
     assert event.ts > 5
+
+
+def test_what_is_new_is_read_on_across_a_rotation_and_nothing_twice(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl", rotate_bytes=600)
+    seen: list[int] = []
+    position = Position()
+    for number in range(60):
+        journal.write("e", generation=number, revision=0)
+        if number % 3 == 0:
+            events, position = journal.since(position)
+            seen += [event.generation for event in events]
+    events, position = journal.since(position)
+    assert seen + [event.generation for event in events] == list(range(60))
+    assert journal.since(position) == ((), position)
+
+
+def test_half_a_line_is_left_until_it_is_whole(journal: Journal) -> None:
+    journal.write("one", generation=1, revision=1)
+    events, position = journal.since(Position())
+    assert len(events) == 1
+    line = b'{"ts": 1, "event": "two", "generation": 2, "revision": 2}\n'
+    with journal.path.open("ab") as file:
+        file.write(line[:20])
+        file.flush()
+        assert journal.since(position) == ((), position)
+        file.write(line[20:])
+    assert [event.event for event in journal.since(position)[0]] == ["two"]
+
+
+def test_a_journal_that_is_not_there_yet_has_nothing_new(tmp_path: Path) -> None:
+    assert Journal(tmp_path / "none.jsonl").since(Position()) == ((), Position())

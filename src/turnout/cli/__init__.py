@@ -11,7 +11,22 @@ from types import FrameType
 import click
 
 from turnout import __version__
-from turnout.cli import attach, demo, deploy, down, logs, refresh, rollback, router, start, status, stop, up
+from turnout.cli import (
+    attach,
+    demo,
+    deploy,
+    down,
+    history,
+    logs,
+    refresh,
+    registry,
+    rollback,
+    router,
+    start,
+    status,
+    stop,
+    up,
+)
 from turnout.errors import InterruptedByUserError, TurnoutError
 
 
@@ -43,6 +58,8 @@ for _command in (
     attach.detach,
     status.status,
     logs.logs,
+    history.history,
+    registry.registry,
     router.router,
     demo.demo,
 ):

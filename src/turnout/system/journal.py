@@ -34,6 +34,14 @@ class Event:
     evidence: Mapping[str, Scalar]
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in the journal, which may have been rotated since."""
+
+    inode: int = 0
+    offset: int = 0
+
+
 class Journal:
     """Appends to one file and keeps one older beside it (``.1``); opened anew for each event, so it owns no descriptor.
 
@@ -67,6 +75,31 @@ class Journal:
             return
         if size_bytes >= self._rotate_bytes:
             self._rotate()
+
+    def since(self, position: Position) -> tuple[tuple[Event, ...], Position]:
+        """What was written after ``position`` (``Position()``: ever), oldest first, and where that ends.
+
+        A line that is not whole yet is left for the next call; one that was torn by a crash is left out.
+        """
+        try:
+            with self.path.open("rb") as file:
+                inode = os.fstat(file.fileno()).st_ino
+                rest = self._rest_of_older(position) if position.inode != inode else b""
+                offset = position.offset if position.inode == inode else 0
+                file.seek(offset)
+                data = file.read(2 * self._rotate_bytes)
+        except OSError:
+            return (), position
+        whole = data[: data.rfind(b"\n") + 1]
+        events = (_parse(line) for line in (rest + whole).splitlines())
+        return tuple(event for event in events if event), Position(inode, offset + len(whole))
+
+    def _rest_of_older(self, position: Position) -> bytes:
+        with suppress(OSError), self._older.open("rb") as file:
+            if position.inode in {0, os.fstat(file.fileno()).st_ino}:
+                file.seek(position.offset)
+                return file.read(2 * self._rotate_bytes) + b"\n"
+        return b""
 
     def read(self, limit: int) -> tuple[Event, ...]:
         """The newest events, at most ``limit``, oldest first. A line that was torn by a crash is left out."""

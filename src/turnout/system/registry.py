@@ -14,11 +14,11 @@ from turnout.core.codec import NotARegistry, dumps, loads
 from turnout.core.merge import merge
 from turnout.core.model import Snapshot
 from turnout.core.outcome import Outcome, Reason
-from turnout.errors import ConflictError, RegistryUnsupportedError, StateUnwritableError
-from turnout.system.commit import keep_good, place, stamp
+from turnout.errors import ConflictError, RegistryDamagedError, RegistryUnsupportedError, StateUnwritableError
+from turnout.system.commit import keep_aside, keep_good, place, stamp
 from turnout.system.files import Files, drop, sweep, unwritable
 from turnout.system.flock import hold
-from turnout.system.loading import SETTLE_POLL_S, SETTLE_S, Loader, Read
+from turnout.system.loading import SETTLE_POLL_S, SETTLE_S, Fingerprint, Loader, Read
 
 _ROUNDS: Final = 8
 Change = Callable[[Snapshot], Outcome]
@@ -144,6 +144,45 @@ class RegistryFile:
                 if snapshot:
                     return self._say(snapshot, read.repairs, followed=followed)
         raise self._overrun()
+
+    def repair(self, content: bytes | None = None) -> Foreign:
+        """Write the registry anew as it was understood; a copy of what could not be understood whole is kept aside.
+
+        Args:
+            content: a mended or an older registry to take daemons and workspaces from, as the last writer's; the
+                deployment is not set back by it. None: only what is there.
+
+        Raises:
+            NotARegistry: ``content`` is none.
+            LockTimeoutError, ConflictError, RegistryUnsupportedError, RegistryDamagedError, StateUnwritableError: as
+                :meth:`update`.
+        """
+        given = loads(content).snapshot if content is not None else None
+        with self._locked(self._lock_timeout_s) as target:
+            for _ in range(_ROUNDS):
+                try:
+                    read, before = self._loader.load(target, must_keep=True)
+                except RegistryDamagedError:
+                    if given is None:
+                        raise
+                    read, before = Read(Snapshot(), (), Fingerprint(), "empty"), self._files.read(target)[0]
+                snapshot = merge(read.snapshot, given)[0] if given else read.snapshot
+                if snapshot == read.snapshot and read.kept and not read.report and before is not None:
+                    return Foreign(snapshot)
+                if before is not None and read.report and read.source == "file":
+                    self._set_aside(target, before)
+                written = self._write(target, read.snapshot, before, _as_it_is(snapshot), _as_it_is)
+                if written:
+                    done = tuple(f"{finding.where}: {finding.what}" for finding in read.report)
+                    taken = ("daemons and workspaces were taken from the copy",) if given else ()
+                    return self._say(written.snapshot, (*done, *taken), followed=False)
+        raise self._overrun()
+
+    def _set_aside(self, target: Path, data: bytes) -> None:
+        try:
+            keep_aside(self._files, target, data)
+        except OSError as error:
+            raise unwritable("keep a copy of", self.path, error) from error
 
     @contextmanager
     def _locked(self, timeout_s: float) -> Generator[Path]:
