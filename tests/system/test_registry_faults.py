@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from faulty_files import FaultyFiles, UnsyncedFiles, names_in
 from registry_child import add_one, begin
-from registry_support import CHILD, SNAPSHOT, Time, opened, write_both
-from support import scaled
+from registry_support import ACTIVE, CHILD, SNAPSHOT, Time, opened, write_both
+from support import report, scaled
 from turnout.core.codec import dumps, loads
 from turnout.core.model import Snapshot
 from turnout.core.outcome import Outcome
 from turnout.errors import (
     RegistryDamagedError,
+    RegistryUnsupportedError,
     StateUnwritableError,
 )
 from turnout.system.registry import RegistryFile
@@ -31,11 +34,45 @@ def path(tmp_path: Path) -> Path:
 
 def test_truncated_at_any_byte_the_last_good_state_is_found(path: Path) -> None:
     data = write_both(path)
-    for length in range(0, len(data) - 2, scaled(3, 1)):
+    for length in range(len(data) - 2):
         path.write_bytes(data[:length])
         read = opened(path).read()
         assert (read.snapshot, read.source) == (SNAPSHOT, "good"), length
+        assert data[:length] in {kept.read_bytes() for kept in path.parent.glob("registry.json.damaged-*")}, length
     assert sum(".damaged-" in name for name in names_in(path.parent)) == 5
+
+
+def read_with_a_flipped_byte(path: Path, data: bytes, at: int, bits: int) -> str:
+    """Flip, read, and check that it is the good state or a coerced and reported one; which of them."""
+    flipped = bytearray(data)
+    flipped[at] ^= bits
+    path.write_bytes(flipped)
+    try:
+        read = opened(path).read()
+    except RegistryUnsupportedError:  # the version's digit was hit
+        assert b'"version": "2.0"' not in flipped
+        return "unsupported"
+    block = read.snapshot.deployment
+    assert block.generation >= SNAPSHOT.deployment.generation, "the generation never falls"
+    assert block.active_boot_id in read.snapshot.daemons, "what is active is known"
+    assert read.snapshot.daemons["active"].identity == ACTIVE.identity
+    if read.source == "good":
+        assert read.snapshot == SNAPSHOT
+        assert bytes(flipped) in {kept.read_bytes() for kept in path.parent.glob("registry.json.damaged-*")}
+        return "good"
+    assert not read.settled or read.snapshot == SNAPSHOT, "what differs from the last good copy does not go unseen"
+    return "coerced"
+
+
+def test_a_flipped_byte_anywhere_is_never_a_crash_and_never_an_empty_registry(path: Path) -> None:
+    data = write_both(path)
+    came = Counter(read_with_a_flipped_byte(path, data, at, 0x01) for at in range(len(data)))
+    chance = random.Random(20261124)
+    for _ in range(scaled(500, 10_000)):
+        came[read_with_a_flipped_byte(path, data, chance.randrange(len(data)), chance.randrange(1, 256))] += 1
+    report("byte flips", **came)
+    assert came["good"]
+    assert came["coerced"]
 
 
 @pytest.mark.parametrize(
