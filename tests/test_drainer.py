@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from test_supervisor import SkippingLoop
+from fake_time import SkippingLoop
 from turnout.config import Address, Settings
 from turnout.core.model import Daemon, Deployment, DrainCause, Snapshot
 from turnout.drainer import Drainer

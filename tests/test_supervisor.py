@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from fake_time import SkippingLoop
 from turnout.config import Address, Health, Settings
 from turnout.core.deployment import begin_deploy, mark_candidate_healthy, rollback_active, switch_active
 from turnout.core.membership import register_daemon
@@ -75,25 +76,11 @@ class World:
     def journal(self, event: str, outcome: Outcome, **evidence: object) -> None:
         self.events.append(event)
 
+    def died(self, daemon: Daemon, reason: str) -> None:
+        self.events.append(f"died {daemon.boot_id}")
+
     async def rolled_back(self, outcome: Outcome, failed: Daemon, build: str, reason: str) -> None:
         self.rollbacks.append(f"{failed.boot_id}: {reason}")
-
-
-class SkippingLoop(asyncio.SelectorEventLoop):
-    """A loop whose clock jumps to the next timer as soon as nothing is ready: hours pass in milliseconds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._skipped_s = 0.0
-
-    def time(self) -> float:
-        return super().time() + self._skipped_s
-
-    def _run_once(self) -> None:
-        scheduled = [handle for handle in self._scheduled if not handle.cancelled()]  # type: ignore[attr-defined]
-        if not self._ready and scheduled:  # type: ignore[attr-defined]
-            self._skipped_s += max(0.0, min(handle.when() for handle in scheduled) - self.time())
-        super()._run_once()  # type: ignore[misc]
 
 
 def watch(world: World, *, for_s: float, failures: int = 3, then: Callable[[World], None] | None = None) -> World:

@@ -125,9 +125,15 @@ class Lifecycle:
             build = self._last_good_build()
         return self._roll(build, Cause.START, supersede=supersede, expected_generation=expected_generation)
 
-    def start(self) -> Done:
-        """Start the daemon of the build that was active last; never deploys another."""
+    def start(self, *, automatic: bool = False) -> Done:
+        """Start the daemon of the build that was active last; never deploys another.
+
+        Args:
+            automatic: the router asks, not a person: a service that is to be stopped stays so.
+        """
         snapshot = self._prepare()
+        if automatic and snapshot.deployment.desired is not Desired.RUNNING:
+            return Done(f"{self.service.name} is to be {snapshot.deployment.desired}", changed=False)
         active = snapshot.active
         if active and is_alive(active.identity):
             self._say_desired(Desired.RUNNING)

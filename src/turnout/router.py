@@ -119,7 +119,7 @@ class Router:
         home = self._home.service(service)
         settings = load_settings(home.settings.read_bytes())
         plane = Relay(self._loop, hold_max=settings.hold_max)
-        return Served(self._loop, self._executor, home, plane, self._link)
+        return Served(self._loop, self._executor, self._home, service, plane, self._link)
 
     # -- answers for the admin socket --------------------------------------------------------------------------------
 

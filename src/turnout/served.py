@@ -11,17 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
 
+from turnout.automatic import run_verb
 from turnout.config import Settings, load_settings
+from turnout.core.deployment import deactivate
 from turnout.core.membership import forget_daemon
 from turnout.core.model import Daemon, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome
+from turnout.core.policy import RESTART_DELAYS_S
 from turnout.drainer import Drainer
-from turnout.errors import LockTimeoutError, TurnoutError
+from turnout.errors import ConflictError, LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.planes.plane import Plane, Target
+from turnout.restarter import Restarter, Started
 from turnout.service import Service
 from turnout.supervisor import Change, Supervisor
-from turnout.system.home import ServiceHome
+from turnout.system.home import Home, ServiceHome
 from turnout.system.loading import Read
 from turnout.system.probe import ProbeResult, probe
 from turnout.system.spawn_record import read_records
@@ -44,17 +48,25 @@ class Served:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, executor: Executor, home: ServiceHome, plane: Plane, keeper: KeeperLink
+        self,
+        loop: asyncio.AbstractEventLoop,
+        executor: Executor,
+        home: Home,
+        name: str,
+        plane: Plane,
+        keeper: KeeperLink,
     ) -> None:
         self._loop = loop
         self._executor = executor
         self._keeper = keeper
         self.plane = plane
-        self.service = Service.open(home, _settings(home))
+        own = home.service(name)
+        self._home = home
+        self.service = Service.open(own, _settings(own))
         # until the registry is read, nobody is turned away: a router that follows a dead one finds clients waiting
         plane.point_at(None, patience_s=self.service.settings.hold_timeout_s)
         self._watcher = Watcher(self.service.registry.path)
-        self._settings_watcher = Watcher(home.settings)
+        self._settings_watcher = Watcher(own.settings)
         self._settings_watcher.poll()
         self.snapshot = Snapshot()
         self.applied_revision = -1
@@ -65,6 +77,7 @@ class Served:
         self._kept_at = -math.inf
         self.supervisor = Supervisor(self, lambda: self.service.settings)
         self.drainer = Drainer(self, lambda: self.service.settings)
+        self.restarter = Restarter(self)
         self._news = asyncio.Event()
         self._poller: asyncio.Handle = loop.call_soon(self._poll)
 
@@ -75,6 +88,7 @@ class Served:
                 group.create_task(self._follow())
                 group.create_task(self._keep_running(self.supervisor.run, "supervisor"))
                 group.create_task(self._keep_running(self.drainer.run, "drainer"))
+                group.create_task(self._keep_running(self.restarter.run, "restarter"))
         finally:
             self._close()
 
@@ -152,15 +166,6 @@ class Served:
         block = snapshot.deployment
         if block.revision < self.applied_revision:
             return  # a read that was overtaken by our own write
-        settings = self.service.settings
-        active = snapshot.active
-        if active:
-            target = Target(active.boot_id, active.host, active.port)
-            moving = block.state is not State.IDLE
-            self.plane.point_at(target, patience_s=settings.hold_timeout_s if moving else REFUSED_PATIENCE_S)
-        else:
-            coming = block.in_flight or block.generation == 0
-            self.plane.point_at(None, patience_s=settings.hold_timeout_s if coming else 0.0)
         if block.revision != self.applied_revision:
             log.info(
                 "%s: applied revision %d: generation %d %s, active %s",
@@ -172,9 +177,24 @@ class Served:
             )
         self.snapshot = snapshot
         self.applied_revision = block.revision
+        self.restarter.observe(snapshot)
+        self._point()
         self.supervisor.observe(snapshot)
         self.drainer.observe(snapshot)
         self._answer_waiters()
+
+    def _point(self) -> None:
+        """Tell the plane where to go, and how patient to be with a daemon that is not there."""
+        snapshot, block = self.snapshot, self.snapshot.deployment
+        hold_s = self.service.settings.hold_timeout_s
+        active = snapshot.active
+        if active:
+            coming = block.state is not State.IDLE or self.restarter.due is not None
+            target = Target(active.boot_id, active.host, active.port)
+            self.plane.point_at(target, patience_s=hold_s if coming else REFUSED_PATIENCE_S)
+        else:
+            coming = block.in_flight or block.generation == 0 or self.restarter.due is not None
+            self.plane.point_at(None, patience_s=hold_s if coming else 0.0)
 
     def when_applied(self, revision: int, reply: Callable[[int], None]) -> None:
         """Call ``reply`` with the applied revision once it is ``revision`` or later; look at the registry now."""
@@ -223,6 +243,24 @@ class Served:
         self._executor.submit(
             lambda: self.service.journal.write(event, generation=block.generation, revision=block.revision, **told)
         )
+
+    def died(self, daemon: Daemon, reason: str) -> None:
+        self.restarter.died(daemon, reason)
+
+    async def start(self) -> Started:
+        settings = self.service.settings
+        code = await run_verb(self._home, "start", self.service.name, within_s=settings.start_timeout_s)
+        if code == ConflictError.exit_code:
+            return Started.BUSY
+        return Started.NO if code else Started.YES
+
+    async def give_up(self, boot_id: str, reason: str) -> None:
+        generation = self.snapshot.deployment.generation
+        outcome = await self.update(lambda snap: deactivate(snap, generation, boot_id, reason=reason))
+        self.journal("crash_loop", outcome, boot_id=boot_id, evidence=reason)
+
+    def restart_changed(self) -> None:
+        self._point()
 
     async def rolled_back(self, outcome: Outcome, failed: Daemon, build: str, reason: str) -> None:
         self.journal("rollback", outcome, boot_id=failed.boot_id, evidence=reason)
@@ -297,6 +335,7 @@ class Served:
             "applied_revision": self.applied_revision,
             "plane": "relay",
             "held": self.plane.counters.held_now,
+            "restart": self._restart(),
             "observe_remaining_s": self.supervisor.observe_remaining_s,
             "healthy": dict(self.supervisor.healthy),
             "reasons": dict(self.supervisor.reasons),
@@ -304,6 +343,17 @@ class Served:
                 boot_id: {"connections": c.connections, "bytes_in": c.bytes_in, "bytes_out": c.bytes_out}
                 for boot_id, c in census.items()
             },
+        }
+
+    def _restart(self) -> Mapping[str, Any] | None:
+        due = self.restarter.due
+        if due is None:
+            return None
+        return {
+            "attempt": due.attempt,
+            "most": len(RESTART_DELAYS_S),
+            "in_s": max(0.0, due.at - self.now()),
+            "reason": due.reason,
         }
 
     async def _keep_running(self, work: Callable[[], Any], what: str) -> None:

@@ -61,6 +61,7 @@ def service_status(service: Service, router: dict[str, Any] | None) -> dict[str,
         "strategy": service.settings.strategy,
         "desired": block.desired.value,
         "held": said.get("held"),
+        "restart": said.get("restart"),
         "router": {
             "pid": router["pid"] if router and alive else None,
             "alive": alive,

@@ -27,6 +27,7 @@ class World(Protocol):
     async def probe(self, daemon: Daemon) -> ProbeResult: ...
     async def update(self, change: Change) -> Outcome: ...
     def journal(self, event: str, outcome: Outcome, **evidence: object) -> None: ...
+    def died(self, daemon: Daemon, reason: str) -> None: ...
     async def rolled_back(self, outcome: Outcome, failed: Daemon, build: str, reason: str) -> None: ...
 
 
@@ -118,6 +119,8 @@ class Supervisor:
         self.reasons[active.boot_id] = result.reason
         block = self._snapshot.deployment
         in_window = self._watched == (block.generation, active.boot_id)
+        if not in_window and result.gone:
+            self._world.died(active, result.reason)
         if not in_window or not counts(seen, self._settings().health.interval_s):
             return seen
         if result.ok:

@@ -21,6 +21,8 @@ from turnout.rollout import Step
 DIE = str(Path(__file__).parent.with_name("die_at_step.py"))
 MOMENTS = [(step, when) for step in Step for when in ("before", "after") if (step, when) != (Step.UNLOCK, "after")]
 
+CLIENTS = 6
+
 
 @pytest.mark.parametrize(("step", "when"), MOMENTS, ids=[f"{when}-{step}" for step, when in MOMENTS])
 @pytest.mark.parametrize("verb", ["up", "deploy"])
@@ -143,15 +145,47 @@ def test_a_daemon_that_comes_to_light_after_its_keeper_died_is_stopped_and_not_s
     assert not turnout.daemons()
 
 
-def test_a_dead_daemon_is_started_again_by_up(turnout: Turnout) -> None:
+def test_an_active_daemon_that_dies_long_after_its_window_is_started_again_and_new_clients_wait(
+    turnout: Turnout,
+) -> None:
     turnout.configure(line_daemon("--version", "v1"))
     turnout.run("up")
-    dead = turnout.active()
-    turnout.kill(dead["pid"])
-    eventually(lambda: not turnout.daemons())
+    first = turnout.active()
+    load = Load(turnout.address, line_exchange, clients=CLIENTS)
+    load.start()
+    try:
+        turnout.kill(first["pid"])
+        eventually(lambda: turnout.snapshot().deployment.active_boot_id not in {"", first["boot_id"]})
+        goal = load.made + 100
+        eventually(lambda: load.made > goal, why="clients do not get on")
+    finally:
+        load.stop()
+    # what the dead daemon carried or had queued ends with it; whoever comes after that waits
+    assert load.failed <= CLIENTS + 1, dict(load.errors)
+    assert turnout.active()["pid"] != first["pid"]
+    assert "died" in [event["event"] for event in turnout.journal()]
+    assert turnout.status()["restart"] is None
+
+
+def test_a_daemon_that_cannot_be_started_again_is_said_in_status_and_held_clients_are_not_turned_away(
+    turnout: Turnout,
+) -> None:
+    broken = turnout.home.root.parent / "broken"
+    program = f"[ -e {broken} ] && exit 3; exec {' '.join(line_daemon('--version', 'v1'))}"
+    turnout.configure(["sh", "-c", program])
     turnout.run("up")
-    assert ask(turnout.address) == "v1"
-    assert turnout.active()["pid"] != dead["pid"]
+    broken.touch()
+    turnout.kill(turnout.active()["pid"])
+    restart = eventually(
+        lambda: (turnout.status()["restart"] or {}).get("attempt", 0) >= 2 and turnout.status()["restart"]
+    )
+    assert restart["most"] == 7
+    assert restart["reason"]
+    with socket.create_connection(turnout.address, 60) as waiting:
+        assert "the daemon died" in turnout.run("status").stdout
+        broken.unlink()
+        waiting.sendall(b"hello\n")
+        assert waiting.makefile().readline().startswith("v1 ")
 
 
 def test_everything_killed_at_once_is_brought_back_by_up(turnout: Turnout) -> None:

@@ -82,15 +82,29 @@ def choice(options: dict[str, Any]) -> Choice:
     return Choice(**{field: options.pop(field) for field in Choice.__slots__ if field in options})
 
 
-def resolve(chosen: Choice, command: Sequence[str] = (), *, version: str = "", creates: bool = False) -> Wanted:
+def resolve(
+    chosen: Choice,
+    command: Sequence[str] = (),
+    *,
+    version: str = "",
+    creates: bool = False,
+    remembered_only: bool = False,
+) -> Wanted:
     """The service that is meant, with the build that is asked for.
+
+    Args:
+        chosen: the common options.
+        command: a command given on the command line.
+        version: its version.
+        creates: the verb may set up a service that nobody knows.
+        remembered_only: take the settings that are in force, and look for no file.
 
     Raises:
         NoSuchServiceError: nobody knows it, and the verb cannot make it up.
         UsageError: the file has several and none was named; an option is off.
     """
     home = Home.find()
-    path = find_file(chosen.config)
+    path = None if remembered_only else find_file(chosen.config)
     services = load_file(path) if path else {}
     name = chosen.service or _only(services)
     known = services.get(name)

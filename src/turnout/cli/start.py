@@ -11,11 +11,12 @@ from turnout.cli.report import Reporter
 
 
 @click.command()
+@click.option("--automatic", is_flag=True, hidden=True, help="The router asks, with the settings that it runs on.")
 @changing
-def start(**options: Any) -> None:
+def start(*, automatic: bool, **options: Any) -> None:
     """Start the daemon of the build that was active last; never deploys another."""
     chosen = choice(options)
-    wanted = resolve(chosen)
+    wanted = resolve(chosen, remembered_only=automatic)
     with open_lifecycle(chosen, wanted, "start", Reporter(quiet=chosen.quiet)) as lifecycle:
-        done = lifecycle.start()
+        done = lifecycle.start(automatic=automatic)
     click.echo(done.text)

@@ -58,6 +58,12 @@ def _print(service: dict[str, Any], *, verbose: bool) -> None:
     click.echo(line)
     if block["rollback_reason"]:
         click.echo(f"  last rollout ended: {block['rollback_reason']}")
+    restart = service["restart"]
+    if restart:
+        click.echo(
+            f"  the daemon died ({restart['reason']}): restart {restart['attempt']} of {restart['most']}"
+            f" in {restart['in_s']:.0f} s"
+        )
     if service["held"]:
         click.echo(f"  {service['held']} connections are held")
     for daemon in service["daemons"]:

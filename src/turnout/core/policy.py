@@ -10,6 +10,11 @@ _POSTGRES: Final = frozenset({"postgres", "postmaster", "pg_ctl", "pg_ctlcluster
 _REDIS: Final = frozenset({"redis-server", "valkey-server", "keydb-server"})
 
 
+# Pauses before each restart of a daemon that died: the first at once, for clients are waiting; then less often.
+RESTART_DELAYS_S: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+STEADY_AFTER_S: Final = 60.0  # one that lived this long is not in a crash loop
+
+
 def owns_its_data(command: Sequence[str]) -> str | None:
     """Say why two instances of ``command`` at once would damage its data; None where nothing is known against it.
 
