@@ -21,7 +21,7 @@ from turnout.core.deployment import (
     set_desired,
     switch_active,
 )
-from turnout.core.membership import forget_daemon, register_daemon
+from turnout.core.membership import beat, forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State, Workspace
 from turnout.core.outcome import Outcome, Reason, explain
 
@@ -334,3 +334,41 @@ def test_what_a_cold_rollback_leaves_behind_is_never_gone_back_to() -> None:
     assert (after.deployment.state, after.deployment.old_boot_id) == (State.IDLE, "")
     assert after.daemons[failed].drain_cause is DrainCause.FAILED
     assert after.daemons[failed].draining
+
+
+def test_a_rollback_from_idle_is_refused() -> None:
+    snap = serving()
+    refused(rollback_active(snap, snap.deployment.generation, "a", reason="bad"), snap, Reason.WRONG_STATE)
+
+
+def test_a_restore_that_is_draining_is_refused() -> None:
+    snap = window()
+    snap = replace(snap, daemons={**snap.daemons, "a": replace(snap.daemons["a"], draining=True)})
+    refused(rollback_active(snap, snap.deployment.generation, "a", reason="bad"), snap, Reason.RESTORE_UNAVAILABLE)
+
+
+def test_two_failures_before_the_switch_and_one_after_it_do_not_roll_back() -> None:
+    snap = ready(serving(), "b")
+    generation = snap.deployment.generation
+    for boot in ("a", "b"):
+        early = record_health_failure(snap, generation, boot, reason="bad", threshold=3, restore="a")
+        refused(early, snap, Reason.WRONG_STATE)
+    snap = must(switch_active(snap, generation, "b", now=1.0))
+    once = must(record_health_failure(snap, generation, "b", reason="bad", threshold=3, restore="a"))
+    assert (once.deployment.active_boot_id, once.deployment.health_fail_streak) == ("b", 1)
+
+
+def test_a_failure_from_a_checker_that_is_one_generation_late_is_ignored() -> None:
+    snap = window()
+    late = record_health_failure(snap, snap.deployment.generation - 1, "b", reason="bad", threshold=1, restore="a")
+    refused(late, snap, Reason.STALE_GENERATION)
+
+
+def test_a_clock_that_jumps_back_leaves_the_events_as_they_are() -> None:
+    """Wall-clock times are information: an earlier one is kept as it is, and nothing is decided by it."""
+    snap = serving()
+    snap = must(beat(snap, "a", now=500.0))
+    snap = must(beat(snap, "a", now=100.0))
+    assert snap.daemons["a"].last_seen_ts == 100.0
+    snap = must(switch_active(ready(snap, "b"), snap.deployment.generation + 1, "b", now=-5.0))
+    assert (snap.deployment.state, snap.deployment.switch_ts) == (State.SWITCHED, -5.0)

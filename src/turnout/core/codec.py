@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
+import msgspec
+
 from turnout.core.coerce import Fields, short
 from turnout.core.model import (
     SCHEMA_VERSION,
@@ -92,7 +94,7 @@ def _object(raw: object) -> dict[str, Any] | None:
     if not isinstance(raw, dict):
         return None
     found = cast("dict[Any, Any]", raw)  # type: ignore[redundant-cast]  # pyright knows less of it than mypy
-    return {str(key): value for key, value in found.items()}
+    return dict(found)
 
 
 def _is_deeper(raw: object, levels: int) -> bool:
@@ -292,8 +294,9 @@ def dumps(snapshot: Snapshot) -> bytes:
     """The file's bytes: UTF-8, indented for people, the same snapshot always the same bytes."""
     raw = encode(snapshot)
     try:
-        data = json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False).encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can escape and UTF-8 cannot hold
+        data = msgspec.json.format(msgspec.json.encode(raw), indent=2)
+    except (UnicodeEncodeError, OverflowError):
+        # half a surrogate pair, which JSON can escape and UTF-8 cannot hold, or a number beyond 64 bits
         data = json.dumps(raw, indent=2, allow_nan=False).encode()
     return data + b"\n"
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 MAX_INT: Final = 2**63 - 1
 E = TypeVar("E", bound=Enum)
+T = TypeVar("T")
 
 
 class Fields:
-    """One JSON object while it is read: what was not asked for is unknown, and kept."""
+    """One JSON object while it is read: what was not asked for is unknown, and kept. Takes ``raw`` over."""
 
-    def __init__(self, where: str, raw: Mapping[str, Any], say: Callable[[str, str], None]) -> None:
+    def __init__(self, where: str, raw: dict[str, Any], say: Callable[[str, str], None]) -> None:
         self._where = where
-        self._raw = dict(raw)
+        self._raw = raw
         self._say = say
 
     def take(self, key: str) -> Any:  # noqa: ANN401  # whatever JSON holds
@@ -25,23 +26,38 @@ class Fields:
     def rest(self) -> dict[str, Any]:
         return self._raw
 
+    # What is as it should be takes the first way out of each: a registry of thousands of daemons has many fields.
+
     def text(self, key: str, default: str = "") -> str:
-        return cast("str", self._typed(key, default, lambda value: value if isinstance(value, str) else None))
+        value = self._raw.pop(key, default)
+        return value if type(value) is str else self._bad(key, value, default)
 
     def flag(self, key: str) -> bool:
-        return cast("bool", self._typed(key, False, lambda value: value if isinstance(value, bool) else None))
+        value = self._raw.pop(key, False)
+        return value if type(value) is bool else self._bad(key, value, False)
 
     def count(self, key: str, default: int = 0) -> int:
-        return cast("int", self._typed(key, default, _count))
+        value = self._raw.pop(key, default)
+        if type(value) is int and 0 <= value <= MAX_INT:
+            return value
+        return self._coerced(key, value, default, _count)
 
     def port(self, key: str) -> int:
-        return cast("int", self._typed(key, 0, _port))
+        value = self._raw.pop(key, 0)
+        if type(value) is int and 0 <= value < 65536:
+            return value
+        return self._coerced(key, value, 0, _port)
 
     def number(self, key: str) -> float:
-        return cast("float", self._typed(key, 0.0, _number))
+        value = self._raw.pop(key, 0.0)
+        if type(value) is float and -math.inf < value < math.inf:
+            return value
+        return self._coerced(key, value, 0.0, _number)
 
     def enum(self, key: str, kind: type[E], default: E) -> E:
-        return cast("E", self._typed(key, default, lambda value: _member(kind, value)))
+        if key not in self._raw:
+            return default
+        return self._coerced(key, self._raw.pop(key), default, lambda value: _member(kind, value))
 
     def maybe_text(self, key: str) -> str | None:
         return self.text(key) or None if self._raw.get(key) is not None else self.take(key)
@@ -52,15 +68,13 @@ class Fields:
     def maybe_port(self, key: str) -> int | None:
         return self.port(key) or None if self._raw.get(key) is not None else self.take(key)
 
-    def _typed(self, key: str, default: Any, coerce: Callable[[Any], Any]) -> Any:  # noqa: ANN401  # as wide as JSON
-        if key not in self._raw:
-            return default
-        value = self._raw.pop(key)
+    def _coerced(self, key: str, value: object, default: T, coerce: Callable[[object], T | None]) -> T:
         good = coerce(value)
-        if good is None:
-            self._say(f"{self._where}.{key}", f"{short(value)} became {short(default)}")
-            return default
-        return good
+        return self._bad(key, value, default) if good is None else good
+
+    def _bad(self, key: str, value: object, default: T) -> T:
+        self._say(f"{self._where}.{key}", f"{short(value)} became {short(default)}")
+        return default
 
 
 def _count(value: object) -> int | None:

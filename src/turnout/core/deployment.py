@@ -211,12 +211,13 @@ def rollback_active(snap: Snapshot, generation: int, restore: str, *, reason: st
     if block.state not in TRANSITIONS[Event.ROLLBACK]:
         back_already = block.active_boot_id == restore and restore and block.rollback_reason
         return already(snap) if back_already else refuse(snap, Reason.WRONG_STATE)
-    if not restore or restore == block.active_boot_id or restore != block.old_boot_id or restore not in snap.daemons:
+    back = snap.daemons.get(restore)
+    if not restore or restore == block.active_boot_id or restore != block.old_boot_id or back is None or back.draining:
         return refuse(snap, Reason.RESTORE_UNAVAILABLE)
     failed = block.active_boot_id
     daemons = _draining(snap.daemons, {failed}, DrainCause.FAILED)
-    daemons[restore] = replace(daemons[restore], draining=False, drain_cause=DrainCause.NONE)
-    back = replace(
+    daemons[restore] = replace(back, drain_cause=DrainCause.NONE)
+    restored = replace(
         block,
         state=State.IDLE,
         active_boot_id=restore,
@@ -225,7 +226,7 @@ def rollback_active(snap: Snapshot, generation: int, restore: str, *, reason: st
         rollback_reason=reason or "rolled back",
         moves=(),
     )
-    return apply(replace(snap, daemons=daemons, workspaces=_moved_back(snap, failed)), back)
+    return apply(replace(snap, daemons=daemons, workspaces=_moved_back(snap, failed)), restored)
 
 
 def finish_deploy(snap: Snapshot, generation: int) -> Outcome:

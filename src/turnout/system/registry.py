@@ -80,12 +80,14 @@ class RegistryFile:
     def read(self) -> Read:
         """The registry as it is; never waits for the lock, and up to a second for a writer that is in the middle.
 
+        A file that has not changed is not read again: that costs two calls of stat(2).
+
         Raises:
             RegistryUnsupportedError: a higher major version wrote it.
             RegistryDamagedError: it is damaged, and there is no last good copy.
             StateUnwritableError: it cannot be read: permissions, a directory, over 64 MiB, an I/O error.
         """
-        return self._loader.load(self._target())[0]
+        return self._loader.look(self._target())
 
     def update(self, change: Change) -> Outcome:
         """Apply one event under the lock; what it refuses leaves the file byte-identical.

@@ -1,0 +1,138 @@
+"""What the registry costs: asking, reading, deciding, watching, and how soon a router follows it."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from e2e_support import Turnout, ask, line_daemon
+from turnout import Daemon, Registry
+from turnout.core.codec import dumps, loads
+from turnout.core.deployment import set_desired
+from turnout.core.model import Deployment, Desired, Identity, Snapshot, Workspace
+from turnout.system.registry import RegistryFile
+from turnout.system.spawn import choose_port
+from turnout.system.watcher import Watcher
+
+SWITCHES = 200
+
+
+def registry_of(count: int) -> Snapshot:
+    """So many daemons, half as many workspaces, and a deployment."""
+    identity = Identity(4711, 123456, "2b4b6d80-0000-4000-8000-000000000000", 4026531836)
+    daemons = {
+        f"boot-{n}": Daemon(f"boot-{n}", port=1024 + n % 60000, identity=identity, version="1.2.3", start_ts=1e9 + n)
+        for n in range(count)
+    }
+    workspaces = {f"/work/{n}": Workspace(f"/work/{n}", f"boot-{n}", 1e9) for n in range(count // 2)}
+    return Snapshot(daemons, workspaces, Deployment(generation=7, active_boot_id="boot-0", revision=40))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "registry.json"
+
+
+def put(path: Path, snapshot: Snapshot) -> None:
+    data = dumps(snapshot)
+    for name in (path, path.with_name("registry.json.good")):
+        name.write_bytes(data)
+        os.utime(name, (1.0, 1.0))
+    time.sleep(0.05)  # past the two ticks in which a file counts as young
+
+
+@pytest.mark.benchmark(group="registry: resolve from an unchanged file")
+@pytest.mark.parametrize("count", [10, 1000, 10_000])
+def test_resolve(benchmark: BenchmarkFixture, path: Path, count: int) -> None:
+    put(path, registry_of(count))
+    registry = Registry(path)
+    assert benchmark(registry.resolve_upstream).boot_id == "boot-0"
+
+
+@pytest.mark.benchmark(group="registry: read and parse")
+@pytest.mark.parametrize("count", [10, 1000, 10_000])
+def test_read(benchmark: BenchmarkFixture, path: Path, count: int) -> None:
+    put(path, registry_of(count))
+
+    def read() -> Snapshot:
+        return loads(path.read_bytes()).snapshot
+
+    assert len(benchmark(read).daemons) == count
+
+
+@pytest.mark.benchmark(group="registry: one durable event")
+@pytest.mark.parametrize("count", [10, 1000])
+def test_durable_event(benchmark: BenchmarkFixture, path: Path, count: int) -> None:
+    put(path, registry_of(count))
+    registry = RegistryFile(path)
+    wanted = [Desired.STOPPED, Desired.RUNNING]
+
+    def event() -> bool:
+        wanted.reverse()
+        return registry.update(lambda snap: set_desired(snap, wanted[1])).applied
+
+    benchmark.pedantic(event, rounds=50, warmup_rounds=2)  # type: ignore[no-untyped-call]  # it has no stubs
+
+
+@pytest.mark.benchmark(group="registry: poll of an unchanged file")
+def test_poll(benchmark: BenchmarkFixture, path: Path) -> None:
+    put(path, registry_of(10))
+    watcher = Watcher(path)
+    assert watcher.poll()
+    assert benchmark(watcher.poll) is False
+
+
+@pytest.fixture
+def turnout(tmp_path: Path) -> Iterator[Turnout]:
+    with choose_port() as reserved:
+        port = reserved.port
+    harness = Turnout(tmp_path / "home", port)
+    try:
+        yield harness
+    finally:
+        harness.end()
+
+
+@pytest.mark.benchmark(group="registry: from rename to the first client of the other daemon")
+def test_rename_to_applied(benchmark: BenchmarkFixture, turnout: Turnout, tmp_path: Path) -> None:
+    """A foreign program retargets by rename; the router polls every 20 ms, and nobody pokes it."""
+    turnout.configure(line_daemon("--version", "v1"), observe="600s")
+    turnout.run("up")
+    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="600s")
+    turnout.run("deploy", "--detach")
+    path = turnout.registry.path
+    took_ms: list[float] = []
+
+    def prepare() -> tuple[tuple[bytes, str], dict[str, object]]:
+        snapshot = turnout.registry.read().snapshot
+        block = snapshot.deployment
+        other = next(boot for boot in snapshot.daemons if boot != block.active_boot_id)
+        raw = dumps(
+            Snapshot(
+                snapshot.daemons,
+                snapshot.workspaces,
+                Deployment(generation=block.generation, active_boot_id=other, revision=block.revision + 1),
+            )
+        )
+        time.sleep(0.003 * (len(took_ms) % 7))  # anywhere between two polls
+        return (raw, snapshot.daemons[other].version), {}
+
+    def retarget(raw: bytes, version: str) -> None:
+        temp = tmp_path / "home" / "theirs.tmp"
+        temp.write_bytes(raw)
+        began = time.perf_counter()
+        temp.replace(path)
+        while ask(turnout.address) != version:
+            pass
+        took_ms.append((time.perf_counter() - began) * 1e3)
+
+    benchmark.pedantic(retarget, setup=prepare, rounds=SWITCHES)  # type: ignore[no-untyped-call]  # it has no stubs
+    cuts = statistics.quantiles(took_ms, n=100)
+    benchmark.extra_info |= {"p50_ms": round(cuts[49], 2), "p99_ms": round(cuts[98], 2), "switches": SWITCHES}
+    print(f"\nrename to applied: p50 {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms over {SWITCHES} switches")
