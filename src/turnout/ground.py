@@ -31,20 +31,27 @@ class Ground:
     Args:
         home: the state directory.
         wanted: the service's settings, and the command that is about to be started, if any.
+        starts_keeper: start one where there is none. What turnout does by itself must not: whoever ended the keeper
+            would find it running again.
     """
 
-    def __init__(self, home: Home, wanted: Wanted) -> None:
+    def __init__(self, home: Home, wanted: Wanted, *, starts_keeper: bool = True) -> None:
         self._home = home
         self._wanted = wanted
         self._router = RouterClient(home)
+        self._starts_keeper = starts_keeper
         self._line: KeeperClient | None = None
         self._fresh = False
 
     @property
     def keeper(self) -> KeeperClient:
-        """The line to the keeper, which is started where there is none."""
+        """The line to the keeper, which is started where there is none.
+
+        Raises:
+            NotRunningError: there is none, and it is not to be started.
+        """
         if self._line is None:
-            self._line = ensure_keeper(self._home)
+            self._line = ensure_keeper(self._home) if self._starts_keeper else KeeperClient.connect(self._home)
         return self._line
 
     def close(self) -> None:

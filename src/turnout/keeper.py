@@ -24,7 +24,7 @@ from typing import Any, Final
 
 from turnout import __version__
 from turnout.children import Child, Children, Reply
-from turnout.errors import ConflictError, ProtocolError, SpawnError, TurnoutError
+from turnout.errors import ConflictError, NotRunningError, ProtocolError, SpawnError, TurnoutError
 from turnout.listening import Listening, spell
 from turnout.system import control
 from turnout.system.control import Channel, Message
@@ -224,6 +224,8 @@ class Keeper:
             "shutdown": self._on_shutdown,
         }.get(str(message.get("op")))
         try:
+            if self._shutting_down and message.get("op") != "shutdown":
+                raise NotRunningError("the keeper is shutting down", hint="try again in a moment")
             if operation is None:
                 raise ProtocolError(f"this keeper ({__version__}) does not know {message.get('op')!r}")
             operation(message, reply)

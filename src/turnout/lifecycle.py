@@ -54,6 +54,7 @@ class Lifecycle:
         wanted: the service's settings and build, as configured.
         verb: the name by which a waiting verb will know this one.
         lock_timeout_s: seconds to wait for another verb, 0.1 or more.
+        automatic: the router asks, not a person: no keeper is started, and a service that is to be stopped stays so.
         on_step: called with each step before it is taken.
         on_wait: called once with the holder when the lock has to be waited for.
     """
@@ -65,6 +66,7 @@ class Lifecycle:
         verb: str,
         *,
         lock_timeout_s: float,
+        automatic: bool = False,
         on_step: OnStep = lambda _step, _text: None,
         on_wait: Callable[[Holder], None] | None = None,
     ) -> None:
@@ -77,7 +79,8 @@ class Lifecycle:
         self._on_wait = on_wait
         self._lock_timeout_s = lock_timeout_s
         self._lock: LifecycleLock | None = None
-        self._ground = Ground(home, wanted)
+        self._automatic = automatic
+        self._ground = Ground(home, wanted, starts_keeper=not automatic)
 
     def __enter__(self) -> Self:
         self.service.home.create()
@@ -125,14 +128,10 @@ class Lifecycle:
             build = self._last_good_build()
         return self._roll(build, Cause.START, supersede=supersede, expected_generation=expected_generation)
 
-    def start(self, *, automatic: bool = False) -> Done:
-        """Start the daemon of the build that was active last; never deploys another.
-
-        Args:
-            automatic: the router asks, not a person: a service that is to be stopped stays so.
-        """
+    def start(self) -> Done:
+        """Start the daemon of the build that was active last; never deploys another."""
         snapshot = self._prepare()
-        if automatic and snapshot.deployment.desired is not Desired.RUNNING:
+        if self._automatic and snapshot.deployment.desired is not Desired.RUNNING:
             return Done(f"{self.service.name} is to be {snapshot.deployment.desired}", changed=False)
         active = snapshot.active
         if active and is_alive(active.identity):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import pytest
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually, scaled
-from turnout.core.model import State
+from turnout.core.model import Identity, State
 from turnout.demo.load import Load, line_exchange
+from turnout.errors import NotRunningError
 from turnout.keeper_client import KeeperClient
 from turnout.rollout import Step
+from turnout.system.process import is_alive
 
 DIE = str(Path(__file__).parent.with_name("die_at_step.py"))
 MOMENTS = [(step, when) for step in Step for when in ("before", "after") if (step, when) != (Step.UNLOCK, "after")]
@@ -186,6 +189,21 @@ def test_a_daemon_that_cannot_be_started_again_is_said_in_status_and_held_client
         broken.unlink()
         waiting.sendall(b"hello\n")
         assert waiting.makefile().readline().startswith("v1 ")
+
+
+def test_ending_the_keeper_ends_everything_and_nothing_is_started_again(turnout: Turnout) -> None:
+    """The daemon ends with it, and a router that sees that may not take it for a crash."""
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    keeper = turnout.keeper_pid()
+    turnout.kill(keeper, signal.SIGTERM)
+    eventually(lambda: not turnout.processes() and not is_alive(Identity(keeper)))
+    assert turnout.run("start", "--automatic", code=3).stderr
+    assert not turnout.processes()
+    with pytest.raises(NotRunningError):
+        KeeperClient.connect(turnout.home)
+    turnout.run("up")
+    assert ask(turnout.address) == "v1"
 
 
 def test_everything_killed_at_once_is_brought_back_by_up(turnout: Turnout) -> None:

@@ -128,13 +128,21 @@ def resolve(
     return wanted
 
 
-def open_lifecycle(chosen: Choice, wanted: Wanted, verb: str, reporter: Reporter) -> Lifecycle:
+def open_lifecycle(
+    chosen: Choice, wanted: Wanted, verb: str, reporter: Reporter, *, automatic: bool = False
+) -> Lifecycle:
     """The service under its lock, with progress going to ``reporter``."""
     timeout_s, warning = lock_timeout(chosen.lock_timeout)
     if warning:
         reporter.warn(warning)
     return Lifecycle(
-        Home.find(), wanted, verb, lock_timeout_s=timeout_s, on_step=reporter.step, on_wait=reporter.waiting
+        Home.find(),
+        wanted,
+        verb,
+        lock_timeout_s=timeout_s,
+        automatic=automatic,
+        on_step=reporter.step,
+        on_wait=reporter.waiting,
     )
 
 

@@ -17,6 +17,7 @@ def start(*, automatic: bool, **options: Any) -> None:
     """Start the daemon of the build that was active last; never deploys another."""
     chosen = choice(options)
     wanted = resolve(chosen, remembered_only=automatic)
-    with open_lifecycle(chosen, wanted, "start", Reporter(quiet=chosen.quiet)) as lifecycle:
-        done = lifecycle.start(automatic=automatic)
+    reporter = Reporter(quiet=chosen.quiet)
+    with open_lifecycle(chosen, wanted, "start", reporter, automatic=automatic) as lifecycle:
+        done = lifecycle.start()
     click.echo(done.text)
