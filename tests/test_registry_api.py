@@ -21,6 +21,7 @@ from turnout.core.codec import dumps
 from turnout.core.model import Identity, Snapshot
 from turnout.errors import UsageError
 from turnout.system.home import Home
+from turnout.system.journal import Journal
 
 
 @pytest.fixture
@@ -159,6 +160,23 @@ def test_every_event_is_there(registry: Registry) -> None:
     registry.abort_deploy(fourth, reason="no")
     assert registry.deactivate(fourth, "b", reason="over", cause=DrainCause.REPLACED).applied
     assert registry.snapshot().active is None
+
+
+def test_what_a_program_decides_for_a_service_is_in_its_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNOUT_HOME", str(tmp_path))
+    home = Home.find().service("cache")
+    home.create()
+    home.settings.write_bytes(dump_settings(Settings(name="cache", listen=(parse_address("127.0.0.1:5000"),))))
+    registry = Registry(service="cache")
+    registry.register(here("a"))
+    generation = serve(registry, "a")
+    registry.switch_active(generation - 1, "a")  # refused: nothing was decided
+    events = Journal(home.journal).read(10)
+    assert [(event.event, event.generation) for event in events] == [("begin", 1), ("mark", 1), ("switch", 1)]
+    assert events[-1].evidence["active"] == "a"
+    assert events[-1].evidence["by_pid"] == os.getpid()
 
 
 class TestResolving:

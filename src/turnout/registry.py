@@ -65,8 +65,9 @@ from turnout.core.resolve import upstream
 from turnout.errors import UsageError
 from turnout.service import Service, remembered
 from turnout.system.home import Home
+from turnout.system.journal import Journal
 from turnout.system.process import own_identity, provably_dead
-from turnout.system.registry import RegistryFile
+from turnout.system.registry import Change, RegistryFile
 
 DEFAULT_THRESHOLD = 3
 
@@ -100,14 +101,17 @@ class Registry:
         clock: Callable[[], float] = time.time,
     ) -> None:
         listen = parse_address(DEFAULT_LISTEN)
+        journal: Journal | None = None
         home = Home.find().service(service)
         file = RegistryFile(Path(home.registry if path is None else path), lock_timeout_s=lock_timeout_s)
         if path is None:
             settings = remembered(home)
             if settings is not None:  # else turnout has never served it; a daemon may well register before that
                 listen = settings.listen[0]
-                file = Service.open(home, settings, lock_timeout_s=lock_timeout_s).registry
+                opened = Service.open(home, settings, lock_timeout_s=lock_timeout_s)
+                file, journal = opened.registry, opened.journal
         self._file = file
+        self._journal = journal
         self._listen = listen
         self._clock = clock
 
@@ -195,7 +199,8 @@ class Registry:
                 next verb of turnout aborts the rollout.
         """
         carrier = own_identity() if owner is None else owner
-        return self._file.update(
+        return self._decide(
+            "begin",
             lambda snap: deployment.begin_deploy(
                 snap,
                 candidate,
@@ -204,12 +209,12 @@ class Registry:
                 expected_generation=expected_generation,
                 supersede=supersede,
                 cause=cause,
-            )
+            ),
         )
 
     def mark_candidate_healthy(self, generation: int, candidate: str) -> Outcome:
         """The candidate passed its probe."""
-        return self._file.update(lambda snap: deployment.mark_candidate_healthy(snap, generation, candidate))
+        return self._decide("mark", lambda snap: deployment.mark_candidate_healthy(snap, generation, candidate))
 
     def switch_active(self, generation: int, candidate: str, *, window: bool = True) -> Outcome:
         """New connections go to the candidate from here on.
@@ -220,8 +225,8 @@ class Registry:
             window: keep the previous daemon warm and count failures; else it drains at once.
         """
         now = self._clock()
-        return self._file.update(
-            lambda snap: deployment.switch_active(snap, generation, candidate, now=now, window=window)
+        return self._decide(
+            "switch", lambda snap: deployment.switch_active(snap, generation, candidate, now=now, window=window)
         )
 
     def record_health_failure(
@@ -243,35 +248,53 @@ class Registry:
             restore: the previous daemon, if the caller has just seen it pass a probe: the failure that reaches the
                 threshold then brings it back in the same write.
         """
-        return self._file.update(
+        return self._decide(
+            "health_failure",
             lambda snap: deployment.record_health_failure(
                 snap, generation, boot_id, reason=reason, threshold=threshold, restore=restore
-            )
+            ),
         )
 
     def record_health_success(self, generation: int, boot_id: str) -> Outcome:
         """A check passed: the count of failures is zero again."""
-        return self._file.update(lambda snap: deployment.record_health_success(snap, generation, boot_id))
+        return self._decide("health_ok", lambda snap: deployment.record_health_success(snap, generation, boot_id))
 
     def rollback_active(self, generation: int, restore: str, *, reason: str) -> Outcome:
         """Back to the previous daemon, which the caller has just seen pass a probe; inside the window only."""
-        return self._file.update(lambda snap: deployment.rollback_active(snap, generation, restore, reason=reason))
+        return self._decide(
+            "rollback", lambda snap: deployment.rollback_active(snap, generation, restore, reason=reason)
+        )
 
     def finish_deploy(self, generation: int) -> Outcome:
         """The window is over: the previous daemon drains."""
-        return self._file.update(lambda snap: deployment.finish_deploy(snap, generation))
+        return self._decide("finish", lambda snap: deployment.finish_deploy(snap, generation))
 
     def abort_deploy(self, generation: int, *, reason: str) -> Outcome:
         """End a rollout before its switch; what is active was never touched."""
-        return self._file.update(lambda snap: deployment.abort_deploy(snap, generation, reason=reason))
+        return self._decide("abort", lambda snap: deployment.abort_deploy(snap, generation, reason=reason))
 
     def deactivate(
         self, generation: int, boot_id: str, *, reason: str, cause: DrainCause = DrainCause.STOPPED
     ) -> Outcome:
         """Nothing is active any more."""
-        return self._file.update(
-            lambda snap: deployment.deactivate(snap, generation, boot_id, reason=reason, cause=cause)
+        return self._decide(
+            "deactivate", lambda snap: deployment.deactivate(snap, generation, boot_id, reason=reason, cause=cause)
         )
+
+    def _decide(self, event: str, change: Change) -> Outcome:
+        """Apply a deployment event; the journal of a service has those of every program."""
+        outcome = self._file.update(change)
+        if self._journal and outcome.applied:
+            block = outcome.deployment
+            self._journal.write(
+                event,
+                generation=block.generation,
+                revision=block.revision,
+                active=block.active_boot_id,
+                reason=block.rollback_reason,
+                by_pid=os.getpid(),
+            )
+        return outcome
 
 
 def this_process() -> Identity:

@@ -140,6 +140,45 @@ def test_a_file_that_may_not_be_read_or_written_is_one_clear_error(turnout: Turn
     assert lines[1].startswith("hint: ")
 
 
+def test_a_full_disk_is_one_clear_error_and_changes_nothing(turnout: Turnout, tmp_path: Path) -> None:
+    """A real one: a tmpfs of 16 KiB in a mount namespace of its own."""
+    script = """
+        set -e
+        mount -t tmpfs -o size=16k none "$1"
+        cp "$2" "$1/registry.json"
+        dd if=/dev/zero of="$1/fill" bs=1k count=64 2>/dev/null || true
+        set +e
+        shift; shift
+        "$@"
+        code=$?
+        cmp "$DISK/registry.json" "$WAS" || exit 99
+        ls "$DISK" >&2
+        exit $code
+    """
+    disk, was = tmp_path / "disk", tmp_path / "was.json"
+    disk.mkdir()
+    was.write_bytes(b'{"daemons": {"bad": 5}}')
+    namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
+    if subprocess.run(
+        [*namespace, "mount", "-t", "tmpfs", "none", str(disk)], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("no mount namespaces here")
+    verb = turnout.argv("registry", "repair", str(disk / "registry.json"))
+    done = subprocess.run(
+        [*namespace, "sh", "-c", script, "sh", str(disk), str(was), *verb],
+        env=turnout.env | {"DISK": str(disk), "WAS": str(was)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1, done
+    lines = done.stderr.splitlines()
+    assert lines[0].endswith("No space left on device")
+    assert lines[1] == "hint: free some space on that disk"
+    assert set(lines[2:]) <= {"fill", "registry.json", "registry.json.lock"}, "something was left behind"
+
+
 def test_history_tells_every_decision_with_its_evidence_and_follows(turnout: Turnout) -> None:
     assert "no service" in turnout.run("history", code=4).stderr
     turnout.configure(line_daemon("--version", "v1"))
