@@ -45,6 +45,8 @@ class Router:
         self._home = home
         self._started = time.monotonic()
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="turnout")
+        # one thread: the journal has the decisions in the order in which they were made
+        self._scribe = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._services: dict[str, tuple[Served, asyncio.Task[None]]] = {}
         self._group = asyncio.TaskGroup()
         self._link = KeeperLink(loop, home, self)
@@ -68,6 +70,7 @@ class Router:
                 self._admin.close()
             self._link.close()
             self._executor.shutdown(wait=False, cancel_futures=True)
+            self._scribe.shutdown(wait=True)  # what was decided is told, also by one that ends
             log.info("router ended, pid %d", os.getpid())
 
     def _open_admin(self) -> None:
@@ -119,7 +122,7 @@ class Router:
         home = self._home.service(service)
         settings = load_settings(home.settings.read_bytes())
         plane = Relay(self._loop, hold_max=settings.hold_max)
-        return Served(self._loop, self._executor, self._home, service, plane, self._link)
+        return Served(self._loop, self._executor, self._scribe, self._home, service, plane, self._link)
 
     # -- answers for the admin socket --------------------------------------------------------------------------------
 

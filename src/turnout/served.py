@@ -42,7 +42,7 @@ log = logging.getLogger("turnout.router")
 
 
 class Served:
-    """Owns the plane and the tasks of one service; the loop and the executor belong to the router.
+    """Owns the plane and the tasks of one service; the loop and the executors belong to the router.
 
     It is the world of its supervisor and drainer: they decide, and everything they touch is here.
     """
@@ -51,6 +51,7 @@ class Served:
         self,
         loop: asyncio.AbstractEventLoop,
         executor: Executor,
+        scribe: Executor,
         home: Home,
         name: str,
         plane: Plane,
@@ -58,6 +59,7 @@ class Served:
     ) -> None:
         self._loop = loop
         self._executor = executor
+        self._scribe = scribe
         self._keeper = keeper
         self.plane = plane
         own = home.service(name)
@@ -240,7 +242,7 @@ class Served:
         block = outcome.deployment
         told = {key: str(value) for key, value in evidence.items()} | {"outcome": outcome.reason.value}
         log.info("%s: %s generation %d %s", self.service.name, event, block.generation, told)
-        self._executor.submit(
+        self._scribe.submit(
             lambda: self.service.journal.write(event, generation=block.generation, revision=block.revision, **told)
         )
 
@@ -321,7 +323,7 @@ class Served:
         block = self.snapshot.deployment
         told = {key: str(value) for key, value in evidence.items()}
         log.info("%s: %s %s %s", self.service.name, event, boot_id, told or "")
-        self._executor.submit(
+        self._scribe.submit(
             lambda: self.service.journal.write(
                 event, generation=block.generation, revision=block.revision, boot_id=boot_id, **told
             )
