@@ -75,6 +75,7 @@ class Served:
         self.sockets: list[socket.socket] = []
         self._waiters: list[tuple[int, Callable[[int], None]]] = []
         self._applying = asyncio.Lock()
+        self._deciding = 0
         self._look_at = math.inf
         self._kept_at = -math.inf
         self.supervisor = Supervisor(self, lambda: self.service.settings)
@@ -182,7 +183,8 @@ class Served:
         self.restarter.observe(snapshot)
         self._point()
         self.supervisor.observe(snapshot)
-        self.drainer.observe(snapshot)
+        if not self._deciding:
+            self.drainer.observe(snapshot)
         self._answer_waiters()
 
     def _point(self) -> None:
@@ -230,7 +232,12 @@ class Served:
         return await self._loop.run_in_executor(self._executor, check)
 
     async def update(self, change: Change) -> Outcome:
-        outcome = await self._loop.run_in_executor(self._executor, lambda: self.service.registry.update(change))
+        # The poll may see our own write before its journal entry is made: what follows from it then waits for that.
+        self._deciding += 1
+        try:
+            outcome = await self._loop.run_in_executor(self._executor, lambda: self.service.registry.update(change))
+        finally:
+            self._deciding -= 1
         if outcome.applied:
             async with self._applying:
                 self._apply(outcome.snapshot)
