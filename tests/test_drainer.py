@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from fake_time import SkippingLoop
 from turnout.config import Address, Settings
 from turnout.core.model import Daemon, Deployment, DrainCause, Snapshot
 from turnout.drainer import Drainer
+from turnout.planes.plane import Carried
 
 
 @dataclass
 class World:
     counts: dict[str, int] = field(default_factory=dict)
     healthy: bool = True
+    quiet: bool = False
+    cuts: list[tuple[float, int]] = field(default_factory=list)
     keeper: bool = True
     orphans: list[str] = field(default_factory=list)
     events: list[tuple[str, str]] = field(default_factory=list)
@@ -24,12 +27,19 @@ class World:
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def connections(self, boot_id: str) -> int | None:
-        return self.counts.get(boot_id, 0)
+    def carried(self, boot_id: str) -> list[Carried] | None:
+        """All of them wait for an answer, unless ``quiet``."""
+        return [
+            Carried(number, "", 1.0, 5, 5, answered=self.quiet, half_sent=False)
+            for number in range(self.counts.get(boot_id, 0))
+        ]
 
-    def cut(self, boot_id: str) -> int:
+    def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
         self.events.append(("cut", boot_id))
-        return self.counts.pop(boot_id, 0)
+        cut = self.counts.get(boot_id, 0) if ids is None else len(ids)
+        self.counts[boot_id] = self.counts.get(boot_id, 0) - cut
+        self.cuts.append((self.now(), cut))
+        return cut
 
     async def is_healthy(self, daemon: Daemon) -> bool:
         return self.healthy
@@ -151,3 +161,34 @@ def test_without_a_keeper_stopping_waits_until_there_is_one() -> None:
 
     run(world, draining(DrainCause.REPLACED), for_s=70, at={60: start_keeper})
     assert world.gone == ["old"]
+
+
+def test_quiet_connections_are_cut_after_the_grace_spread_over_time_and_then_it_is_stopped() -> None:
+    world = run(World({"old": 100}, quiet=True), draining(DrainCause.REPLACED), for_s=200)
+    assert world.cuts[0][0] - world.cuts[-1][0] < -50, "all were cut in one instant"
+    assert max(count for _, count in world.cuts) <= 5
+    assert sum(count for _, count in world.cuts) == 100
+    assert world.stopped() == ["old"]
+
+
+def test_with_more_old_daemons_than_may_drain_at_once_the_oldest_is_hastened() -> None:
+    old = {
+        f"old{n}": Daemon(f"old{n}", port=n, draining=True, drain_cause=DrainCause.REPLACED, owned=True)
+        for n in range(1, 6)
+    }
+    block = Deployment(1, active_boot_id="new")
+    first = Snapshot({"old1": old["old1"]}, deployment=block)
+    world = World(dict.fromkeys(old, 3), quiet=True)
+
+    def more(drainer: Drainer) -> None:
+        drainer.observe(Snapshot(old, deployment=block))
+
+    run(world, first, for_s=20, at={1: more})
+    assert world.stopped() == ["old1", "old2"], "three may drain, so two of five are hastened, the oldest first"
+
+
+def test_one_that_is_hastened_by_hand_loses_its_quiet_connections_at_once() -> None:
+    world = run(World({"old": 50}, quiet=True), draining(DrainCause.HASTENED), for_s=3)
+    assert world.stopped() == ["old"]
+    busy = run(World({"old": 50}), draining(DrainCause.HASTENED), for_s=3)
+    assert busy.events == []

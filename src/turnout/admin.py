@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,6 +22,10 @@ class Answers(Protocol):
     """What the router answers from."""
 
     def status(self) -> Mapping[str, Any]: ...
+
+    def drains(self, service: str) -> Sequence[Mapping[str, Any]]:
+        """What drains and why it is still there. Raises KeyError as below."""
+        ...
 
     def when_applied(self, service: str, revision: int, reply: Callable[[int], None]) -> None:
         """Look at the registry now, and call ``reply`` with the applied revision once it is ``revision`` or more.
@@ -79,6 +83,8 @@ class AdminServer:
                 case "applied":
                     name, revision = str(message["service"]), int(message["revision"])
                     self._answers.when_applied(name, revision, lambda now: reply({"ok": True, "revision": now}))
+                case "drains":
+                    reply({"ok": True, "drains": self._answers.drains(str(message["service"]))})
                 case other:
                     reply({"ok": False, "message": f"this router does not know {other!r}"})
         except (KeyError, TypeError, ValueError) as error:
@@ -114,6 +120,10 @@ class RouterClient:
             TimedOutError: not within ``timeout_s`` seconds.
         """
         return int(self._ask({"op": "applied", "service": service, "revision": revision}, timeout_s)["revision"])
+
+    def drains(self, service: str, *, timeout_s: float = 5.0) -> list[dict[str, Any]]:
+        """Each daemon that drains, with its connections. Raises as :meth:`status`; NotRunningError: not served."""
+        return list(self._ask({"op": "drains", "service": service}, timeout_s)["drains"])
 
     def _ask(self, message: Message, timeout_s: float) -> Message:
         channel = control.connect(self._path, timeout_s=timeout_s)

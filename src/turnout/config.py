@@ -65,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     observe_s: float = 30.0
     drain_grace_s: float = 30.0
     drain_deadline_s: float | None = 600.0
+    drain_max: int = 3
     hold_max: int = 1024
     hold_timeout_s: float = 70.0
 
@@ -102,6 +103,7 @@ class _RawStop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class _RawDrain(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     grace: Duration = "30s"
     deadline: Duration = "10m"
+    max_draining: int = 3
 
 
 class _RawHold(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -264,6 +266,7 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
         observe_s=duration(raw.observe, what="observe"),
         drain_grace_s=duration(raw.drain.grace, what="drain.grace"),
         drain_deadline_s=duration_or_none(raw.drain.deadline, what="drain.deadline"),
+        drain_max=raw.drain.max_draining,
         hold_max=raw.hold.max,
         hold_timeout_s=duration(raw.hold.timeout, what="hold.timeout"),
     )
@@ -314,6 +317,8 @@ def check(settings: Settings) -> None:
         raise UsageError("health.interval and health.timeout must be 10ms or more")
     if settings.start_timeout_s <= 0:
         raise UsageError("start_timeout must be more than zero")
+    if not 1 <= settings.drain_max <= 1000:
+        raise UsageError("drain.max_draining must lie in 1..1000")
     if not 0 <= settings.hold_max <= 1_000_000:
         raise UsageError("hold.max must lie in 0..1000000")
     if settings.health.probe == "expect" and not settings.health.match:

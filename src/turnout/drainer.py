@@ -7,28 +7,45 @@ record that the registry does not know. Nothing else, and the keeper signals onl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from turnout.config import Settings
-from turnout.core.drain import DrainPolicy, DrainStep, decide
+from turnout.core.drain import Decision, DrainPolicy, DrainStep, Remaining, decide
 from turnout.core.model import Daemon, DrainCause, Snapshot
+from turnout.planes.plane import Carried
 
 POLL_S = 0.05
 STRAY_EVERY_S = 1.0
+MANY = 500  # from so many connections on they are looked at less often: each look walks them all
 
 
 class World(Protocol):
     """What the drainer needs of the router, and what a test gives it instead."""
 
     def now(self) -> float: ...
-    def connections(self, boot_id: str) -> int | None: ...
-    def cut(self, boot_id: str) -> int: ...
+    def carried(self, boot_id: str) -> Sequence[Carried] | None: ...
+    def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int: ...
     async def is_healthy(self, daemon: Daemon) -> bool: ...
     async def stop(self, boot_id: str) -> bool: ...
     async def forget(self, boot_id: str) -> None: ...
     async def strays(self) -> list[str]: ...
     def say(self, event: str, boot_id: str, **evidence: object) -> None: ...
+
+
+@dataclass(slots=True)
+class Drain:
+    """What is known of one daemon's drain; times on the world's clock."""
+
+    since: float
+    most: int = 0
+    healthy: bool | None = None
+    hastened: bool = False
+    look_at: float = 0.0
+    # for each connection its bytes, and when the last of them came
+    moved: dict[int, tuple[int, float]] = field(default_factory=dict[int, tuple[int, float]])
+    decision: Decision = field(default_factory=lambda: Decision(DrainStep.WAIT))
 
 
 class Drainer:
@@ -38,8 +55,7 @@ class Drainer:
         self._world = world
         self._settings = settings
         self._draining: dict[str, Daemon] = {}
-        self._since: dict[str, float] = {}
-        self._healthy: dict[str, bool] = {}
+        self.drains: dict[str, Drain] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
 
@@ -47,11 +63,11 @@ class Drainer:
         """Take notice of what the registry says now; a drain's clock starts here."""
         named = snapshot.deployment.named
         self._draining = {b: d for b, d in snapshot.daemons.items() if d.draining and b not in named}
-        for gone in set(self._since) - set(self._draining):
-            del self._since[gone]
-            self._healthy.pop(gone, None)
+        for gone in set(self.drains) - set(self._draining):
+            del self.drains[gone]
         for boot_id in self._draining:
-            self._since.setdefault(boot_id, self._world.now())
+            drain = self.drains.setdefault(boot_id, Drain(self._world.now()))
+            drain.look_at = 0.0
         if self._draining:
             self._wake.set()
 
@@ -83,26 +99,67 @@ class Drainer:
             return
 
     async def _consider(self, boot_id: str, daemon: Daemon) -> None:
-        if boot_id in self._stopping:
+        drain = self.drains.get(boot_id)
+        if drain is None or boot_id in self._stopping or self._world.now() < drain.look_at:
             return
-        if daemon.drain_cause is DrainCause.FAILED and boot_id not in self._healthy:
-            self._healthy[boot_id] = await self._world.is_healthy(daemon)
+        if daemon.drain_cause is DrainCause.FAILED and drain.healthy is None:
+            drain.healthy = await self._world.is_healthy(daemon)
         if boot_id not in self._draining:
             return
-        settings = self._settings()
-        step = decide(
-            DrainPolicy(settings.drain_grace_s, settings.drain_deadline_s),
-            daemon.drain_cause,
-            since=self._since[boot_id],
+        remaining = self._remaining(boot_id, drain)
+        if len(remaining or ()) > MANY:
+            drain.look_at = self._world.now() + 5 * POLL_S
+        drain.decision = decide(
+            self.policy,
+            self._cause(boot_id, daemon, drain),
+            since=drain.since,
             now=self._world.now(),
-            connections=self._world.connections(boot_id),
-            healthy=self._healthy.get(boot_id, True),
+            remaining=remaining,
+            most=drain.most,
+            healthy=drain.healthy is not False,
         )
-        if step is DrainStep.WAIT:
-            return
-        if step is DrainStep.CUT:
-            self._world.say("cut", boot_id, connections=self._world.cut(boot_id))
-        self._begin_stop(boot_id, daemon)
+        if drain.decision.cut != ():
+            cut = self._world.cut(boot_id, drain.decision.cut)
+            self._world.say("cut", boot_id, connections=cut, left=len(remaining or ()) - cut)
+        if drain.decision.step is DrainStep.STOP:
+            self._begin_stop(boot_id, daemon)
+
+    @property
+    def policy(self) -> DrainPolicy:
+        settings = self._settings()
+        return DrainPolicy(settings.drain_grace_s, settings.drain_deadline_s)
+
+    def _cause(self, boot_id: str, daemon: Daemon, drain: Drain) -> DrainCause:
+        """Of more daemons than may drain at once the oldest is hastened."""
+        waiting = [one for one, other in self._draining.items() if other.drain_cause is DrainCause.REPLACED]
+        waiting.sort(key=lambda one: self.drains[one].since)
+        too_many = waiting[: max(0, len(waiting) - self._settings().drain_max)]
+        if boot_id in too_many and not drain.hastened:
+            drain.hastened = True
+            self._world.say("hastened", boot_id, draining=len(waiting), most=self._settings().drain_max)
+        return DrainCause.HASTENED if drain.hastened and boot_id in waiting else daemon.drain_cause
+
+    def _remaining(self, boot_id: str, drain: Drain) -> list[Remaining] | None:
+        """Its connections, each with the time since its byte counts last moved."""
+        carried = self._world.carried(boot_id)
+        if carried is None:
+            return None
+        now = self._world.now()
+        moved: dict[int, tuple[int, float]] = {}
+        for one in carried:
+            count = one.bytes_in + one.bytes_out
+            known = drain.moved.get(one.id)
+            # at the first look nobody knows how long it has been idle: it counts from here
+            moved[one.id] = known if known and known[0] == count else (count, now)
+        drain.moved = moved
+        drain.most = max(drain.most, len(carried))
+        return [Remaining(one.id, now - moved[one.id][1], one.answered, one.half_sent) for one in carried]
+
+    def explain(self, boot_id: str) -> tuple[Drain, Mapping[int, float]] | None:
+        """A drain as it stands, and for how many seconds each connection has been idle."""
+        drain = self.drains.get(boot_id)
+        now = self._world.now()
+        return (drain, {number: now - at for number, (_, at) in drain.moved.items()}) if drain else None
 
     def _begin_stop(self, boot_id: str, daemon: Daemon | None) -> None:
         if boot_id in self._stopping:

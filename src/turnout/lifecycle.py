@@ -14,8 +14,9 @@ from typing import Self
 from turnout.admin import RouterClient
 from turnout.config import Address, Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, rollback_active, set_desired
+from turnout.core.membership import hasten_drain
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State
-from turnout.core.outcome import explain
+from turnout.core.outcome import Outcome, explain
 from turnout.errors import (
     ConflictError,
     NoSuchServiceError,
@@ -131,7 +132,7 @@ class Lifecycle:
     def start(self) -> Done:
         """Start the daemon of the build that was active last; never deploys another."""
         snapshot = self._prepare()
-        if self._automatic and snapshot.deployment.desired is not Desired.RUNNING:
+        if self._automatic and snapshot.deployment.desired is Desired.STOPPED:
             return Done(f"{self.service.name} is to be {snapshot.deployment.desired}", changed=False)
         active = snapshot.active
         if active and is_alive(active.identity):
@@ -236,6 +237,49 @@ class Lifecycle:
         self._deactivate(active, "stopped", DrainCause.STOPPED)
         self._wait_gone(self.service.settings.stop_grace_s + ROUTER_TIMEOUT_S)
         return Done(f"stopped {daemon_name(active)}")
+
+    def pause(self) -> Done:
+        """Hold new connections from here on; those that exist go on."""
+        return self._turn(Desired.PAUSED, f"new connections to {self._where()} are held, at most {self._hold()}")
+
+    def resume(self) -> Done:
+        """Let the held connections go, and new ones come."""
+        return self._turn(Desired.RUNNING, f"new connections to {self._where()} are served again")
+
+    def _turn(self, desired: Desired, text: str) -> Done:
+        self._must_run()
+        service = self.service
+        if service.registry.read().snapshot.deployment.desired is Desired.STOPPED:
+            raise NotRunningError(f"service {service.name} is stopped", hint="turnout start")
+        outcome = service.registry.update(lambda snap: set_desired(snap, desired))
+        if not outcome.applied:
+            return Done(f"it was so already: {text}", changed=False)
+        block = outcome.deployment
+        event = "pause" if desired is Desired.PAUSED else "resume"
+        service.journal.write(event, generation=block.generation, revision=block.revision)
+        self._applied(block.revision)
+        return Done(text)
+
+    def _hold(self) -> str:
+        settings = self.service.settings
+        return f"{settings.hold_max} of them for {settings.hold_timeout_s:g} s each"
+
+    def drain(self, *, now: bool = False) -> Done:
+        """Do not wait so long with what drains: cut at the next quiet moment, or at once."""
+        self._must_run()
+        snapshot = self.service.registry.read().snapshot
+        named = snapshot.deployment.named
+        draining = [daemon for daemon in snapshot.daemons.values() if daemon.draining and daemon.boot_id not in named]
+        cause = DrainCause.STOPPED if now else DrainCause.HASTENED
+        for daemon in draining:
+            outcome = self.service.registry.update(
+                lambda snap, boot_id=daemon.boot_id: hasten_drain(snap, boot_id, cause)  # type: ignore[misc]  # bound here
+            )
+            if outcome.applied:
+                self._applied(outcome.deployment.revision)
+        if not draining:
+            return Done("nothing drains", changed=False)
+        return Done(f"hastened: {', '.join(daemon_name(daemon) for daemon in draining)}")
 
     def down(self) -> Done:
         """Drain and stop all of it, the router too; other services of this home go on."""
@@ -372,7 +416,13 @@ class Lifecycle:
             self.router.wait_applied(self.service.name, revision, timeout_s=SILENT_AFTER_S)
 
     def _say_desired(self, desired: Desired) -> None:
-        self.service.registry.update(lambda snap: set_desired(snap, desired))
+        """Keep what is wanted; a paused service stays paused until somebody resumes or stops it."""
+
+        def change(snap: Snapshot) -> Outcome:
+            paused = snap.deployment.desired is Desired.PAUSED and desired is Desired.RUNNING
+            return set_desired(snap, Desired.PAUSED if paused else desired)
+
+        self.service.registry.update(change)
 
     def _owned_left(self) -> list[Daemon]:
         return [d for d in self.service.registry.read().snapshot.daemons.values() if d.owned]

@@ -62,12 +62,12 @@ class Restarter:
         self._snapshot = snapshot
         due = self.due
         active = snapshot.deployment.active_boot_id
-        if due and (snapshot.deployment.desired is not Desired.RUNNING or active not in {"", due.boot_id}):
+        if due and (snapshot.deployment.desired is Desired.STOPPED or active not in {"", due.boot_id}):
             self._set(None)
 
     def died(self, daemon: Daemon, reason: str) -> None:
         """The active daemon has ended outside any window. One that was attached is not ours to start."""
-        if not daemon.owned or self._snapshot.deployment.desired is not Desired.RUNNING:
+        if not daemon.owned or self._snapshot.deployment.desired is Desired.STOPPED:
             return
         if daemon.boot_id == self._given_up or (self.due and self.due.boot_id == daemon.boot_id):
             return

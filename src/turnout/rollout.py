@@ -23,7 +23,7 @@ from typing import Final
 from turnout.admin import RouterClient
 from turnout.core.deployment import abort_deploy, begin_deploy, mark_candidate_healthy, set_desired, switch_active
 from turnout.core.membership import forget_daemon, register_daemon
-from turnout.core.model import Cause, Daemon, Desired, Identity, State
+from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, explain
 from turnout.errors import CandidateError, ConflictError, NotRunningError, TimedOutError, TurnoutError
 from turnout.keeper_client import KeeperClient
@@ -140,7 +140,7 @@ class RolloutRun:
         )
         self._must(outcome)
         self._generation = outcome.deployment.generation
-        outcome = self._registry.update(lambda snap: set_desired(snap, Desired.RUNNING))
+        outcome = self._registry.update(_wants_to_run)
         self._service.journal.write(
             "begin",
             generation=self._generation,
@@ -284,6 +284,11 @@ class RolloutRun:
     def _must(outcome: Outcome) -> None:
         if not outcome.ok:
             raise ConflictError(explain(outcome), hint="turnout status")
+
+
+def _wants_to_run(snap: Snapshot) -> Outcome:
+    """A rollout starts a service that was stopped; one that is paused stays so until somebody resumes it."""
+    return set_desired(snap, Desired.RUNNING if snap.deployment.desired is Desired.STOPPED else snap.deployment.desired)
 
 
 def ending(status: int) -> str:

@@ -135,6 +135,9 @@ class Router:
             "services": {name: served.status() for name, (served, _) in self._services.items()},
         }
 
+    def drains(self, service: str) -> Sequence[Mapping[str, Any]]:
+        return self._services[service][0].drains()
+
     def when_applied(self, service: str, revision: int, reply: Callable[[int], None]) -> None:
         self._services[service][0].when_applied(revision, reply)
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
 
@@ -15,13 +15,13 @@ from turnout.automatic import run_verb
 from turnout.config import Settings, load_settings
 from turnout.core.deployment import deactivate
 from turnout.core.membership import forget_daemon
-from turnout.core.model import Daemon, DrainCause, Snapshot, State
+from turnout.core.model import Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome
 from turnout.core.policy import RESTART_DELAYS_S
 from turnout.drainer import Drainer
 from turnout.errors import ConflictError, LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
-from turnout.planes.plane import Plane, Target
+from turnout.planes.plane import Carried, Plane, Target
 from turnout.restarter import Restarter, Started
 from turnout.service import Service
 from turnout.supervisor import Change, Supervisor
@@ -192,7 +192,9 @@ class Served:
         snapshot, block = self.snapshot, self.snapshot.deployment
         hold_s = self.service.settings.hold_timeout_s
         active = snapshot.active
-        if active:
+        if block.desired is Desired.PAUSED:
+            self.plane.point_at(None, patience_s=hold_s)
+        elif active:
             coming = block.state is not State.IDLE or self.restarter.due is not None
             target = Target(active.boot_id, active.host, active.port)
             self.plane.point_at(target, patience_s=hold_s if coming else REFUSED_PATIENCE_S)
@@ -282,12 +284,11 @@ class Served:
 
             await self._loop.run_in_executor(self._executor, keep)
 
-    def connections(self, boot_id: str) -> int | None:
-        found = self.plane.census().get(boot_id)
-        return found.connections if found else 0
+    def carried(self, boot_id: str) -> Sequence[Carried] | None:
+        return self.plane.carried(boot_id)
 
-    def cut(self, boot_id: str) -> int:
-        return self.plane.cut(boot_id)
+    def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
+        return self.plane.cut(boot_id, ids)
 
     async def is_healthy(self, daemon: Daemon) -> bool:
         return (await self.probe(daemon)).ok
@@ -353,6 +354,43 @@ class Served:
                 for boot_id, c in census.items()
             },
         }
+
+    def drains(self) -> Sequence[Mapping[str, Any]]:
+        """Each daemon that drains, with what it still has and why, for ``turnout drain``."""
+        now = self.now()
+        policy = self.drainer.policy
+        told: list[Mapping[str, Any]] = []
+        for boot_id in list(self.drainer.drains):
+            found = self.drainer.explain(boot_id)
+            daemon = self.snapshot.daemons.get(boot_id)
+            if found is None or daemon is None:
+                continue
+            drain, idle = found
+            carried = self.plane.carried(boot_id, peers=True)
+            age_s = now - drain.since
+            told.append(
+                {
+                    "boot_id": boot_id,
+                    "version": daemon.version,
+                    "cause": "hastened" if drain.hastened else daemon.drain_cause.value,
+                    "age_s": age_s,
+                    "deadline_in_s": None if policy.deadline_s is None else max(0.0, policy.deadline_s - age_s),
+                    "connections": None
+                    if carried is None
+                    else [
+                        {
+                            "peer": one.peer,
+                            "age_s": one.age_s,
+                            "idle_s": idle.get(one.id),
+                            "bytes_in": one.bytes_in,
+                            "bytes_out": one.bytes_out,
+                            "why": drain.decision.why.get(one.id, ""),
+                        }
+                        for one in carried
+                    ],
+                }
+            )
+        return told
 
     def _restart(self) -> Mapping[str, Any] | None:
         due = self.restarter.due

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from turnout.core.model import Identity, Snapshot
 from turnout.core.outcome import Outcome
-from turnout.planes.plane import Census, Counters, Target
+from turnout.planes.plane import Carried, Census, Counters, Target
 
 BOOT: str = "00000000-0000-4000-8000-000000000000"
 
@@ -134,13 +134,20 @@ class FakePlane:
     def connections(self) -> int:
         return sum(census.connections for census in self._census.values())
 
-    def cut(self, boot_id: str) -> int:
+    def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
+        """As many as the census says, numbered from 0, all of them quiet."""
+        known = self._census.get(boot_id, Census(0, 0, 0))
+        peer = "127.0.0.1:1" if peers else ""
+        return [Carried(n, peer, 0.0, 0, 0, answered=True, half_sent=False) for n in range(known.connections)]
+
+    def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
         self.cuts.append(boot_id)
         known = self._census.get(boot_id, Census(0, 0, 0))
-        if known.connections:
-            self.disconnect(boot_id, known.connections)
-            self.counters.cut += known.connections
-        return known.connections
+        cut = known.connections if ids is None else min(len(ids), known.connections)
+        if cut:
+            self.disconnect(boot_id, cut)
+            self.counters.cut += cut
+        return cut
 
     def add_listener(self, sock: socket.socket) -> None:
         self.listeners.append(sock)

@@ -496,3 +496,51 @@ def test_without_descriptors_it_neither_spins_nor_harms_what_it_carries() -> Non
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_connection_is_told_with_its_peer_its_bytes_and_who_spoke_last(stage: Stage) -> None:
+    daemon = stage.daemon("a")
+    client, far = stage.pair(daemon)
+    (fresh,) = stage.call(lambda: stage.plane.carried("a", peers=True)) or ()
+    host, port = client.getsockname()
+    assert (fresh.peer, fresh.answered, fresh.half_sent) == (f"{host}:{port}", True, False)
+    client.sendall(b"question")
+    assert far.recv(100) == b"question"
+    (asked,) = stage.call(lambda: stage.plane.carried("a")) or ()
+    assert (asked.id, asked.bytes_in, asked.bytes_out, asked.answered) == (fresh.id, 8, 0, False)
+    far.sendall(b"answer")
+    assert client.recv(100) == b"answer"
+    (answered,) = stage.call(lambda: stage.plane.carried("a")) or ()
+    assert (answered.bytes_out, answered.answered, answered.peer) == (6, True, "")
+    assert answered.age_s >= fresh.age_s >= 0.0
+    assert not stage.call(lambda: stage.plane.carried("nobody"))
+
+
+def test_bytes_that_the_other_side_does_not_take_are_told_as_half_sent(stage: Stage) -> None:
+    daemon = stage.daemon("a")
+    client, far = stage.pair(daemon)
+    far.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            far.send(bytes(1 << 20))
+
+    def half_sent() -> bool:
+        return any(one.half_sent for one in stage.call(lambda: stage.plane.carried("a")) or ())
+
+    eventually(half_sent)
+    client.close()
+
+
+def test_some_connections_of_a_boot_can_be_ended_in_order_and_the_others_go_on(stage: Stage) -> None:
+    daemon = stage.daemon("a")
+    pairs = [stage.pair(daemon) for _ in range(3)]
+    carried = stage.call(lambda: stage.plane.carried("a", peers=True)) or ()
+    by_port = {one.peer.rpartition(":")[2]: one.id for one in carried}
+    client, far = pairs.pop(1)
+    chosen = by_port[str(client.getsockname()[1])]
+    assert stage.call(lambda: stage.plane.cut("a", {chosen})) == 1
+    assert client.recv(1) == b""
+    assert far.recv(1) == b""
+    for client, far in pairs:
+        client.sendall(b"x")
+        assert far.recv(1) == b"x"

@@ -1,28 +1,83 @@
-"""What to do with a daemon that takes no new connections any more."""
+"""What to do with a daemon that takes no new connections any more, and with each connection that it still has.
+
+First it is left alone for the grace. Then connections are cut at quiet moments, a few at a time, so that their clients
+do not all come back in the same instant. At the deadline whatever is left is cut.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
 
 from turnout.core.model import DrainCause
 
+SPREAD_MOST_S: Final = 60.0
+_NOBODY: Final[Mapping[int, str]] = MappingProxyType({})
+
 
 class DrainStep(StrEnum):
-    """The next thing to do. ``cut``: end what is left of its connections, then stop it."""
+    """The next thing to do with the daemon."""
 
     WAIT = "wait"
-    CUT = "cut"
     STOP = "stop"
 
 
 @dataclass(frozen=True, slots=True)
 class DrainPolicy:
-    """Seconds. ``deadline_s`` None: connections are never cut; ``failed_s``: the most a rolled back daemon gets."""
+    """Seconds.
+
+    Args:
+        grace_s: nothing is cut before that.
+        deadline_s: everything is cut then; None: nothing ever is.
+        quiet_s: a connection without a byte for so long is quiet.
+        failed_s: the most that a rolled back daemon gets.
+    """
 
     grace_s: float
     deadline_s: float | None
+    quiet_s: float = 1.0
     failed_s: float = 10.0
+
+    @property
+    def spread_s(self) -> float:
+        """How long the cutting of quiet connections is spread over."""
+        return 0.0 if self.deadline_s is None else max(0.0, min(SPREAD_MOST_S, (self.deadline_s - self.grace_s) / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """One connection that an old daemon still has.
+
+    Args:
+        id: the plane's number for it.
+        idle_s: seconds since its last byte, either way.
+        answered: the last byte went to the client: nobody waits for an answer, as far as can be told from outside.
+        half_sent: bytes of it are under way in between.
+    """
+
+    id: int
+    idle_s: float
+    answered: bool
+    half_sent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now.
+
+    Args:
+        step: whether the daemon is to be stopped.
+        cut: the connections to cut before that; None: all that are left.
+        why: why each of the others was not cut yet.
+    """
+
+    step: DrainStep
+    cut: tuple[int, ...] | None = ()
+    why: Mapping[int, str] = field(default_factory=lambda: _NOBODY)
 
 
 def decide(
@@ -31,17 +86,65 @@ def decide(
     *,
     since: float,
     now: float,
-    connections: int | None,
+    remaining: Sequence[Remaining] | None,
+    most: int,
     healthy: bool,
-) -> DrainStep:
-    """Decide for one daemon that drains since ``since``; ``connections`` None: nobody can count them."""
+) -> Decision:
+    """Decide for one daemon that drains since ``since``.
+
+    Args:
+        policy: the configured times.
+        cause: why it drains.
+        since: when it began to, on the clock of ``now``.
+        now: monotonic seconds.
+        remaining: its connections; None: nobody can count them.
+        most: how many it had when it began to drain, or later.
+        healthy: whether it passed a probe when it began to.
+    """
     if cause is DrainCause.STOPPED:
-        return DrainStep.STOP
-    if connections == 0:
-        return DrainStep.STOP
+        return Decision(DrainStep.STOP)
+    if remaining is not None and not remaining:
+        return Decision(DrainStep.STOP)
+    age_s = now - since
+    here = remaining or ()
     if cause is DrainCause.FAILED:
-        late = now - since >= policy.failed_s
-        return DrainStep.CUT if late or not healthy else DrainStep.WAIT
-    if policy.deadline_s is not None and now - since >= policy.deadline_s:
-        return DrainStep.CUT
-    return DrainStep.WAIT
+        if age_s >= policy.failed_s or not healthy:
+            return Decision(DrainStep.STOP, None)
+        return _wait(here, f"its daemon was rolled back and ends in {policy.failed_s - age_s:.0f} s")
+    if policy.deadline_s is not None and age_s >= policy.deadline_s:
+        return Decision(DrainStep.STOP, None)
+    hastened = cause is DrainCause.HASTENED
+    if policy.deadline_s is None and not hastened:
+        return _wait(here, "drain.deadline is none: it is never cut")
+    if age_s < policy.grace_s and not hastened:
+        return _wait(here, f"grace for {policy.grace_s - age_s:.0f} s more")
+    return _quiet_ones(policy, here, age_s - policy.grace_s, most, hastened=hastened)
+
+
+def _quiet_ones(
+    policy: DrainPolicy, remaining: Sequence[Remaining], after_grace_s: float, most: int, *, hastened: bool
+) -> Decision:
+    """Cut those that are quiet, longest idle first, no faster than their share of the time."""
+    why: dict[int, str] = {}
+    quiet: list[Remaining] = []
+    for one in remaining:
+        if one.half_sent:
+            why[one.id] = "bytes of it are under way"
+        elif not one.answered:
+            why[one.id] = "its client may be waiting for an answer"
+        elif one.idle_s < policy.quiet_s:
+            why[one.id] = f"busy {one.idle_s:.1f} s ago"
+        else:
+            quiet.append(one)
+    spread_s = policy.spread_s
+    share = 1.0 if hastened or spread_s <= 0 else min(1.0, after_grace_s / spread_s)
+    gone = most - len(remaining)
+    allowed = max(0, math.ceil(most * share) - gone)
+    quiet.sort(key=lambda one: one.idle_s, reverse=True)
+    for one in quiet[allowed:]:
+        why[one.id] = "quiet; its turn comes, not all are cut at once"
+    return Decision(DrainStep.WAIT, tuple(one.id for one in quiet[:allowed]), why)
+
+
+def _wait(remaining: Sequence[Remaining], reason: str) -> Decision:
+    return Decision(DrainStep.WAIT, (), {one.id: reason for one in remaining})

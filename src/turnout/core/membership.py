@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from turnout.core.model import Daemon, Snapshot, Workspace
+from turnout.core.model import Daemon, DrainCause, Snapshot, Workspace
 from turnout.core.outcome import Outcome, Reason, already, apply, refuse
 
 # What turnout knows better of a process that it started than the process itself.
@@ -66,6 +66,18 @@ def map_workspace(snap: Snapshot, root: str, boot: str, *, now: float) -> Outcom
     if snap.workspaces.get(root) == workspace:
         return already(snap)
     return _changed(replace(snap, workspaces={**snap.workspaces, root: workspace}))
+
+
+def hasten_drain(snap: Snapshot, boot: str, cause: DrainCause = DrainCause.HASTENED) -> Outcome:
+    """Do not wait so long with a daemon that drains; STOPPED: not at all."""
+    daemon = snap.daemons.get(boot)
+    if daemon is None:
+        return refuse(snap, Reason.UNKNOWN_DAEMON)
+    if not daemon.draining or boot in snap.deployment.named:
+        return refuse(snap, Reason.STILL_NAMED)
+    if daemon.drain_cause in {cause, DrainCause.STOPPED}:
+        return already(snap)
+    return apply(replace(snap, daemons={**snap.daemons, boot: replace(daemon, drain_cause=cause)}), snap.deployment)
 
 
 def forget_daemon(snap: Snapshot, boot: str) -> Outcome:

@@ -48,6 +48,7 @@ class DrainCause(StrEnum):
 
     NONE = ""
     REPLACED = "replaced"  # a successor is active: the configured drain policy
+    HASTENED = "hastened"  # as replaced, but somebody does not want to wait: no grace, cut as soon as it is quiet
     FAILED = "failed"  # rolled back, or never healthy: seconds at most
     STOPPED = "stopped"  # the operator stopped it: its stop signal at once
 

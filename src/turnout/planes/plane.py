@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,27 @@ class Census:
     connections: int
     bytes_in: int | None
     bytes_out: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """One open connection of a plane that moves bytes.
+
+    Args:
+        id: its number; never used twice by one plane.
+        peer: the client's address, empty unless it was asked for.
+        age_s: seconds since it was accepted.
+        answered: the last bytes went to the client, or none ever went.
+        half_sent: bytes were taken from one side that the other has not taken yet.
+    """
+
+    id: int
+    peer: str
+    age_s: float
+    bytes_in: int
+    bytes_out: int
+    answered: bool
+    half_sent: bool
 
 
 @dataclass(slots=True)
@@ -66,8 +87,18 @@ class Plane(Protocol):
 
     def connections(self) -> int: ...
 
-    def cut(self, boot_id: str) -> int:
-        """Reset every connection of that boot, both ways; answers how many there were."""
+    def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
+        """Every open connection of that boot; None: this plane cannot tell. ``peers``: with the clients' addresses."""
+        ...
+
+    def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
+        """End connections of that boot; answers how many.
+
+        Args:
+            boot_id: whose.
+            ids: those that are quiet and are to be ended in order; None: all of them, by a reset, for a truncated
+                stream must not look whole.
+        """
         ...
 
     def add_listener(self, sock: socket.socket) -> None:

@@ -7,6 +7,7 @@ in between.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -15,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from turnout.planes.plane import Counters
+from turnout.planes.plane import Carried, Counters
 from turnout.planes.splice import NONBLOCK, PIPE_BYTES, Pipe, PipePool
 
 EIN: Final = select.EPOLLIN
@@ -72,16 +73,35 @@ class Flow:
 class Pair:
     """One connection: client, daemon, and a flow each way. Owns both sockets."""
 
-    __slots__ = ("boot_id", "broken", "closed", "down", "up")
+    __slots__ = ("boot_id", "broken", "closed", "down", "id", "last", "since", "up")
 
-    def __init__(self, client: socket.socket, daemon: socket.socket, boot_id: str) -> None:
+    def __init__(self, number: int, client: socket.socket, daemon: socket.socket, boot_id: str, since: float) -> None:
+        self.id = number
         self.boot_id = boot_id
+        self.since = since
         self.closed = False
         self.broken = False  # one side was reset: however the rest ends, it ends as a reset
         self.up = Flow(client, daemon, self)
         self.down = Flow(daemon, client, self)
         self.up.rev = self.down
         self.down.rev = self.up
+        self.last = self.down  # the direction in which bytes went last
+
+    def carried(self, now: float, *, peers: bool) -> Carried:
+        peer = ""
+        if peers:
+            with contextlib.suppress(OSError):
+                host, port = self.up.src.getpeername()[:2]
+                peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return Carried(
+            self.id,
+            peer,
+            now - self.since,
+            self.up.count,
+            self.down.count,
+            answered=self.last is self.down,
+            half_sent=self.up.blocked or self.down.blocked,
+        )
 
 
 def _readable(flow: Flow) -> bool:
@@ -97,14 +117,16 @@ class Pump:
         self._counters = counters
         self._on_closed = on_closed
         self._pool = PipePool()
+        self._made = 0
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self.flows: dict[int, Flow] = {}  # by the descriptor that the flow reads from
         self.again: deque[Flow] = deque()  # flows of lost sources: no event will call for them
 
-    def add(self, client: socket.socket, daemon: socket.socket, boot_id: str) -> Pair:
+    def add(self, client: socket.socket, daemon: socket.socket, boot_id: str, *, since: float = 0.0) -> Pair:
         """Take over two connected sockets. The client's is registered in the epoll already, the daemon's may be."""
-        pair = Pair(client, daemon, boot_id)
+        self._made += 1
+        pair = Pair(self._made, client, daemon, boot_id, since)
         for flow in (pair.up, pair.down):
             self.flows[flow.src_fd] = flow
             self._watch(flow.src_fd, EIN)
@@ -172,6 +194,7 @@ class Pump:
             self._end(flow)
             return
         self._counters.copied_bytes += size
+        flow.pair.last = flow
         try:
             sent = flow.send(self._view[:size])
         except BlockingIOError:
@@ -203,6 +226,7 @@ class Pump:
             self._end(flow)
             return
         self._counters.spliced_bytes += size
+        flow.pair.last = flow
         pipe.held = size
         flow.small = flow.small + 1 if size < SMALL_BYTES else 0
         self._empty(flow)
@@ -290,6 +314,13 @@ class Pump:
         self._interest(flow)
         if not back.blocked:
             self.again.append(back)
+
+    def end(self, pair: Pair) -> None:
+        """End both ways in order where nothing is under way; close(2) sends a reset by itself if bytes came unread."""
+        if pair.up.blocked or pair.down.blocked or pair.broken:
+            self.reset(pair)
+        elif not pair.closed:
+            self._close(pair)
 
     def reset(self, pair: Pair) -> None:
         """End both ways by a reset: an orderly close would tell that a truncated stream was whole."""

@@ -12,11 +12,11 @@ import ipaddress
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from turnout.planes.hold import Hold, Waiting
-from turnout.planes.plane import Census, Counters, Target
+from turnout.planes.plane import Carried, Census, Counters, Target
 from turnout.planes.pump import EDEAD, RESET_LINGER, Pair, Pump
 
 ACCEPTS_PER_WAKEUP: Final = 64
@@ -114,11 +114,17 @@ class Relay:
     def connections(self) -> int:
         return sum(len(tally.pairs) for tally in self._tallies.values())
 
-    def cut(self, boot_id: str) -> int:
+    def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried]:
         tally = self._tallies.get(boot_id)
-        pairs = list(tally.pairs) if tally else []
+        now = self._clock()
+        return [pair.carried(now, peers=peers) for pair in tally.pairs] if tally else []
+
+    def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
+        tally = self._tallies.get(boot_id)
+        pairs = [pair for pair in tally.pairs if ids is None or pair.id in ids] if tally else []
+        end = self._pump.reset if ids is None else self._pump.end
         for pair in pairs:
-            self._pump.reset(pair)
+            end(pair)
         self.counters.cut += len(pairs)
         return len(pairs)
 
@@ -300,7 +306,7 @@ class Relay:
         waiting.gone = True
         waiting.daemon = None
         self._waiting.pop(waiting.client_fd, None)
-        pair = self._pump.add(waiting.client, daemon, target.boot_id)
+        pair = self._pump.add(waiting.client, daemon, target.boot_id, since=waiting.since)
         if not pair.closed:
             self._tallies.setdefault(target.boot_id, Tally()).pairs.add(pair)
 

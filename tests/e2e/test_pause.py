@@ -1,0 +1,101 @@
+"""pause, resume and drain: holding new clients, and letting old ones go."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+
+from e2e_support import Turnout, ask, line_daemon
+from support import eventually
+from turnout.demo.load import Load, line_exchange
+
+
+def test_paused_clients_wait_and_are_served_after_resume_in_a_service_that_never_refused(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    with socket.create_connection(turnout.address, 20) as lasting:
+        lines = lasting.makefile("rw")
+        assert "are held" in turnout.run("pause").stdout
+        assert "so already" in turnout.run("pause").stdout
+        answers: list[str] = []
+        waiting = [threading.Thread(target=lambda: answers.append(ask(turnout.address))) for _ in range(5)]
+        for thread in waiting:
+            thread.start()
+        eventually(lambda: turnout.status()["held"] == 5)
+        assert turnout.status()["desired"] == "paused"
+        lines.write("still\n")
+        lines.flush()
+        assert lines.readline().startswith("v1 "), "what exists goes on"
+        assert answers == []
+        turnout.run("resume")
+        for thread in waiting:
+            thread.join(20)
+        assert answers == ["v1"] * 5
+    assert turnout.status()["desired"] == "running"
+
+
+def test_a_deploy_in_the_pause_switches_what_waits_and_the_service_stays_paused(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    turnout.run("pause")
+    answers: list[str] = []
+    waiting = threading.Thread(target=lambda: answers.append(ask(turnout.address)))
+    waiting.start()
+    eventually(lambda: turnout.status()["held"] == 1)
+    turnout.configure(line_daemon("--version", "v2"), version="v2")
+    turnout.run("deploy")
+    turnout.run("up")
+    assert turnout.status()["held"] == 1
+    turnout.run("resume")
+    waiting.join(20)
+    assert answers == ["v2"]
+
+
+def test_pausing_what_is_stopped_or_not_running_is_said(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("pause", code=3)
+    turnout.run("up")
+    turnout.run("stop")
+    assert "is stopped" in turnout.run("pause", code=3).stderr
+
+
+def test_drain_explains_each_connection_that_is_left_and_cuts_it_when_it_is_hastened(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), deadline="none")
+    turnout.run("up")
+    assert "nothing drains" in turnout.run("drain").stdout
+    assert "nothing drains" in turnout.run("drain", "--explain").stdout
+    old = turnout.active()["boot_id"]
+    with socket.create_connection(turnout.address, 20) as lasting:
+        lasting.sendall(b"hello\n")
+        assert lasting.makefile().readline().startswith("v1 ")
+        turnout.configure(line_daemon("--version", "v2"), version="v2", deadline="none")
+        turnout.run("deploy")
+        (drain,) = json.loads(turnout.run("drain", "--json").stdout)
+        (link,) = drain["connections"]
+        assert (drain["boot_id"], drain["deadline_in_s"], link["bytes_in"]) == (old, None, 6)
+        assert link["peer"] == f"127.0.0.1:{lasting.getsockname()[1]}"
+        assert "never cut" in link["why"]
+        assert link["peer"] in turnout.run("drain", "--explain").stdout
+        load = Load(turnout.address, line_exchange)
+        load.start()
+        try:
+            assert f"hastened: {old}" in turnout.run("drain").stdout
+            eventually(lambda: old not in turnout.daemons(), why="the old daemon is still there")
+        finally:
+            load.stop()
+        assert (load.failed, dict(load.errors)) == (0, {})
+        lasting.settimeout(20)
+        assert lasting.recv(1) == b"", "cut at a quiet moment, which is no reset"
+
+
+def test_drain_now_does_not_wait_for_a_quiet_moment(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), deadline="none")
+    turnout.run("up")
+    old = turnout.active()["boot_id"]
+    with socket.create_connection(turnout.address, 20) as lasting:
+        lasting.sendall(b"no line yet")
+        turnout.configure(line_daemon("--version", "v2"), version="v2", deadline="none")
+        turnout.run("deploy")
+        turnout.run("drain", "--now")
+        eventually(lambda: old not in turnout.daemons(), why="the old daemon is still there")
