@@ -27,11 +27,15 @@ from turnout.service import Service
 from turnout.supervisor import Change, Supervisor
 from turnout.system.home import Home, ServiceHome
 from turnout.system.loading import Read
+from turnout.system.notice import Notice
 from turnout.system.probe import ProbeResult, probe
 from turnout.system.spawn_record import read_records
 from turnout.system.watcher import Watcher
 
 POLL_S: Final = 0.02
+HINTED_POLL_S: Final = 0.25  # where the kernel tells of changes, looking is only for what it may have missed
+HINTS_AGAIN_S: Final = 1.0
+BUSY_S: Final = 0.1  # a file that changed a moment ago may change again behind the same time stamp
 # A daemon that refuses while nothing is on its way is dead, and its clients are told so; but the switch away from it
 # have been written this very moment, so one poll of the registry is waited out.
 REFUSED_PATIENCE_S: Final = 0.25
@@ -82,6 +86,9 @@ class Served:
         self.drainer = Drainer(self, lambda: self.service.settings)
         self.restarter = Restarter(self)
         self._news = asyncio.Event()
+        self._notice: Notice | None = None
+        self._busy_until = 0.0
+        self._hints_at = 0.0
         self._poller: asyncio.Handle = loop.call_soon(self._poll)
 
     async def run(self) -> None:
@@ -103,6 +110,7 @@ class Served:
 
     def _close(self) -> None:
         self._poller.cancel()
+        self._drop_notice()
         self.plane.close()
         for sock in self.sockets:
             sock.close()
@@ -111,9 +119,36 @@ class Served:
     # -- following the registry --------------------------------------------------------------------------------------
 
     def _poll(self) -> None:
-        if self._watcher.poll() or self._loop.time() >= self._look_at:
+        """Look by mtime: often while something happens or nobody gives a hint, else now and then."""
+        now = self._loop.time()
+        if self._watcher.poll():
+            self._busy_until = now + BUSY_S
             self._news.set()
-        self._poller = self._loop.call_later(POLL_S, self._poll)
+        elif now >= self._look_at:
+            self._news.set()
+        if now >= self._hints_at and (self._notice is None or not self._notice.alive):
+            self._hints_at = now + HINTS_AGAIN_S
+            self._watch_for_hints()
+        hinted = self._notice is not None and now >= self._busy_until
+        pause_s = min(HINTED_POLL_S, max(POLL_S, self._look_at - now)) if hinted else POLL_S
+        self._poller.cancel()
+        self._poller = self._loop.call_later(pause_s, self._poll)
+
+    def _watch_for_hints(self) -> None:
+        self._drop_notice()
+        self._notice = Notice.of(self.service.registry.path)
+        if self._notice:
+            self._loop.add_reader(self._notice.fileno(), self._hinted)
+
+    def _hinted(self) -> None:
+        if self._notice and self._notice.read():
+            self._poll()
+
+    def _drop_notice(self) -> None:
+        if self._notice:
+            self._loop.remove_reader(self._notice.fileno())
+            self._notice.close()
+            self._notice = None
 
     async def _follow(self) -> None:
         while True:
@@ -160,10 +195,15 @@ class Served:
         """Take changed settings over; those that this version cannot read leave what is, and switches go on."""
         if not self._settings_watcher.poll():
             return
+        before = self.service.registry.path
         try:
             self.service = Service.open(self.service.home, _settings(self.service.home))
         except (TurnoutError, OSError) as error:
             log.warning("%s: the old settings stay: %s", self.service.name, error)
+        if self.service.registry.path != before:
+            self._watcher = Watcher(self.service.registry.path)
+            self._drop_notice()
+            self._hints_at = 0.0
 
     def _apply(self, snapshot: Snapshot) -> None:
         block = snapshot.deployment
