@@ -17,10 +17,12 @@ from typing import Final
 
 from turnout.planes.hold import Hold, Waiting
 from turnout.planes.plane import Carried, Census, Counters, Target
-from turnout.planes.pump import EDEAD, RESET_LINGER, Pair, Pump
+from turnout.planes.pump import EDEAD, EIN, RESET_LINGER, Pair, Pump
 
 ACCEPTS_PER_WAKEUP: Final = 64
 EVENTS_PER_WAKEUP: Final = 256
+ROUNDS_PER_WAKEUP: Final = 4
+MANY_EVENTS: Final = 8
 TICK_S: Final = 0.02
 FD_PAUSE_S: Final = 0.05
 PROBE_FIRST_S: Final = 0.02
@@ -69,6 +71,10 @@ class Relay:
         self._patience_s = 0.0
         self._epoll = select.epoll()
         self._pump = Pump(self._epoll, self.counters, self._closed)
+        # bound once: these run for every event
+        self._poll = self._epoll.poll
+        self._flow_of = self._pump.flows.get
+        self._read = self._pump.read
         self._listeners: dict[int, socket.socket] = {}
         self._accepting = False
         self._hold = Hold(hold_max, self.counters)
@@ -157,27 +163,40 @@ class Relay:
     # -- events ------------------------------------------------------------------------------------------------------
 
     def _ready(self) -> None:
-        """Handle what is there. New descriptors are made last, so that no event meets a number that changed hands."""
-        flows = self._pump.flows
-        handle = self._pump.handle
+        """Handle what is there; while that is much, look again at once, which is cheaper than a round of the loop."""
+        for _ in range(ROUNDS_PER_WAKEUP):
+            if self._handle_events() < MANY_EVENTS or self._epoll.closed:
+                break
+        self._go_on()
+
+    def _handle_events(self) -> int:
+        """One look. New descriptors are made last, so that no event meets a number that changed hands."""
+        flow_of = self._flow_of
+        read = self._read
         knocking = False
-        made: list[Waiting] = []
-        for fd, events in self._epoll.poll(0, EVENTS_PER_WAKEUP):
-            flow = flows.get(fd)
+        made: list[Waiting] | None = None
+        events = self._poll(0, EVENTS_PER_WAKEUP)
+        for fd, what in events:
+            flow = flow_of(fd)
             if flow is not None:
-                handle(flow, events)
+                # by far the most frequent: something to read, and nothing in its way
+                if what == EIN and flow.pending is None and flow.pipe is None and not flow.ended:
+                    read(flow)
+                else:
+                    self._pump.handle(flow, what)
             elif fd in self._listeners:
                 knocking = True
             elif fd in self._connecting:
+                made = made or []
                 made.append(self._connecting[fd])
-            elif fd in self._waiting and events & EDEAD:
+            elif fd in self._waiting and what & EDEAD:
                 self._forget(self._waiting[fd])  # a held client that resets leaves at once
-        for waiting in made:
+        for waiting in made or ():
             if not waiting.gone and waiting.daemon is not None:
                 self._connected(waiting)
         if knocking:
             self._accept()
-        self._go_on()
+        return len(events)
 
     def _go_on(self) -> None:
         """Read on from sources that no event will call for; what is left comes with the loop's next round."""
