@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from turnout.core.flow import FlowState
 from turnout.planes.plane import Counters
 from turnout.planes.pump import Pair, Pump
 
@@ -107,10 +108,10 @@ def test_a_source_that_dies_while_it_is_paused_leaves_the_epoll_and_is_read_to_i
         for _ in range(1000):
             sent += bench.client.send(b"x" * 65536)
             bench.pump.handle(bench.pair.up, select.EPOLLIN)
-    assert bench.pair.up.blocked
+    assert bench.pair.up.state is FlowState.BLOCKED
     reset(bench.client)
     bench.turn()
-    assert bench.pair.up.lost
+    assert bench.pair.up.state is FlowState.ORPHANED_BLOCKED
     assert bench.epoll.poll(0.05) == [], "it spins on a descriptor that nothing is read from"
     bench.daemon.settimeout(0.05)
     arrived, ended = 0, False

@@ -2,7 +2,7 @@
 
 Each direction starts by copying through one shared buffer; a read that fills the buffer sends it over to splice(2), and
 small transfers bring it back. Where the destination is full the source is paused: at most one buffer or pipe is filled
-in between.
+in between. What a stall, an end or a reset means is not decided here but in :mod:`turnout.core.flow`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from turnout.core.flow import Do, FlowEvent, FlowState, step, waits_for
 from turnout.planes.plane import Carried, Counters
 from turnout.planes.splice import NONBLOCK, PIPE_BYTES, Pipe, PipePool
 
@@ -25,18 +26,21 @@ EDEAD: Final = select.EPOLLERR | select.EPOLLHUP
 BUFFER_BYTES: Final = 65536
 SMALL_BYTES: Final = 16384
 SMALL_TIMES: Final = 4  # so many small transfers in a row end a burst
+AGAIN_AT_ONCE: Final = 64  # flows that are read on in one round without being told
+FLOWING: Final = FlowState.FLOWING
 RESET_LINGER: Final = struct.pack("ii", 1, 0)  # socket(7): close() then sends a reset
 
 
 class Flow:
-    """One direction of a connection: from ``src`` to ``dst``. Owns the pipe it has leased, nothing else."""
+    """One direction of a connection: from ``src`` to ``dst``. Owns the pipe it has leased, nothing else.
+
+    The rest, where its state says that there is one, lies in ``pending`` or in the pipe.
+    """
 
     __slots__ = (
         "count",
         "dst",
         "dst_fd",
-        "ended",
-        "lost",
         "pair",
         "pending",
         "pipe",
@@ -46,6 +50,8 @@ class Flow:
         "small",
         "src",
         "src_fd",
+        "state",
+        "watched",
     )
 
     def __init__(self, src: socket.socket, dst: socket.socket, pair: Pair) -> None:
@@ -61,13 +67,8 @@ class Flow:
         self.pipe: Pipe | None = None
         self.small = 0
         self.count = 0
-        self.ended = False  # src has sent its end of stream
-        self.lost = False  # src is dead and out of the epoll: it is read to its end without being told
-
-    @property
-    def blocked(self) -> bool:
-        """Whether bytes wait for ``dst``; then ``src`` is not read."""
-        return self.pending is not None or (self.pipe is not None and self.pipe.held > 0)
+        self.state = FLOWING
+        self.watched = True  # src is in the epoll
 
 
 class Pair:
@@ -100,13 +101,8 @@ class Pair:
             self.up.count,
             self.down.count,
             answered=self.last is self.down,
-            half_sent=self.up.blocked or self.down.blocked,
+            half_sent=self.up.state.blocked or self.down.state.blocked,
         )
-
-
-def _readable(flow: Flow) -> bool:
-    """Whether there may be more to read, and room for it."""
-    return not (flow.pair.closed or flow.ended or flow.blocked)
 
 
 class Pump:
@@ -143,36 +139,59 @@ class Pump:
 
     def handle(self, flow: Flow, events: int) -> None:
         """What the epoll says of the descriptor that ``flow`` reads from."""
-        if events & EOUT:
-            back = flow.rev
-            if back.pending is not None:
-                self._flush(back)
-            elif back.pipe is not None and back.pipe.held:
-                self._empty(back)
+        if events & EOUT and flow.rev.state.blocked:
+            self._go_on(flow.rev)
         if flow.pair.closed:
             return
-        if events & EDEAD and (flow.ended or flow.blocked):
-            self._source_is_lost(flow)
-        elif events & (EIN | EDEAD) and not flow.ended and not flow.blocked:
-            self.read(flow)
-
-    def _source_is_lost(self, flow: Flow) -> None:
-        """Reset, or closed both ways, while it is not read: it would be reported for ever, so it leaves the epoll."""
-        if flow.ended:
-            # it had said its end before; being dead now means that what we send cannot arrive
-            self.reset(flow.pair)
-            return
-        flow.lost = True
-        self._epoll.unregister(flow.src_fd)
+        if flow.state is FLOWING:
+            if events & (EIN | EDEAD):
+                self.read(flow)
+        elif events & EDEAD:
+            self._met(flow, FlowEvent.SOURCE_DEAD)
 
     def run_again(self) -> None:
-        """Read on from sources that are lost, a bounded number of times."""
-        for _ in range(min(len(self.again), 64)):
+        """Read on from sources that no event will call for, a bounded number of times."""
+        for _ in range(min(len(self.again), AGAIN_AT_ONCE)):
             flow = self.again.popleft()
-            if _readable(flow):
+            if not flow.pair.closed and flow.state.readable:
                 self.read(flow)
-            if _readable(flow):
-                self.again.append(flow)
+                if flow.state is FlowState.ORPHANED and not flow.pair.closed:
+                    self.again.append(flow)
+
+    def _met(self, flow: Flow, event: FlowEvent) -> None:
+        """Have it decided what that means, and do it."""
+        flow.state, flow.pair.broken, do = step(flow.state, flow.rev.state, flow.pair.broken, event)
+        if flow.state is FlowState.ENDED:
+            flow.pending = None
+            self._give_back(flow)
+        for one in do:
+            match one:
+                case Do.WATCH:
+                    self._watch_both(flow)
+                case Do.UNWATCH:
+                    flow.watched = False
+                    self._epoll.unregister(flow.src_fd)
+                case Do.SHUT_DOWN:
+                    try:
+                        flow.dst.shutdown(socket.SHUT_WR)
+                    except OSError:
+                        self._met(flow, FlowEvent.DESTINATION_LOST)
+                        return
+                case Do.READ_ON:
+                    self.again.append(flow)
+                case Do.READ_BACK:
+                    self.again.append(flow.rev)
+                case Do.CLOSE:
+                    self._close(flow.pair)
+                case Do.RESET:
+                    self.reset(flow.pair)
+
+    def _watch_both(self, flow: Flow) -> None:
+        """Tell the epoll what both ends are waited for now."""
+        for one in (flow, flow.rev):
+            if one.watched:
+                readable, writable = waits_for(one.state, one.rev.state)
+                self._watch(one.src_fd, (EIN if readable else 0) | (EOUT if writable else 0))
 
     # -- moving bytes ------------------------------------------------------------------------------------------------
 
@@ -184,14 +203,13 @@ class Pump:
         try:
             size = flow.recv_into(self._buffer)
         except BlockingIOError:
-            if flow.lost or flow.pair.broken:  # a dead socket has no more to come
-                self.reset(flow.pair)
+            self._met(flow, FlowEvent.EMPTY)
             return
         except OSError:
-            self.reset(flow.pair)
+            self._met(flow, FlowEvent.SOURCE_RESET)
             return
         if not size:
-            self._end(flow)
+            self._met(flow, FlowEvent.END)
             return
         self._counters.copied_bytes += size
         flow.pair.last = flow
@@ -200,12 +218,12 @@ class Pump:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._destination_is_lost(flow)
+            self._met(flow, FlowEvent.DESTINATION_LOST)
             return
         flow.count += sent
         if sent < size:
             flow.pending = memoryview(bytes(self._view[sent:size]))
-            self._interest(flow)
+            self._met(flow, FlowEvent.STALLED)
         elif size == BUFFER_BYTES:
             flow.pipe = self._pool.lease()
             self._counters.pipes_denied = self._pool.denied
@@ -216,65 +234,58 @@ class Pump:
             size = os.splice(flow.src_fd, pipe.write_fd, PIPE_BYTES, flags=NONBLOCK)
         except BlockingIOError:
             self._give_back(flow)
-            if flow.lost or flow.pair.broken:
-                self.reset(flow.pair)
+            self._met(flow, FlowEvent.EMPTY)
             return
         except OSError:
-            self.reset(flow.pair)
+            self._met(flow, FlowEvent.SOURCE_RESET)
             return
         if not size:
-            self._end(flow)
+            self._met(flow, FlowEvent.END)
             return
         self._counters.spliced_bytes += size
         flow.pair.last = flow
         pipe.held = size
         flow.small = flow.small + 1 if size < SMALL_BYTES else 0
-        self._empty(flow)
-        if flow.small >= SMALL_TIMES and not flow.pair.closed and not pipe.held:
+        self._empty(flow, pipe)
+        if flow.small >= SMALL_TIMES and not pipe.held:
             self._give_back(flow)
 
-    def _empty(self, flow: Flow) -> None:
+    def _go_on(self, flow: Flow) -> None:
+        """The destination takes bytes again: the rest first."""
+        if flow.pending is not None:
+            self._flush(flow, flow.pending)
+        elif flow.pipe is not None:
+            self._empty(flow, flow.pipe)
+
+    def _empty(self, flow: Flow, pipe: Pipe) -> None:
         """Pipe to destination, as much as it takes."""
-        pipe = flow.pipe
-        assert pipe is not None
         try:
             sent = os.splice(pipe.read_fd, flow.dst_fd, pipe.held, flags=NONBLOCK)
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._destination_is_lost(flow)
+            self._met(flow, FlowEvent.DESTINATION_LOST)
             return
         flow.count += sent
         pipe.held -= sent
-        self._unblocked_or_wait(flow)
+        if pipe.held:
+            self._met(flow, FlowEvent.STALLED)
+        elif flow.state.blocked:
+            self._met(flow, FlowEvent.DRAINED)
 
-    def _flush(self, flow: Flow) -> None:
+    def _flush(self, flow: Flow, pending: memoryview) -> None:
         """What was copied and not taken yet."""
-        assert flow.pending is not None
         try:
-            sent = flow.send(flow.pending)
+            sent = flow.send(pending)
         except BlockingIOError:
             return
         except OSError:
-            self._destination_is_lost(flow)
+            self._met(flow, FlowEvent.DESTINATION_LOST)
             return
         flow.count += sent
-        flow.pending = flow.pending[sent:] if sent < len(flow.pending) else None
-        self._unblocked_or_wait(flow)
-
-    def _unblocked_or_wait(self, flow: Flow) -> None:
-        if flow.lost and not flow.blocked:
-            self.again.append(flow)
-        self._interest(flow)
-
-    def _interest(self, flow: Flow) -> None:
-        """Tell the epoll what both ends are waited for now."""
-        for one in (flow, flow.rev):
-            if not one.lost:
-                events = 0 if one.ended or one.blocked else EIN
-                if one.rev.blocked:
-                    events |= EOUT
-                self._watch(one.src_fd, events)
+        flow.pending = pending[sent:] if sent < len(pending) else None
+        if flow.pending is None:
+            self._met(flow, FlowEvent.DRAINED)
 
     def _give_back(self, flow: Flow) -> None:
         if flow.pipe is not None:
@@ -284,40 +295,9 @@ class Pump:
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
-    def _end(self, flow: Flow) -> None:
-        """End of stream from the source, everything before it is through: pass it on, the other way goes on."""
-        if flow.pair.broken:  # the error was taken by the send that met it; what follows it looks like an end
-            self.reset(flow.pair)
-            return
-        flow.ended = True
-        self._give_back(flow)
-        try:
-            flow.dst.shutdown(socket.SHUT_WR)
-        except OSError:
-            self._destination_is_lost(flow)
-            return
-        if flow.rev.ended:
-            self._close(flow.pair)
-        else:
-            self._interest(flow)
-
-    def _destination_is_lost(self, flow: Flow) -> None:
-        """``dst`` takes nothing more; what it had said before that is still read, and then the reset passed on."""
-        flow.pair.broken = True
-        flow.ended = True
-        flow.pending = None
-        self._give_back(flow)
-        back = flow.rev
-        if back.ended:
-            self.reset(flow.pair)
-            return
-        self._interest(flow)
-        if not back.blocked:
-            self.again.append(back)
-
     def end(self, pair: Pair) -> None:
         """End both ways in order where nothing is under way; close(2) sends a reset by itself if bytes came unread."""
-        if pair.up.blocked or pair.down.blocked or pair.broken:
+        if pair.up.state.blocked or pair.down.state.blocked or pair.broken:
             self.reset(pair)
         elif not pair.closed:
             self._close(pair)

@@ -17,7 +17,7 @@ from typing import Final
 
 from turnout.planes.hold import Hold, Waiting
 from turnout.planes.plane import Carried, Census, Counters, Target
-from turnout.planes.pump import EDEAD, EIN, RESET_LINGER, Pair, Pump
+from turnout.planes.pump import EDEAD, EIN, FLOWING, RESET_LINGER, Pair, Pump
 
 ACCEPTS_PER_WAKEUP: Final = 64
 EVENTS_PER_WAKEUP: Final = 256
@@ -180,7 +180,7 @@ class Relay:
             flow = flow_of(fd)
             if flow is not None:
                 # by far the most frequent: something to read, and nothing in its way
-                if what == EIN and flow.pending is None and flow.pipe is None and not flow.ended:
+                if what == EIN and flow.state is FLOWING:
                     read(flow)
                 else:
                     self._pump.handle(flow, what)
