@@ -108,7 +108,7 @@ def test_a_source_that_dies_while_it_is_paused_leaves_the_epoll_and_is_read_to_i
         for _ in range(1000):
             sent += bench.client.send(b"x" * 65536)
             bench.pump.handle(bench.pair.up, select.EPOLLIN)
-    assert bench.pair.up.state is FlowState.BLOCKED
+    assert bench.pair.up.state.blocked
     reset(bench.client)
     bench.turn()
     assert bench.pair.up.state is FlowState.ORPHANED_BLOCKED

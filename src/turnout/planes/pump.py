@@ -14,7 +14,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from turnout.core.flow import Do, FlowEvent, FlowState, step, waits_for
 from turnout.planes.plane import Carried, Counters
@@ -29,6 +29,12 @@ SMALL_TIMES: Final = 4  # so many small transfers in a row end a burst
 AGAIN_AT_ONCE: Final = 64  # flows that are read on in one round without being told
 FLOWING: Final = FlowState.FLOWING
 RESET_LINGER: Final = struct.pack("ii", 1, 0)  # socket(7): close() then sends a reset
+
+
+class Splice(Protocol):
+    """splice(2): so many bytes at most from one descriptor to another, one of them a pipe."""
+
+    def __call__(self, src: int, dst: int, count: int, /, *, flags: int) -> int: ...
 
 
 class Flow:
@@ -106,13 +112,30 @@ class Pair:
 
 
 class Pump:
-    """Moves bytes for every pair that was added. Owns the pairs, the buffer and the pipes; the epoll is the relay's."""
+    """Moves bytes for every pair that was added. Owns the pairs, the buffer and the pipes; the epoll is the relay's.
 
-    def __init__(self, epoll: select.epoll, counters: Counters, on_closed: Callable[[Pair], None]) -> None:
+    Args:
+        epoll: where the sockets are watched.
+        counters: what it moved is counted here.
+        on_closed: called with each pair once its sockets are closed.
+        pool: the pipes that it leases.
+        splice: splice(2), or what a test puts into its place.
+    """
+
+    def __init__(
+        self,
+        epoll: select.epoll,
+        counters: Counters,
+        on_closed: Callable[[Pair], None],
+        *,
+        pool: PipePool | None = None,
+        splice: Splice = os.splice,
+    ) -> None:
         self._epoll = epoll
         self._counters = counters
         self._on_closed = on_closed
-        self._pool = PipePool()
+        self._pool = pool or PipePool()
+        self._move = splice
         self._made = 0
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
@@ -231,7 +254,7 @@ class Pump:
     def _splice(self, flow: Flow, pipe: Pipe) -> None:
         """Source to pipe to destination, without a copy. The pipe is empty here, so EAGAIN means an empty source."""
         try:
-            size = os.splice(flow.src_fd, pipe.write_fd, PIPE_BYTES, flags=NONBLOCK)
+            size = self._move(flow.src_fd, pipe.write_fd, PIPE_BYTES, flags=NONBLOCK)
         except BlockingIOError:
             self._give_back(flow)
             self._met(flow, FlowEvent.EMPTY)
@@ -260,7 +283,7 @@ class Pump:
     def _empty(self, flow: Flow, pipe: Pipe) -> None:
         """Pipe to destination, as much as it takes."""
         try:
-            sent = os.splice(pipe.read_fd, flow.dst_fd, pipe.held, flags=NONBLOCK)
+            sent = self._move(pipe.read_fd, flow.dst_fd, pipe.held, flags=NONBLOCK)
         except BlockingIOError:
             sent = 0
         except OSError:

@@ -50,7 +50,7 @@ class PipePool:
         if self._idle:
             self.leased += 1
             return self._idle.pop()
-        pipe = self._make() if self.leased < self._most else None
+        pipe = self.make() if self.leased < self._most else None
         if pipe is None:
             self.denied += 1
             return None
@@ -70,8 +70,8 @@ class PipePool:
             pipe.close()
         self._idle.clear()
 
-    @staticmethod
-    def _make() -> Pipe | None:
+    def make(self) -> Pipe | None:
+        """A new one of a size that is worth it; None where there is none to be had."""
         try:
             read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
