@@ -12,25 +12,26 @@ from typing import Any, TypeVar
 import uvloop
 
 from turnout.planes.plane import Plane, Target
+from turnout.planes.policy import Policy
 from turnout.planes.relay import Relay
 
 T = TypeVar("T")
-PLANES: dict[str, Callable[[asyncio.AbstractEventLoop, int], Plane]] = {
-    "relay": lambda loop, hold_max: Relay(loop, hold_max=hold_max)
+PLANES: dict[str, Callable[[asyncio.AbstractEventLoop, Policy], Plane]] = {
+    "relay": lambda loop, policy: Relay(loop, policy=policy),
 }
 
 
 class Stage:
     """The fixed address with a plane behind it. Owns the loop, its thread and the listeners."""
 
-    def __init__(self, kind: str, *, hold_max: int = 64) -> None:
+    def __init__(self, kind: str, *, hold_max: int = 64, policy: Policy | None = None) -> None:
         self.front = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.address: tuple[str, int] = self.front.getsockname()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._sockets: list[socket.socket] = []
-        self.plane = self.call(lambda: PLANES[kind](self._loop, hold_max))
+        self.plane = self.call(lambda: PLANES[kind](self._loop, policy or Policy(hold_max=hold_max)))
         self.call(lambda: self.plane.add_listener(self.front))
 
     def call(self, function: Callable[[], T]) -> T:

@@ -27,6 +27,7 @@ from turnout.admin import AdminServer
 from turnout.config import load_settings
 from turnout.errors import TurnoutError
 from turnout.keeper_link import KeeperLink
+from turnout.planes.policy import Policy
 from turnout.planes.relay import Relay
 from turnout.served import Served
 from turnout.system.home import Home
@@ -121,7 +122,7 @@ class Router:
     def _compose(self, service: str) -> Served:
         home = self._home.service(service)
         settings = load_settings(home.settings.read_bytes())
-        plane = Relay(self._loop, hold_max=settings.hold_max)
+        plane = Relay(self._loop, policy=Policy(hold_max=settings.hold_max))
         return Served(self._loop, self._executor, self._scribe, self._home, service, plane, self._link)
 
     # -- answers for the admin socket --------------------------------------------------------------------------------

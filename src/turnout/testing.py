@@ -7,10 +7,12 @@ import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from turnout.core.model import Identity, Snapshot
 from turnout.core.outcome import Outcome
 from turnout.planes.plane import Carried, Census, Counters, Target
+from turnout.planes.policy import Policy
 
 BOOT: str = "00000000-0000-4000-8000-000000000000"
 
@@ -85,8 +87,11 @@ class FakePlane:
     Connections are made up by :meth:`connect` and :meth:`disconnect`. Listeners stay their givers'.
     """
 
+    name: ClassVar[str] = "fake"
+
     def __init__(self) -> None:
         self.counters = Counters()
+        self.policy = Policy()
         self.pointed: list[Pointed] = []
         self.cuts: list[str] = []
         self.listeners: list[socket.socket] = []
@@ -98,6 +103,9 @@ class FakePlane:
     def target(self) -> Target | None:
         """Where new connections go now."""
         return self.pointed[-1].target if self.pointed else None
+
+    def apply(self, policy: Policy) -> None:
+        self.policy = policy
 
     def point_at(self, target: Target | None, *, patience_s: float) -> None:
         self.pointed.append(Pointed(target, patience_s))
@@ -152,8 +160,8 @@ class FakePlane:
     def add_listener(self, sock: socket.socket) -> None:
         self.listeners.append(sock)
 
-    def remove_listener(self, sock: socket.socket) -> None:
-        self.listeners.remove(sock)
+    def remove_listener(self, address: tuple[str, int]) -> None:
+        self.listeners = [sock for sock in self.listeners if sock.getsockname()[:2] != address]
 
     def stop_accepting(self) -> None:
         self.accepting = False

@@ -7,12 +7,13 @@ import asyncio
 from stage import PLANES, Stage
 from support import eventually
 from turnout.planes.plane import Plane
+from turnout.planes.policy import Policy
 from turnout.planes.relay import Relay
 
 
 def test_while_new_connections_come_the_queue_before_them_gets_shorter() -> None:
-    def unpaced(loop: asyncio.AbstractEventLoop, hold_max: int) -> Plane:
-        return Relay(loop, hold_max=hold_max, release_per_tick=0)
+    def unpaced(loop: asyncio.AbstractEventLoop, policy: Policy) -> Plane:
+        return Relay(loop, policy=policy, release_per_tick=0)
 
     PLANES["relay without a pace"] = unpaced
     stage = Stage("relay without a pace")

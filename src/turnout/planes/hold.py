@@ -11,7 +11,7 @@ from turnout.planes.plane import Counters, Target
 class Waiting:
     """A client without a daemon yet: held, or being connected. Owns its socket and the daemon's until it is made."""
 
-    __slots__ = ("client", "client_fd", "daemon", "daemon_fd", "gone", "since", "target", "tried_at")
+    __slots__ = ("client", "client_fd", "daemon", "daemon_fd", "gone", "listed", "since", "target", "tried_at")
 
     def __init__(self, client: socket.socket, now: float) -> None:
         self.client = client
@@ -22,6 +22,7 @@ class Waiting:
         self.target: Target | None = None
         self.tried_at = now
         self.gone = False
+        self.listed = False  # its descriptor is registered
 
 
 class Hold:

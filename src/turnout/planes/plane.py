@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from turnout.planes.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,12 @@ class Carried:
 
 @dataclass(slots=True)
 class Counters:
-    """Plain integers, since the plane began; ``held_now`` is a gauge."""
+    """Plain integers, since the plane began; ``held_now`` is a gauge.
+
+    ``denied``: clients outside the allow list; ``limited``: how often the limit of connections was reached;
+    ``idle_closed``: ended by the idle timeout; ``other_source``: connects from a further loopback address, since the
+    first had no port left; ``ports_exhausted``: connects that no address had a port for.
+    """
 
     accepted: int = 0
     closed: int = 0
@@ -64,6 +71,11 @@ class Counters:
     reset_unrouted: int = 0
     fd_exhausted: int = 0
     cut: int = 0
+    denied: int = 0
+    limited: int = 0
+    idle_closed: int = 0
+    other_source: int = 0
+    ports_exhausted: int = 0
     pipes_denied: int = 0
     copied_bytes: int = 0
     spliced_bytes: int = 0
@@ -72,7 +84,12 @@ class Counters:
 class Plane(Protocol):
     """Moves connections from the fixed address to the daemon it is pointed at. Owns every descriptor it was given."""
 
+    name: ClassVar[str]
     counters: Counters
+
+    def apply(self, policy: Policy) -> None:
+        """Take another policy over: for connections that come from now on, the idle timeout for all."""
+        ...
 
     def point_at(self, target: Target | None, *, patience_s: float) -> None:
         """Send connections that come from now on to ``target``; those that exist stay.
@@ -103,6 +120,10 @@ class Plane(Protocol):
 
     def add_listener(self, sock: socket.socket) -> None:
         """Accept from a listening socket; the plane keeps a descriptor of its own."""
+        ...
+
+    def remove_listener(self, address: tuple[str, int]) -> None:
+        """Accept no more at this host and port; whoever waits in its accept queue by now is served still."""
         ...
 
     def stop_accepting(self) -> None: ...

@@ -11,7 +11,6 @@ import contextlib
 import os
 import select
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -19,6 +18,7 @@ from typing import Final, Protocol
 from turnout.core.flow import Do, FlowEvent, FlowState, step, waits_for
 from turnout.planes.plane import Carried, Counters
 from turnout.planes.splice import NONBLOCK, PIPE_BYTES, Pipe, PipePool
+from turnout.planes.tcp import RESET_LINGER
 
 EIN: Final = select.EPOLLIN
 EOUT: Final = select.EPOLLOUT
@@ -28,7 +28,6 @@ SMALL_BYTES: Final = 16384
 SMALL_TIMES: Final = 4  # so many small transfers in a row end a burst
 AGAIN_AT_ONCE: Final = 64  # flows that are read on in one round without being told
 FLOWING: Final = FlowState.FLOWING
-RESET_LINGER: Final = struct.pack("ii", 1, 0)  # socket(7): close() then sends a reset
 
 
 class Splice(Protocol):
@@ -94,6 +93,10 @@ class Pair:
         self.down.rev = self.up
         self.last = self.down  # the direction in which bytes went last
 
+    def moved(self) -> tuple[int, int]:
+        """Bytes that the daemon took, and the client."""
+        return self.up.count, self.down.count
+
     def carried(self, now: float, *, peers: bool) -> Carried:
         peer = ""
         if peers:
@@ -142,13 +145,16 @@ class Pump:
         self.flows: dict[int, Flow] = {}  # by the descriptor that the flow reads from
         self.again: deque[Flow] = deque()  # flows of lost sources: no event will call for them
 
-    def add(self, client: socket.socket, daemon: socket.socket, boot_id: str, *, since: float = 0.0) -> Pair:
-        """Take over two connected sockets. The client's is registered in the epoll already, the daemon's may be."""
+    def add(
+        self, client: socket.socket, daemon: socket.socket, boot_id: str, *, since: float = 0.0, fresh: bool = False
+    ) -> Pair:
+        """Take over two connected sockets. ``fresh``: neither is registered in the epoll; else each of them may be."""
         self._made += 1
         pair = Pair(self._made, client, daemon, boot_id, since)
+        watch = self._epoll.register if fresh else self._watch
         for flow in (pair.up, pair.down):
             self.flows[flow.src_fd] = flow
-            self._watch(flow.src_fd, EIN)
+            watch(flow.src_fd, EIN)
         self.read(pair.up)  # what the client has sent meanwhile goes out with the same wakeup
         return pair
 

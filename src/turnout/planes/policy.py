@@ -1,0 +1,49 @@
+"""What the operator demands of the connections of a service, whoever moves their bytes."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One service's policy. It may change while connections exist; what they were set up with stays with them.
+
+    Args:
+        hold_max: how many connections may wait for a daemon at most, 0 or more; one more is reset at once.
+        connections: how many may be open at once, held ones included; 0: no limit. Those beyond it wait in the
+            kernel's accept queue, as with HAProxy's ``maxconn``.
+        idle_timeout_s: a connection without a byte in either direction for so many seconds is ended; None: never.
+        user_timeout_s: seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT, tcp(7)); None: the system's
+            own. It also ends a live peer that merely stops reading.
+        proxy_protocol: begin every connection to the daemon with a PROXY protocol v2 header.
+        allow: networks that clients may come from; empty: all of them.
+    """
+
+    hold_max: int = 1024
+    connections: int = 0
+    idle_timeout_s: float | None = None
+    user_timeout_s: float | None = None
+    proxy_protocol: bool = False
+    allow: tuple[Network, ...] = ()
+
+    def admits(self, host: str) -> bool:
+        """Whether a client at this numeric address may come in."""
+        address = ipaddress.ip_address(host)
+        return any(address in network for network in self.allow)
+
+    def user_timeout_ms(self) -> int:
+        """As TCP_USER_TIMEOUT takes it; 0: the system's own."""
+        return 0 if self.user_timeout_s is None else max(1, round(self.user_timeout_s * 1000))
+
+
+DEFAULT_POLICY = Policy()
+
+
+def networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    """``10.0.0.0/8``, ``::1``, … as networks. Raises ValueError: one of them is none, or has host bits set."""
+    return tuple(ipaddress.ip_network(text) for text in texts)
