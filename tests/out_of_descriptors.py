@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -11,8 +12,8 @@ from stage import Stage
 from support import eventually
 
 
-def main() -> None:
-    stage = Stage("relay")
+def main(kind: str) -> None:
+    stage = Stage(kind)
     daemon = stage.daemon("v1")
     client, far = stage.pair(daemon)
     used = len(list(Path("/proc/self/fd").iterdir()))
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

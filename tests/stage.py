@@ -14,10 +14,12 @@ import uvloop
 from turnout.planes.plane import Plane, Target
 from turnout.planes.policy import Policy
 from turnout.planes.relay import Relay
+from turnout.planes.stream import Stream
 
 T = TypeVar("T")
 PLANES: dict[str, Callable[[asyncio.AbstractEventLoop, Policy], Plane]] = {
     "relay": lambda loop, policy: Relay(loop, policy=policy),
+    "stream": lambda loop, policy: Stream(loop, policy=policy),
 }
 
 

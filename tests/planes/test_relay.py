@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
+from bulk_daemon import expected, pump_out, take_in
 from stage import PLANES, Stage
-from support import eventually
+from support import eventually, report, scaled
 from turnout.planes.plane import Plane
 from turnout.planes.policy import Policy
 from turnout.planes.relay import Relay
+
+MIB = 1 << 20
 
 
 def test_while_new_connections_come_the_queue_before_them_gets_shorter() -> None:
@@ -30,3 +34,21 @@ def test_while_new_connections_come_the_queue_before_them_gets_shorter() -> None
     finally:
         del PLANES["relay without a pace"]
         stage.close()
+
+
+def test_a_bulk_transfer_hardly_enters_user_space() -> None:
+    size = scaled(64, 1024) * MIB
+    stage = Stage("relay")
+    try:
+        client, far = stage.pair(stage.daemon("v1"))
+        sender = threading.Thread(target=pump_out, args=(client, size))
+        sender.start()
+        assert take_in(far, size) == expected(size)
+        sender.join()
+        counters = stage.plane.counters
+    finally:
+        stage.close()
+    share = counters.copied_bytes / size
+    report("bulk transfer", bytes=size, copied_bytes=counters.copied_bytes, share=share)
+    assert counters.spliced_bytes > 0
+    assert share < 0.05

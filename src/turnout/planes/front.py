@@ -9,17 +9,16 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from turnout.core.proxy_protocol import header
 from turnout.planes.hold import Hold, Waiting
 from turnout.planes.plane import Counters, Target
 from turnout.planes.policy import Policy
+from turnout.planes.readiness import EIN, EOUT, Readiness
 from turnout.planes.sources import Sources
 from turnout.planes.tcp import INHERITS, is_loopback, reset_on_close, set_up
 
-EIN: Final = 0x1  # as EPOLLIN and EPOLLOUT, which not every system has
-EOUT: Final = 0x4
 ACCEPTS_PER_WAKEUP: Final = 64
 BACKLOG: Final = 1 << 16  # more than any accept queue has (listen(2))
 TICK_S: Final = 0.02
@@ -30,17 +29,6 @@ _NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, err
 _NONBLOCK: Final = getattr(socket, "SOCK_NONBLOCK", 0)
 _STREAM: Final = socket.SOCK_STREAM | _NONBLOCK
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
-
-
-class Readiness(Protocol):
-    """What tells a plane that a descriptor is ready, as select.epoll does; the plane then calls its front.
-
-    A descriptor without events is one of which only its death is of interest.
-    """
-
-    def register(self, fd: int, eventmask: int = ..., /) -> None: ...
-    def modify(self, fd: int, eventmask: int, /) -> None: ...
-    def unregister(self, fd: int, /) -> None: ...
 
 
 Begin = Callable[[Waiting, socket.socket, Target], None]

@@ -7,7 +7,6 @@ in between. What a stall, an end or a reset means is not decided here but in :mo
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
@@ -18,7 +17,7 @@ from typing import Final, Protocol
 from turnout.core.flow import Do, FlowEvent, FlowState, step, waits_for
 from turnout.planes.plane import Carried, Counters
 from turnout.planes.splice import NONBLOCK, PIPE_BYTES, Pipe, PipePool
-from turnout.planes.tcp import RESET_LINGER
+from turnout.planes.tcp import RESET_LINGER, peer_of
 
 EIN: Final = select.EPOLLIN
 EOUT: Final = select.EPOLLOUT
@@ -98,14 +97,9 @@ class Pair:
         return self.up.count, self.down.count
 
     def carried(self, now: float, *, peers: bool) -> Carried:
-        peer = ""
-        if peers:
-            with contextlib.suppress(OSError):
-                host, port = self.up.src.getpeername()[:2]
-                peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return Carried(
             self.id,
-            peer,
+            peer_of(self.up.src) if peers else "",
             now - self.since,
             self.up.count,
             self.down.count,

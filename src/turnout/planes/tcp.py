@@ -59,3 +59,12 @@ def is_dead(sock: socket.socket) -> bool:
 
 def is_loopback(host: str) -> bool:
     return ipaddress.ip_address(host).is_loopback
+
+
+def peer_of(sock: socket.socket) -> str:
+    """``host:port`` of the other end, empty where it is gone already."""
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:
+        return ""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
