@@ -39,6 +39,8 @@ class Leg(asyncio.Protocol):
             self.reset()
         elif self.other.transport is not None:
             self.other.deliver_early()
+            if self.pair.ending:
+                self.pair.end()
 
     def data_received(self, data: bytes) -> None:
         assert self.transport is not None
@@ -150,7 +152,19 @@ class LegPair:
         on_ended: told once when both sides are gone.
     """
 
-    __slots__ = ("_on_ended", "_on_half", "boot_id", "broken", "client", "closed", "daemon", "id", "last", "since")
+    __slots__ = (
+        "_on_ended",
+        "_on_half",
+        "boot_id",
+        "broken",
+        "client",
+        "closed",
+        "daemon",
+        "ending",
+        "id",
+        "last",
+        "since",
+    )
 
     def __init__(
         self,
@@ -168,6 +182,7 @@ class LegPair:
         self.since = since
         self.closed = False
         self.broken = False  # one side was reset: however the rest ends, it ends as a reset
+        self.ending = False  # in order, as soon as both transports are made
         self.client = Leg(client, self, counters)
         self.daemon = Leg(daemon, self, counters)
         self.client.other = self.daemon
@@ -226,12 +241,12 @@ class LegPair:
     def end(self) -> None:
         """End both ways in order where nothing is under way; close(2) sends a reset by itself if bytes came unread."""
         legs = (self.client, self.daemon)
-        if self.broken or any(leg.transport is None or leg.waiting_bytes() for leg in legs):
+        self.ending = True
+        if self.broken or any(leg.waiting_bytes() for leg in legs):
             self.reset()
-            return
-        for leg in legs:
-            assert leg.transport is not None
-            leg.transport.close()
+        elif self.client.transport is not None and self.daemon.transport is not None:  # else once they are made
+            self.client.transport.close()
+            self.daemon.transport.close()
 
     def reset(self) -> None:
         """End both ways by a reset: an orderly close would tell that a truncated stream was whole."""
