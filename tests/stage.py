@@ -36,6 +36,11 @@ class Stage:
         self.plane = self.call(lambda: PLANES[kind](self._loop, policy or Policy(hold_max=hold_max)))
         self.call(lambda: self.plane.add_listener(self.front))
 
+    @property
+    def splices(self) -> bool:
+        """Whether this plane has a way for bytes that never enter user space."""
+        return isinstance(self.plane, Relay)
+
     def call(self, function: Callable[[], T]) -> T:
         """Run in the plane's thread, and answer what it gave."""
         future: Future[T] = Future()
