@@ -54,6 +54,10 @@ class Stage:
         self._loop.call_soon_threadsafe(run)
         return future.result(20)
 
+    def soon(self, function: Callable[..., object], *args: object) -> None:
+        """Run in the plane's thread, with the next round of its loop."""
+        self._loop.call_soon_threadsafe(function, *args)
+
     def daemon(self, boot_id: str, *, point: bool = True) -> Daemon:
         found = Daemon(boot_id)
         self._sockets.append(found.listener)
