@@ -65,18 +65,35 @@ def increments(path: Path, times: str) -> None:
         registry.update(add_one)
 
 
-def race(path: Path, generation: str) -> None:
-    registry = RegistryFile(path, lock_timeout_s=60)
-    say("ready")
-    sys.stdin.readline()
+def race(path: Path, generation: str, processes: str) -> None:
+    """So many processes begin a deploy in the same instant; print what each was told."""
+    gate, opened = os.pipe()
+    results, told = os.pipe()
+    children = []
+    for _ in range(int(processes)):
+        pid = os.fork()
+        if pid == 0:
+            os.close(opened)
+            os.read(gate, 1)  # until the parent has closed its end
+            os.write(told, f"{one_of_many(path, int(generation))}\n".encode())
+            os._exit(0)
+        children.append(pid)
+    for fd in (opened, told, gate):
+        os.close(fd)
+    with os.fdopen(results) as lines:
+        for line in lines:
+            say(line.strip())
+    for pid in children:
+        assert os.waitpid(pid, 0)[1] == 0
 
+
+def one_of_many(path: Path, generation: int) -> str:
     def change(snapshot: Snapshot) -> Outcome:
         time.sleep(0.01)  # the longer it thinks, the surer the others come in between if nothing keeps them out
         owner = Identity(os.getpid())
-        return begin_deploy(snapshot, f"candidate-{owner.pid}", owner=owner, expected_generation=int(generation))
+        return begin_deploy(snapshot, f"candidate-{owner.pid}", owner=owner, expected_generation=generation)
 
-    outcome = registry.update(change)
-    say(outcome.reason)
+    return RegistryFile(path, lock_timeout_s=120).update(change).reason
 
 
 def hold(path: Path) -> None:
