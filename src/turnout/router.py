@@ -28,6 +28,7 @@ from turnout.config import load_settings
 from turnout.errors import TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.planes.policy import Policy
+from turnout.planes.poller import Poller
 from turnout.planes.relay import Relay
 from turnout.served import Served
 from turnout.system.home import Home
@@ -49,6 +50,7 @@ class Router:
         # one thread: the journal has the decisions in the order in which they were made
         self._scribe = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._services: dict[str, tuple[Served, asyncio.Task[None]]] = {}
+        self._poller = Poller(loop)  # one for all services: none of them waits for another's events
         self._group = asyncio.TaskGroup()
         self._link = KeeperLink(loop, home, self)
         self._admin: AdminServer | None = None
@@ -70,6 +72,7 @@ class Router:
             if self._admin:
                 self._admin.close()
             self._link.close()
+            self._poller.close()
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._scribe.shutdown(wait=True)  # what was decided is told, also by one that ends
             log.info("router ended, pid %d", os.getpid())
@@ -122,7 +125,7 @@ class Router:
     def _compose(self, service: str) -> Served:
         home = self._home.service(service)
         settings = load_settings(home.settings.read_bytes())
-        plane = Relay(self._loop, policy=Policy(hold_max=settings.hold_max))
+        plane = Relay(self._loop, poller=self._poller, policy=Policy(hold_max=settings.hold_max))
         return Served(self._loop, self._executor, self._scribe, self._home, service, plane, self._link)
 
     # -- answers for the admin socket --------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from turnout.core.flow import FlowState
 from turnout.planes.plane import Counters
-from turnout.planes.pump import Pair, Pump
+from turnout.planes.pump import Flow, Pair, Pump
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:
@@ -33,13 +33,14 @@ class Bench:
         self.epoll = select.epoll()
         self.epoll.register(inner.fileno(), 0)
         self.closed: list[Pair] = []
-        self.pump = Pump(self.epoll, Counters(), self.closed.append)
+        self.flows: dict[int, Flow] = {}
+        self.pump = Pump(self.epoll, self.flows, Counters(), self.closed.append, lambda: None)
         self.pair = self.pump.add(inner, outer, "boot")
 
     def turn(self) -> None:
         """One round of the loop: events, then what is to be read again."""
         for fd, events in self.epoll.poll(0.05):
-            flow = self.pump.flows.get(fd)
+            flow = self.flows.get(fd)
             if flow:
                 self.pump.handle(flow, events)
         self.pump.run_again()

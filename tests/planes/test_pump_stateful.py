@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from fake_kernel import FakeEpoll, FakePipes, FakeSocket
 from support import scaled
 from turnout.planes.plane import Counters
-from turnout.planes.pump import BUFFER_BYTES, Pair, Pump
+from turnout.planes.pump import BUFFER_BYTES, Flow, Pair, Pump
 
 CLIENT, DAEMON = 1, 2
 SIZES = [1, 1000, BUFFER_BYTES - 1, BUFFER_BYTES, 3 * BUFFER_BYTES]
@@ -40,8 +40,15 @@ class PumpMachine(RuleBasedStateMachine):
         self.pool = FakePipes(self.ends, most=pipes, pipe_bytes=200_000)
         self.closed: list[Pair] = []
         self.counters = Counters()
+        self.flows: dict[int, Flow] = {}
         self.pump = Pump(
-            cast("Any", self.epoll), self.counters, self._on_closed, pool=self.pool, splice=self.pool.splice
+            cast("Any", self.epoll),
+            self.flows,
+            self.counters,
+            self._on_closed,
+            lambda: None,
+            pool=self.pool,
+            splice=self.pool.splice,
         )
         self.epoll.register(CLIENT, 0)
         self.reset_by_a_peer = False
@@ -80,7 +87,7 @@ class PumpMachine(RuleBasedStateMachine):
 
     def _turn(self, only: set[int]) -> None:
         for fd, events in self.epoll.ready():
-            flow = self.pump.flows.get(fd)
+            flow = self.flows.get(fd)
             if flow and fd in only:
                 self.pump.handle(flow, events)
 

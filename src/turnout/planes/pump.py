@@ -48,6 +48,7 @@ class Flow:
         "pair",
         "pending",
         "pipe",
+        "pump",
         "recv_into",
         "rev",
         "send",
@@ -58,7 +59,8 @@ class Flow:
         "watched",
     )
 
-    def __init__(self, src: socket.socket, dst: socket.socket, pair: Pair) -> None:
+    def __init__(self, src: socket.socket, dst: socket.socket, pair: Pair, pump: Pump) -> None:
+        self.pump = pump
         self.src = src
         self.dst = dst
         self.src_fd = src.fileno()
@@ -80,14 +82,16 @@ class Pair:
 
     __slots__ = ("boot_id", "broken", "closed", "down", "id", "last", "since", "up")
 
-    def __init__(self, number: int, client: socket.socket, daemon: socket.socket, boot_id: str, since: float) -> None:
+    def __init__(
+        self, number: int, client: socket.socket, daemon: socket.socket, boot_id: str, since: float, pump: Pump
+    ) -> None:
         self.id = number
         self.boot_id = boot_id
         self.since = since
         self.closed = False
         self.broken = False  # one side was reset: however the rest ends, it ends as a reset
-        self.up = Flow(client, daemon, self)
-        self.down = Flow(daemon, client, self)
+        self.up = Flow(client, daemon, self, pump)
+        self.down = Flow(daemon, client, self, pump)
         self.up.rev = self.down
         self.down.rev = self.up
         self.last = self.down  # the direction in which bytes went last
@@ -113,8 +117,10 @@ class Pump:
 
     Args:
         epoll: where the sockets are watched.
+        flows: where each flow is found by the descriptor that it reads from; other pumps may share both.
         counters: what it moved is counted here.
         on_closed: called with each pair once its sockets are closed.
+        on_again: called when a flow is to be read on that no event will call for; :meth:`run_again` does it.
         pool: the pipes that it leases.
         splice: splice(2), or what a test puts into its place.
     """
@@ -122,8 +128,10 @@ class Pump:
     def __init__(
         self,
         epoll: select.epoll,
+        flows: dict[int, Flow],
         counters: Counters,
         on_closed: Callable[[Pair], None],
+        on_again: Callable[[], None],
         *,
         pool: PipePool | None = None,
         splice: Splice = os.splice,
@@ -136,7 +144,8 @@ class Pump:
         self._made = 0
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
-        self.flows: dict[int, Flow] = {}  # by the descriptor that the flow reads from
+        self._flows = flows
+        self._on_again = on_again
         self.again: deque[Flow] = deque()  # flows of lost sources: no event will call for them
 
     def add(
@@ -144,10 +153,10 @@ class Pump:
     ) -> Pair:
         """Take over two connected sockets. ``fresh``: neither is registered in the epoll; else each of them may be."""
         self._made += 1
-        pair = Pair(self._made, client, daemon, boot_id, since)
+        pair = Pair(self._made, client, daemon, boot_id, since, self)
         watch = self._epoll.register if fresh else self._watch
         for flow in (pair.up, pair.down):
-            self.flows[flow.src_fd] = flow
+            self._flows[flow.src_fd] = flow
             watch(flow.src_fd, EIN)
         self.read(pair.up)  # what the client has sent meanwhile goes out with the same wakeup
         return pair
@@ -181,6 +190,10 @@ class Pump:
                 if flow.state is FlowState.ORPHANED and not flow.pair.closed:
                     self.again.append(flow)
 
+    def _read_later(self, flow: Flow) -> None:
+        self.again.append(flow)
+        self._on_again()
+
     def _met(self, flow: Flow, event: FlowEvent) -> None:
         """Have it decided what that means, and do it."""
         flow.state, flow.pair.broken, do = step(flow.state, flow.rev.state, flow.pair.broken, event)
@@ -201,9 +214,9 @@ class Pump:
                         self._met(flow, FlowEvent.DESTINATION_LOST)
                         return
                 case Do.READ_ON:
-                    self.again.append(flow)
+                    self._read_later(flow)
                 case Do.READ_BACK:
-                    self.again.append(flow.rev)
+                    self._read_later(flow.rev)
                 case Do.CLOSE:
                     self._close(flow.pair)
                 case Do.RESET:
@@ -339,7 +352,7 @@ class Pump:
     def _close(self, pair: Pair) -> None:
         pair.closed = True
         for flow in (pair.up, pair.down):
-            self.flows.pop(flow.src_fd, None)
+            self._flows.pop(flow.src_fd, None)
             self._give_back(flow)
             flow.pending = None
         for flow in (pair.up, pair.down):
@@ -348,6 +361,6 @@ class Pump:
 
     def close(self) -> None:
         """Reset everything and give every descriptor back."""
-        for flow in list(self.flows.values()):
+        for flow in [flow for flow in self._flows.values() if flow.pump is self]:
             self.reset(flow.pair)
         self._pool.close()

@@ -1,38 +1,36 @@
 """The relay: accepts on the fixed address, connects to the active daemon, and pumps. Any daemon, no privileges.
 
-It has an epoll of its own, nested as one reader in uvloop: a uvloop reader is not called again for a reset that comes
-behind unread bytes, and one that is paused never hears of it. Here every descriptor stays registered, and hears.
+It is on an epoll beside the loop's own (:mod:`turnout.planes.poller`): a uvloop reader is not called again for a reset
+that comes behind unread bytes, and one that is paused never hears of it. Here every descriptor stays registered, and
+hears.
 """
 
 from __future__ import annotations
 
 import asyncio
-import select
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from turnout.planes.front import Front
 from turnout.planes.hold import Waiting
 from turnout.planes.idle import IdleTimeout
 from turnout.planes.plane import Carried, Census, Counters, Target
 from turnout.planes.policy import DEFAULT_POLICY, Policy
-from turnout.planes.pump import EDEAD, EIN, FLOWING, Pair, Pump
+from turnout.planes.poller import Poller
+from turnout.planes.pump import EDEAD, Pair, Pump
 from turnout.planes.tally import Tallies
-
-EVENTS_PER_WAKEUP: Final = 256
-ROUNDS_PER_WAKEUP: Final = 4
-MANY_EVENTS: Final = 8
 
 
 class Relay:
-    """The plane for any daemon. Owns its epoll, its front and every connection.
+    """The plane for any daemon. Owns its front and every connection.
 
     Args:
         loop: the loop that runs it; only its thread may call.
         policy: see there; :meth:`apply` changes it.
         connect_timeout_s: after so many seconds a connect that is not answered is tried anew.
+        poller: the epoll that it shares with others; None: it has one of its own.
         release_per_tick: how many held connections are let go at once; the rest follows with the next ticks.
         clock: monotonic seconds.
     """
@@ -44,6 +42,7 @@ class Relay:
         loop: asyncio.AbstractEventLoop,
         *,
         policy: Policy = DEFAULT_POLICY,
+        poller: Poller | None = None,
         connect_timeout_s: float = 5.0,
         release_per_tick: int = 64,
         clock: Callable[[], float] = time.monotonic,
@@ -51,12 +50,13 @@ class Relay:
         self.counters = Counters()
         self._loop = loop
         self._clock = clock
-        self._epoll = select.epoll()
-        self._pump = Pump(self._epoll, self.counters, self._closed)
+        self._own = poller is None
+        self._poller = poller = poller or Poller(loop, clock=clock)
+        self._pump = Pump(poller.epoll, poller.flows, self.counters, self._ended, self._read_later)
         self._tallies: Tallies[Pair] = Tallies()
-        self._front = front = Front(
+        self._front = Front(
             loop,
-            self._epoll,
+            poller.epoll,
             self.counters,
             self._begin,
             self._tallies.connections,
@@ -67,15 +67,9 @@ class Relay:
         )
         self._idle = IdleTimeout(loop, self._tallies, self._end_idle, clock=clock)
         self._idle.set(policy.idle_timeout_s)
-        # bound once: these run for every event
-        self._poll = self._epoll.poll
-        self._flow_of = self._pump.flows.get
-        self._read = self._pump.read
-        self._listeners = front.listeners
-        self._connecting = front.connecting
-        self._waiting = front.waiting
         self._again: asyncio.Handle | None = None
-        loop.add_reader(self._epoll.fileno(), self._ready)
+        self._closed = False
+        poller.join(self)
 
     # -- the contract ------------------------------------------------------------------------------------------------
 
@@ -113,63 +107,45 @@ class Relay:
         self._front.stop_accepting()
 
     def close(self) -> None:
-        if self._epoll.closed:
+        if self._closed:
             return
-        self._loop.remove_reader(self._epoll.fileno())
+        self._closed = True
         if self._again:
             self._again.cancel()
         self._idle.set(None)
         self._front.close()
         self._pump.close()
-        self._epoll.close()
+        self._poller.leave(self)
+        if self._own:
+            self._poller.close()
 
     # -- events ------------------------------------------------------------------------------------------------------
 
-    def _ready(self) -> None:
-        """Handle what is there; while that is much, look again at once, which is cheaper than a round of the loop."""
-        for _ in range(ROUNDS_PER_WAKEUP):
-            if self._handle_events() < MANY_EVENTS or self._epoll.closed:
-                break
-        self._go_on()
+    def is_listener(self, fd: int) -> bool:
+        return fd in self._front.listeners
 
-    def _handle_events(self) -> int:
-        """One look. New descriptors are made last, so that no event meets a number that changed hands."""
-        flow_of = self._flow_of
-        read = self._read
-        knocking = False
-        made: list[Waiting] | None = None
-        events = self._poll(0, EVENTS_PER_WAKEUP)
-        for fd, what in events:
-            flow = flow_of(fd)
-            if flow is not None:
-                # by far the most frequent: something to read, and nothing in its way
-                if what == EIN and flow.state is FLOWING:
-                    read(flow)
-                else:
-                    self._pump.handle(flow, what)
-            elif fd in self._listeners:
-                knocking = True
-            elif fd in self._connecting:
-                made = made or []
-                made.append(self._connecting[fd])
-            elif fd in self._waiting and what & EDEAD:
-                self._front.forget(self._waiting[fd])  # a held client that resets leaves at once
-        for waiting in made or ():
-            if not waiting.gone and waiting.daemon is not None:
-                self._front.connected(waiting)
-        if knocking:
-            self._front.accept()
-        return len(events)
+    def accept(self) -> None:
+        self._front.accept()
+
+    def heard(self, fd: int, events: int) -> None:
+        front = self._front
+        waiting = front.connecting.get(fd)
+        if waiting is not None:
+            front.connected(waiting)
+        elif events & EDEAD and fd in front.waiting:
+            front.forget(front.waiting[fd])  # a held client that resets leaves at once
+
+    def _read_later(self) -> None:
+        if self._again is None:
+            self._again = self._loop.call_soon(self._go_on)
+            self._poller.let_go()
 
     def _go_on(self) -> None:
         """Read on from sources that no event will call for; what is left comes with the loop's next round."""
-        if self._again is not None:
-            self._again.cancel()
-            self._again = None
-        if self._pump.again and not self._epoll.closed:
-            self._pump.run_again()
+        self._again = None
+        self._pump.run_again()
         if self._pump.again:
-            self._again = self._loop.call_soon(self._go_on)
+            self._read_later()
 
     # -- for the front -----------------------------------------------------------------------------------------------
 
@@ -178,10 +154,8 @@ class Relay:
         pair = self._pump.add(waiting.client, daemon, boot_id, since=waiting.since, fresh=not waiting.listed)
         if not pair.closed:
             self._tallies.of(boot_id).pairs.add(pair)
-        if self._pump.again and self._again is None:
-            self._again = self._loop.call_soon(self._go_on)
 
-    def _closed(self, pair: Pair) -> None:
+    def _ended(self, pair: Pair) -> None:
         self._tallies.closed(pair)
         self.counters.closed += 1
         if self._front.full:
