@@ -18,6 +18,7 @@ from turnout.system.sockets import (
     accepted_at,
     command_of,
     established_to,
+    has_any,
     listeners_of,
     listening_at,
     who_listens,
@@ -326,3 +327,20 @@ def test_sockets_of_another_network_namespace_are_not_seen() -> None:
             assert process.pid not in {found.pid for found in listeners_of({process.pid})}
         finally:
             process.kill()
+
+
+def test_a_socket_is_found_again_after_it_moved_and_not_found_where_another_took_its_number() -> None:
+    """Where it was found last is a hint only."""
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        (mine,) = listening_at("127.0.0.1", first.getsockname()[1])
+        assert has_any(os.getpid(), {mine.inode})
+        moved = first.dup()
+        number = first.fileno()
+    with moved:
+        assert has_any(os.getpid(), {mine.inode})
+    with socket.socket() as other:
+        os.dup2(other.fileno(), number)
+        try:
+            assert not has_any(os.getpid(), {mine.inode})
+        finally:
+            os.close(number)

@@ -34,6 +34,9 @@ _MESSAGE: Final = struct.Struct("=BBBB2s2s16s16sI8sIIIII")  # struct inet_diag_m
 _NETLINK_TIMEOUT_S: Final = 1.0
 _ANY: Final = {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
 COMMAND_CHARS: Final = 80
+FOUND_AT_MOST: Final = 1024
+
+_found_at: dict[int, str] = {}  # the descriptor by which a process last had a socket that was asked for; only a hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +130,44 @@ def accepted_at(port: int) -> frozenset[tuple[str, int]]:
 
 
 def has_any(pid: int, inodes: Collection[int]) -> bool:
-    """Whether a process has one of these sockets open. Listeners have low numbers: it looks no further than needed."""
-    return any(inode in inodes for inode in _sockets_of(pid))
+    """Whether a process has one of these sockets open.
+
+    It looks first where it found one before: to list the descriptors of a process with thousands of connections costs
+    the kernel more than all the rest of a probe.
+    """
+    known = _found_at.get(pid)
+    if known is not None and _socket_at(f"/proc/{pid}/fd/{known}") in inodes:
+        return True
+    for fd, inode in _numbered_sockets_of(pid):
+        if inode in inodes:
+            if len(_found_at) >= FOUND_AT_MOST:
+                _found_at.clear()
+            _found_at[pid] = fd
+            return True
+    return False
+
+
+def _socket_at(path: str) -> int:
+    """The inode of the socket behind a link of /proc/PID/fd; -1: there is none, or it may not be looked at."""
+    try:
+        target = os.readlink(path)  # noqa: PTH115  # a Path for each would triple the cost of a probe
+    except OSError:
+        return -1
+    return int(target[8:-1]) if target.startswith("socket:[") else -1
 
 
 def _sockets_of(pid: int) -> Iterator[int]:
     """The inodes of the sockets that a process has open; none where it may not be looked at."""
+    return (inode for _, inode in _numbered_sockets_of(pid))
+
+
+def _numbered_sockets_of(pid: int) -> Iterator[tuple[str, int]]:
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
-                try:
-                    target = os.readlink(entry.path)  # noqa: PTH115  # a Path for each would triple the cost of a probe
-                except OSError:
-                    continue
-                if target.startswith("socket:["):
-                    yield int(target[8:-1])
+                inode = _socket_at(entry.path)
+                if inode >= 0:
+                    yield entry.name, inode
     except OSError:
         return
 
