@@ -56,6 +56,9 @@ def _print(service: dict[str, Any], *, verbose: bool) -> None:
             f", observed for {block['observe_remaining_s']:.0f} s more, {block['health_fail_streak']} failed in a row"
         )
     click.echo(line)
+    if router["leaving"]:
+        pids = ", ".join(str(pid) for pid in router["leaving"])
+        click.echo(f"  a router that was replaced still carries what it had accepted: pid {pids}")
     if block["rollback_reason"]:
         click.echo(f"  last rollout ended: {block['rollback_reason']}")
     restart = service["restart"]
