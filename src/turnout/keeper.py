@@ -186,7 +186,7 @@ class Keeper:
                 "pid": os.getpid(),
                 "version": __version__,
                 "router_pid": router.pid if router else 0,
-                "attached": bool(router and router.channel),
+                "attached": bool(router and router.channel and router.leads),
                 "leaving": self._routers.leaving,
                 "services": {name: served.addresses for name, served in self._served.items()},
             }

@@ -42,8 +42,16 @@ class Listeners(Protocol):
         """The keeper knows this router, and gives it these services."""
         ...
 
+    def refused(self) -> None:
+        """The keeper did not start this router."""
+        ...
+
     def leave(self) -> None:
         """A successor is ready."""
+        ...
+
+    def stand_down(self) -> None:
+        """Nobody waits for this one to take over any more."""
         ...
 
     def end(self) -> None:
@@ -65,7 +73,8 @@ class KeeperLink:
         self._pending: dict[int, asyncio.Future[Message]] = {}
         self._next_id = 1
         self._lost = asyncio.Event()
-        self.leaving: Sequence[int] = ()  # routers that carry what they accepted before this one led
+        # routers that carry what they had accepted before this one led; None: the keeper did not say yet
+        self.leaving: Sequence[int] | None = None
 
     @property
     def connected(self) -> bool:
@@ -178,6 +187,8 @@ class KeeperLink:
                 self._listeners.leave()
             case "end":
                 self._listeners.end()
+            case "stand_down":
+                self._listeners.stand_down()
             case "reload":
                 self._listeners.reload()
             case "cut":
@@ -185,6 +196,8 @@ class KeeperLink:
             case None if message.get("re") == ATTACH_ID:
                 if message.get("ok"):
                     self._listeners.attached([str(name) for name in message.get("services", ())])
+                else:
+                    self._listeners.refused()
             case _:
                 future = self._pending.get(message.get("re", 0))
                 if future and not future.done():

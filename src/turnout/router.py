@@ -27,7 +27,7 @@ import uvloop
 from turnout import __version__
 from turnout.admin import AdminServer
 from turnout.config import load_settings
-from turnout.errors import NotRunningError, TurnoutError
+from turnout.errors import ConflictError, NotRunningError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.planes.policy import Policy
 from turnout.planes.poller import Poller
@@ -70,9 +70,10 @@ class Router:
         self._leave = asyncio.Event()
         self._done = asyncio.Event()
         self._leaving = False
+        self._code = 0
 
-    async def run(self) -> None:
-        """Serve until a successor has taken over and nobody is left, or everything ends."""
+    async def run(self) -> int:
+        """Serve until a successor has taken over and nobody is left, or everything ends; answers the exit code."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._on_term)
         self._loop.add_signal_handler(signal.SIGHUP, self.reload)
@@ -97,6 +98,7 @@ class Router:
             self._scribe.shutdown(wait=True)  # what was decided is told, also by one that ends
             self._lead.release()
             log.info("router ended, pid %d", os.getpid())
+        return self._code
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
@@ -202,8 +204,19 @@ class Router:
     def attached(self, services: Sequence[str]) -> None:
         self._expected = frozenset(services)
 
+    def refused(self) -> None:
+        """Without the lead this is a second router, started by hand; with it, one whose record was lost: it goes on."""
+        if not self._lead.held:
+            log.error("a router already runs for %s: pid %s", self._home.root, self._lead.holder())
+            self._code = ConflictError.exit_code
+            self._done.set()
+
     def leave(self) -> None:
         self._leave.set()
+
+    def stand_down(self) -> None:
+        if not self._lead.held:  # its predecessor may have let it go this very moment
+            self._done.set()
 
     def end(self) -> None:
         self._done.set()
@@ -275,7 +288,7 @@ class Router:
             "version": __version__,
             "uptime_s": time.monotonic() - self._started,
             "keeper": self._link.connected,
-            "leaving": list(self._link.leaving),
+            "leaving": list(self._link.leaving or ()),
             "services": {name: served.status() for name, (served, _) in self._services.items()},
         }
 
@@ -292,11 +305,11 @@ def main(argv: list[str]) -> int:
     home = Home(Path(argv[0]))
     log.info("router %s of %s, pid %d", __version__, home.root, os.getpid())
 
-    async def serve() -> None:
-        await Router(asyncio.get_running_loop(), home).run()
+    async def serve() -> int:
+        return await Router(asyncio.get_running_loop(), home).run()
 
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve())
+        return runner.run(serve())
     return 0
 
 

@@ -46,6 +46,7 @@ class Router:
     channel: Channel | None = None
     leaving: bool = False
     heard: bool = False  # it knows that it is to leave
+    leads: bool = False
 
     @property
     def pid(self) -> int:
@@ -214,6 +215,8 @@ class Routers:
         self._say(f"router attached, pid {router.pid}, {phase}, brought {sorted(brought)}")
         if phase == "leads":
             self.leads(channel)
+        elif phase == "standby" and not router.child.mine:  # the keeper that asked for a successor has died meanwhile
+            self._send(channel, {"op": "stand_down"}, ())
         elif router.leaving and boot_id == self._current:
             self._current = self._another()
             self.start()
@@ -246,11 +249,12 @@ class Routers:
             return
         before = self.current
         if before and before is not router:
-            before.leaving = True
+            before.leaving, before.leads = True, False
+        router.leads = True
         self._current = boot_id
+        self._tell_leaving()
         if self._handover and self._handover.successor == boot_id:
             self._settle(router)
-        self._tell_leaving()
 
     def lost(self, channel: Channel) -> None:
         """A channel was closed; it may have been a router's."""

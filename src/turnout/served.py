@@ -404,10 +404,15 @@ class Served:
         own = self.plane.carried(boot_id)
         return own if own or own is None or not self.elsewhere(boot_id) else None
 
+    @property
+    def _nobody_leaves(self) -> bool:
+        """The keeper says so; before it has said anything there may be a router that leaves."""
+        return self._keeper.leaving is not None and not self._keeper.leaving
+
     def elsewhere(self, boot_id: str) -> int:
         """Connections of that daemon that a leaving router carries: those that the kernel knows of, without ours."""
         daemon = self.snapshot.daemons.get(boot_id)
-        if not self._keeper.leaving or daemon is None:
+        if self._nobody_leaves or daemon is None:
             return 0
         census = self.plane.census().get(boot_id)
         try:
@@ -416,7 +421,7 @@ class Served:
             return 0
 
     def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
-        if ids is None and self._keeper.leaving:
+        if ids is None and not self._nobody_leaves:
             self._keeper.tell({"op": "cut", "service": self.service.name, "boot_id": boot_id})
         return self.plane.cut(boot_id, ids)
 

@@ -6,6 +6,7 @@ import os
 
 import click
 
+from turnout.errors import NotRunningError
 from turnout.keeper import Keeper
 from turnout.keeper_client import KeeperClient
 from turnout.notify import notify
@@ -24,12 +25,19 @@ def router(*, replace: bool) -> None:
     """
     home = Home.find()
     if replace:
-        with KeeperClient.connect(home) as keeper:
+        with _running(home) as keeper:
             before = keeper.hello().router_pid
             click.echo(f"router {keeper.replace_router()} leads; router {before} lets its connections go")
         return
     home.create()
     Keeper(home).run(lambda: _ready(home))
+
+
+def _running(home: Home) -> KeeperClient:
+    try:
+        return KeeperClient.connect(home)
+    except NotRunningError as error:
+        raise NotRunningError(f"no keeper runs for {home.root}", hint="turnout up") from error
 
 
 def _ready(home: Home) -> None:
