@@ -23,6 +23,7 @@ from turnout.errors import ConflictError, LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.leaving import Leaving
 from turnout.planes.plane import Carried, Plane, Target
+from turnout.reloading import Reload, Reloading
 from turnout.restarter import Restarter, Started
 from turnout.service import Service
 from turnout.supervisor import Change, Supervisor
@@ -37,6 +38,7 @@ from turnout.system.watcher import Watcher
 POLL_S: Final = 0.02
 HINTED_POLL_S: Final = 0.25  # where the kernel tells of changes, looking is only for what it may have missed
 HINTS_AGAIN_S: Final = 1.0
+SETTINGS_EVERY_S: Final = 1.0
 BUSY_S: Final = 0.1  # a file that changed a moment ago may change again behind the same time stamp
 # A daemon that refuses while nothing is on its way is dead, and its clients are told so; but the switch away from it
 # have been written this very moment, so one poll of the registry is waited out.
@@ -76,6 +78,9 @@ class Served:
         self._watcher = Watcher(self.service.registry.path)
         self._settings_watcher = Watcher(own.settings)
         self._settings_watcher.poll()
+        self._settings_at = 0.0
+        self._reloading = Reloading(self.service.settings, own.settings.stat().st_mtime_ns)
+        self._reloaded = Reload(self.service.settings)
         self.snapshot = Snapshot()
         self.applied_revision = -1
         self.sockets: list[socket.socket] = []
@@ -177,6 +182,9 @@ class Served:
             self._news.set()
         elif now >= self._look_at:
             self._news.set()
+        if now >= self._settings_at:
+            self._settings_at = now + SETTINGS_EVERY_S
+            self._reload()
         if now >= self._hints_at and (self._notice is None or not self._notice.alive):
             self._hints_at = now + HINTS_AGAIN_S
             self._watch_for_hints()
@@ -244,23 +252,47 @@ class Served:
                 log.warning("%s: %s", self.service.name, what)
 
     def reload(self) -> None:
-        """Look at the settings again, whatever their time stamp says."""
-        self._settings_watcher = Watcher(self.service.home.settings)
-        self._news.set()
+        """SIGHUP: read the configuration file again, whatever its time stamp says."""
+        if self._reloading.follows:
+            self._reload_file()
+        else:
+            log.info("%s: there is no configuration file; its settings are those of the last verb", self.service.name)
 
     def _reload(self) -> None:
         """Take changed settings over; those that this version cannot read leave what is, and switches go on."""
-        if not self._settings_watcher.poll():
-            return
+        if self._settings_watcher.poll():
+            self._reload_settings()
+        if self._reloading.is_due():
+            self._reload_file()
+
+    def _reload_settings(self) -> None:
+        """A verb wrote them: they are what counts, whole."""
         before = self.service.registry.path
+        home = self.service.home
         try:
-            self.service = Service.open(self.service.home, _settings(self.service.home))
+            self.service = Service.open(home, _settings(home))
+            self._reloading = Reloading(self.service.settings, home.settings.stat().st_mtime_ns)
+            self._reloaded = Reload(self.service.settings)
         except (TurnoutError, OSError) as error:
             log.warning("%s: the old settings stay: %s", self.service.name, error)
         if self.service.registry.path != before:
             self._watcher = Watcher(self.service.registry.path)
             self._drop_notice()
             self._hints_at = 0.0
+
+    def _reload_file(self) -> None:
+        """A person wrote them, with no verb so far."""
+        done = self._reloaded = self._reloading.reload(self.service.settings)
+        name = self.service.name
+        if done.changed:
+            self.service = Service.open(self.service.home, done.settings)
+            self._point()
+        if done.error:
+            log.warning("%s: the old settings stay: %s", name, done.error)
+        else:
+            log.info("%s: reloaded: %s", name, ", ".join(done.changed) or "nothing that can change has changed")
+        for what in done.later:
+            log.warning("%s: not taken over: %s", name, what)
 
     def _apply(self, snapshot: Snapshot) -> None:
         block = snapshot.deployment
@@ -481,6 +513,7 @@ class Served:
             "plane": "relay",
             "held": self.plane.counters.held_now,
             "restart": self._restart(),
+            "settings": {"later": list(self._reloaded.later), "error": self._reloaded.error},
             "observe_remaining_s": self.supervisor.observe_remaining_s,
             "healthy": dict(self.supervisor.healthy),
             "reasons": dict(self.supervisor.reasons),

@@ -63,6 +63,8 @@ def service_status(service: Service, router: dict[str, Any] | None) -> dict[str,
         "desired": block.desired.value,
         "held": said.get("held"),
         "restart": said.get("restart"),
+        # what the configuration file says and the router could not take over, None without a router
+        "settings": said.get("settings"),
         "router": {
             "pid": router["pid"] if router and alive else None,
             "alive": alive,

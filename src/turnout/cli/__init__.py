@@ -73,6 +73,7 @@ for _command in (
 
 def main() -> None:
     """Entry point: every error is one line that says what and why, then ``hint:``; the exit code tells its kind."""
+    _open_standard_descriptors()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(standalone_mode=False)
@@ -91,6 +92,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_standard_descriptors() -> None:
+    """Started with some of them closed, the next file opened would be our stdout, and what we start would write there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # open(2): the lowest number that is free, which is this one
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
