@@ -16,6 +16,7 @@ from turnout import errors
 from turnout.config import Address, Settings, parse_address
 from turnout.core.model import Identity
 from turnout.errors import AddressInUseError, NotRunningError, ProtocolError, StateUnwritableError, TurnoutError
+from turnout.notify import notify
 from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home
@@ -132,6 +133,20 @@ class KeeperClient:
         raise (kind if known else ProtocolError)(
             str(answer.get("message", "the keeper refused")), hint=answer.get("hint")
         )
+
+
+def tell_service_manager(home: Home) -> None:
+    """To systemd, where it started this verb: all is up, and the process to watch from here on is the keeper.
+
+    sd_notify(3): MAINPID and READY. Without a manager, or a keeper, nothing is said.
+    """
+    if os.environ.get("NOTIFY_SOCKET"):
+        try:
+            with KeeperClient.connect(home) as keeper:
+                pid = keeper.hello().pid
+        except (TurnoutError, OSError):
+            return
+        notify("READY=1", f"MAINPID={pid}", f"STATUS=keeper of {home.root}")
 
 
 def bind_error(address: Address, number: int) -> TurnoutError:

@@ -24,6 +24,7 @@ from turnout.cli import (
     registry,
     rollback,
     router,
+    service,
     start,
     status,
     stop,
@@ -66,6 +67,7 @@ for _command in (
     history.history,
     registry.registry,
     router.router,
+    service.service,
     demo.demo,
 ):
     cli.add_command(_command)
@@ -95,12 +97,15 @@ def main() -> None:
 
 
 def _open_standard_descriptors() -> None:
-    """Started with some of them closed, the next file opened would be our stdout, and what we start would write there."""
+    """Started with some of them closed, the next file opened would be our stdout, and what we start would write there.
+
+    open(2): the lowest number that is free is taken.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # open(2): the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
