@@ -29,9 +29,9 @@ from turnout.admin import AdminServer
 from turnout.config import load_settings
 from turnout.errors import ConflictError, NotRunningError, TurnoutError
 from turnout.keeper_link import KeeperLink
+from turnout.logfile import CHECK_EVERY_S, LogFile
 from turnout.planes.policy import Policy
 from turnout.planes.poller import Poller
-from turnout.logfile import CHECK_EVERY_S, LogFile
 from turnout.planes.relay import Relay
 from turnout.served import Served
 from turnout.system.home import Home

@@ -87,7 +87,7 @@ class Relay:
         return self._tallies.connections()
 
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._front.waiting)
 
     def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried]:
         return self._tallies.carried(boot_id, self._clock(), peers=peers)
