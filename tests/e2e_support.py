@@ -140,14 +140,16 @@ class Turnout:
             return keeper.hello().router_pid
 
     def processes(self) -> dict[str, Identity]:
-        """Every process of this home that lives: daemons and the router, by boot id."""
+        """Every process of this home that lives: daemons and routers, by boot id."""
         found = dict(read_records(self.home.root))
         for name in self.home.service_names():
             found.update(read_records(self.home.service(name).records))
         return {boot_id: record.identity for boot_id, record in found.items() if is_alive(record.identity)}
 
     def daemons(self) -> dict[str, Identity]:
-        return {boot_id: identity for boot_id, identity in self.processes().items() if boot_id != "router"}
+        return {
+            boot_id: identity for boot_id, identity in self.processes().items() if not boot_id.startswith("router-")
+        }
 
     def journal(self) -> list[dict[str, Any]]:
         """What was decided, oldest first."""

@@ -65,6 +65,9 @@ class Children:
     def get(self, boot_id: str) -> Child | None:
         return self._all.get(boot_id)
 
+    def all(self) -> list[Child]:
+        return list(self._all.values())
+
     def spawn(self, request: SpawnRequest) -> Child:
         """Fork one. Raises SpawnError, StateUnwritableError."""
         identity = spawn(request)
@@ -113,10 +116,6 @@ class Children:
             self._signal(child, number)
             self._signal(child, signal.SIGCONT)
         self._after(grace_s, lambda: self.kill(child))
-
-    def stop_all(self, number: int, grace_s: float) -> None:
-        for child in list(self._all.values()):
-            self.stop(child, number, grace_s)
 
     def kill(self, child: Child) -> None:
         if self._all.get(child.boot_id) is child:

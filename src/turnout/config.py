@@ -68,6 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_max: int = 3
     hold_max: int = 1024
     hold_timeout_s: float = 70.0
+    source: str = ""  # the configuration file it came from, which the router watches
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,6 +270,7 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
         drain_max=raw.drain.max_draining,
         hold_max=raw.hold.max,
         hold_timeout_s=duration(raw.hold.timeout, what="hold.timeout"),
+        source=str(path.absolute()),
     )
     check(settings)
     return Wanted(

@@ -47,6 +47,18 @@ class Drain:
     moved: dict[int, tuple[int, float]] = field(default_factory=dict[int, tuple[int, float]])
     decision: Decision = field(default_factory=lambda: Decision(DrainStep.WAIT))
 
+    def look(self, carried: Sequence[Carried], now: float) -> list[Remaining]:
+        """The connections, each with the time since its byte counts last moved."""
+        moved: dict[int, tuple[int, float]] = {}
+        for one in carried:
+            count = one.bytes_in + one.bytes_out
+            known = self.moved.get(one.id)
+            # at the first look nobody knows how long it has been idle: it counts from here
+            moved[one.id] = known if known and known[0] == count else (count, now)
+        self.moved = moved
+        self.most = max(self.most, len(carried))
+        return [Remaining(one.id, now - moved[one.id][1], one.answered, one.half_sent) for one in carried]
+
 
 class Drainer:
     """Drains one service's former daemons. Its one task belongs to whoever runs :meth:`run`."""
@@ -106,7 +118,8 @@ class Drainer:
             drain.healthy = await self._world.is_healthy(daemon)
         if boot_id not in self._draining:
             return
-        remaining = self._remaining(boot_id, drain)
+        carried = self._world.carried(boot_id)
+        remaining = None if carried is None else drain.look(carried, self._world.now())
         if len(remaining or ()) > MANY:
             drain.look_at = self._world.now() + 5 * POLL_S
         drain.decision = decide(
@@ -138,22 +151,6 @@ class Drainer:
             drain.hastened = True
             self._world.say("hastened", boot_id, draining=len(waiting), most=self._settings().drain_max)
         return DrainCause.HASTENED if drain.hastened and boot_id in waiting else daemon.drain_cause
-
-    def _remaining(self, boot_id: str, drain: Drain) -> list[Remaining] | None:
-        """Its connections, each with the time since its byte counts last moved."""
-        carried = self._world.carried(boot_id)
-        if carried is None:
-            return None
-        now = self._world.now()
-        moved: dict[int, tuple[int, float]] = {}
-        for one in carried:
-            count = one.bytes_in + one.bytes_out
-            known = drain.moved.get(one.id)
-            # at the first look nobody knows how long it has been idle: it counts from here
-            moved[one.id] = known if known and known[0] == count else (count, now)
-        drain.moved = moved
-        drain.most = max(drain.most, len(carried))
-        return [Remaining(one.id, now - moved[one.id][1], one.answered, one.half_sent) for one in carried]
 
     def explain(self, boot_id: str) -> tuple[Drain, Mapping[int, float]] | None:
         """A drain as it stands, and for how many seconds each connection has been idle."""

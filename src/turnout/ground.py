@@ -13,7 +13,6 @@ from typing import Final
 from turnout.admin import RouterClient
 from turnout.config import Address, Wanted
 from turnout.errors import NotRunningError, TimedOutError, TurnoutError
-from turnout.keeper import ROUTER_BOOT_ID
 from turnout.keeper_client import KeeperClient, bind_error, ensure_keeper
 from turnout.system.home import Home
 from turnout.system.process import is_alive
@@ -98,8 +97,7 @@ class Ground:
                 if self._wanted.settings.name in keeper.hello().services:
                     return
         except NotRunningError:
-            router = read_records(self._home.root).get(ROUTER_BOOT_ID)
-            if router and is_alive(router.identity):
+            if any(is_alive(router.identity) for router in read_records(self._home.root).values()):
                 return  # it outlived its keeper and has the addresses; a new keeper takes them over from it
             self._fresh = True
         for address in self._wanted.settings.listen:
@@ -133,7 +131,7 @@ class Ground:
         while not condition():
             if not replaced and time.monotonic() - began > SILENT_AFTER_S:
                 replaced = True
-                keeper.replace_router(keeper.hello().router_pid)
+                keeper.kill_router(keeper.hello().router_pid)
             if time.monotonic() - began > ROUTER_TIMEOUT_S:
                 raise TimedOutError(f"no router within {ROUTER_TIMEOUT_S:g} s", hint=f"see {self._home.router_log}")
             time.sleep(POLL_S)

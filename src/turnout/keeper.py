@@ -3,29 +3,33 @@
 Small, single-threaded and standard library only, so that there is little in it that can fail: a fork in it is safe, and
 whatever happens to the router, connections to the fixed address wait in the kernel's queue until a new one is there.
 
-    CLI ──► keeper.sock ──► listen, unlisten, spawn, stop, hello, replace_router, shutdown
-    router ──► keeper.sock ──► attach (brings the listeners it has; gets those that it lacks)
+    CLI ──► keeper.sock ──► listen, unlisten, spawn, stop, hello, replace_router, kill_router, shutdown
+    router ──► keeper.sock ──► attach (brings the listeners it has; gets those that it lacks), ready, leads, heard, cut
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import resource
 import selectors
 import signal
-import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from turnout import __version__
 from turnout.children import Child, Children, Reply
 from turnout.errors import ConflictError, NotRunningError, ProtocolError, SpawnError, TurnoutError
+from turnout.going_down import DEFAULT_TERMS, GoingDown, stop_terms
 from turnout.listening import Listening, spell
+from turnout.logfile import CHECK_EVERY_S, LogFile
+from turnout.notify import notify
+from turnout.routers import Routers
 from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home, check_name
@@ -34,11 +38,9 @@ from turnout.system.spawn import SpawnRequest, adopt_subreaper
 from turnout.system.spawn_record import read_records
 from turnout.timers import Timers
 
-ROUTER_BOOT_ID: Final = "router"
-RESTART_DELAYS_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-STEADY_AFTER_S: Final = 10.0  # a router that lived this long starts the back-off anew
-ATTACH_TIMEOUT_S: Final = 10.0  # a router that has not attached by then is silent, and replaced
 TERM_GRACE_S: Final = 5.0
+DOWN_SLACK_S: Final = 20.0  # for the lifecycle lock and a slow machine
+LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
 MAX_CLIENTS: Final = 64
 
 
@@ -53,12 +55,11 @@ class Keeper:
         self._served: dict[str, Listening] = {}
         self._children = Children(self._selector, self._timers.after, self._child_ended, _log)
         self._channels: set[Channel] = set()
-        self._router_channel: Channel | None = None
-        self._router_failures = 0
-        self._router_started_at = 0.0
-        self._router_wanted = False
+        self._routers = Routers(home, self._children, self._timers.after, self._served, self._send, _log)
+        self._ending = False
         self._shutting_down = False
         self._done = False
+        self._log_file = LogFile(home.keeper_log, LOG_BOUND_BYTES)
         self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._socket = control.listen(home.keeper_sock)
         self._selector.register(self._socket, selectors.EVENT_READ, self._accept)
@@ -70,10 +71,10 @@ class Keeper:
         """Serve until ``shutdown`` or a signal, then leave nothing behind."""
         adopt_subreaper()
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note_signal)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._adopt()
+        self._watch_log()
         _log(f"keeper {__version__} of {self.home.root}, pid {os.getpid()}")
         ready()
         try:
@@ -93,95 +94,17 @@ class Keeper:
             for boot_id, daemon in read_records(service.records).items():
                 if daemon.ended is None:
                     self._children.adopt(boot_id, name, daemon.identity, service.record(boot_id))
-        record = read_records(self.home.root).get(ROUTER_BOOT_ID)
-        if record and record.ended is None:
-            self._children.adopt(ROUTER_BOOT_ID, "", record.identity, self.home.router_record)
-        if self._children.get(ROUTER_BOOT_ID):
-            self._router_wanted = True
-            self._timers.after(ATTACH_TIMEOUT_S, self._replace_silent_router)
+        self._routers.adopt()
 
     def _child_ended(self, child: Child) -> None:
-        if child.boot_id == ROUTER_BOOT_ID:
-            self._router_ended()
-        elif self._router_channel:
-            self._send(self._router_channel, {"op": "ended", "service": child.service, "boot_id": child.boot_id})
+        if not self._routers.is_router(child):
+            self._routers.tell_leading({"op": "ended", "service": child.service, "boot_id": child.boot_id})
+        elif not self._shutting_down:
+            self._routers.ended(child)
 
-    # -- the router --------------------------------------------------------------------------------------------------
-
-    def _start_router(self) -> None:
-        if self._shutting_down or not self._router_wanted or self._children.get(ROUTER_BOOT_ID):
-            return
-        soft, hard = self._nofile
-        self._router_started_at = time.monotonic()
-        try:
-            self._children.spawn(
-                SpawnRequest(
-                    boot_id=ROUTER_BOOT_ID,
-                    service="",
-                    argv=(sys.executable, "-P", "-m", "turnout.router", str(self.home.root)),
-                    cwd=str(self.home.root),
-                    env=dict(os.environ),
-                    log_path=self.home.router_log,
-                    record_path=self.home.router_record,
-                    nofile=(hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 20), hard),
-                )
-            )
-        except TurnoutError as error:
-            _log(f"cannot start the router: {error}")
-            self._router_ended()
-            return
-        self._timers.after(ATTACH_TIMEOUT_S, self._replace_silent_router)
-
-    def _router_ended(self) -> None:
-        if self._router_channel:
-            self._drop(self._router_channel)
-        if self._shutting_down:
-            return
-        lived_s = time.monotonic() - self._router_started_at
-        self._router_failures = 0 if lived_s > STEADY_AFTER_S else self._router_failures + 1
-        # the first end after a steady life is answered at once, whatever it was: clients are queueing
-        step = min(max(self._router_failures - 1, 0), len(RESTART_DELAYS_S) - 1)
-        self._timers.after(RESTART_DELAYS_S[step], self._start_router)
-
-    def _replace_silent_router(self) -> None:
-        router = self._children.get(ROUTER_BOOT_ID)
-        young = time.monotonic() - self._router_started_at < ATTACH_TIMEOUT_S
-        if router and not self._router_channel and not young and not self._shutting_down:
-            _log(f"the router (pid {router.identity.pid}) does not attach: replacing it")
-            self._children.kill(router)
-
-    def _attach(self, channel: Channel, message: Message, fds: list[int]) -> None:
-        """A router is there: keep the listeners that it brings from before our time, give it those that it lacks."""
-        router = self._children.get(ROUTER_BOOT_ID)
-        if not router or message.get("pid") != router.identity.pid:
-            self._send(channel, {"re": message.get("id"), "ok": False, "error": "stranger"})
-            for fd in fds:
-                os.close(fd)
-            return
-        brought: dict[str, Listening] = {}
-        for (name, host, port), fd in zip(message.get("listeners", []), fds, strict=True):
-            served = brought.setdefault(check_name(name), Listening([], []))
-            served.addresses.append((host, port))
-            served.sockets.append(socket.socket(fileno=fd))
-        for name, served in brought.items():
-            if name in self._served:
-                served.close()
-            else:
-                self._served[name] = served
-        if self._router_channel and self._router_channel is not channel:
-            self._drop(self._router_channel)
-        self._router_channel = channel
-        self._send(channel, {"re": message.get("id"), "ok": True})
-        for name in self._served:
-            if name not in brought:
-                self._offer(name)
-        _log(f"router attached, pid {router.identity.pid}, brought {sorted(brought)}")
-
-    def _offer(self, name: str) -> None:
-        if self._router_channel:
-            served = self._served[name]
-            message = {"op": "listen", "service": name, "addresses": served.addresses}
-            self._send(self._router_channel, message, [sock.fileno() for sock in served.sockets])
+    def _watch_log(self) -> None:
+        self._log_file.check()
+        self._timers.after(CHECK_EVERY_S, self._watch_log)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -203,11 +126,29 @@ class Keeper:
             return
         for message, fds in messages:
             if message.get("op") == "attach":
-                self._attach(channel, message, fds)
+                before = self._routers.attach(channel, message, fds)
+                if before:
+                    self._drop(before)
                 continue
             for fd in fds:
                 os.close(fd)
-            self._answer(channel, message)
+            if not self._heard(channel, message):
+                self._answer(channel, message)
+
+    def _heard(self, channel: Channel, message: Message) -> bool:
+        """Take what a router says without waiting for an answer."""
+        match message.get("op"):
+            case "ready":
+                self._routers.ready(channel)
+            case "heard":
+                self._routers.hears(channel)
+            case "leads":
+                self._routers.leads(channel)
+            case "cut":
+                self._routers.tell_those_that_leave(message)
+            case _:
+                return False
+        return True
 
     def _answer(self, channel: Channel, message: Message) -> None:
         def reply(answer: Mapping[str, Any]) -> None:
@@ -221,11 +162,14 @@ class Keeper:
             "spawn": self._on_spawn,
             "stop": self._on_stop,
             "replace_router": self._on_replace_router,
+            "kill_router": self._on_kill_router,
             "shutdown": self._on_shutdown,
         }.get(str(message.get("op")))
         try:
             if self._shutting_down and message.get("op") != "shutdown":
                 raise NotRunningError("the keeper is shutting down", hint="try again in a moment")
+            if self._ending and message.get("op") in {"listen", "spawn", "replace_router"}:
+                raise NotRunningError("the keeper is going down", hint="try again in a moment")
             if operation is None:
                 raise ProtocolError(f"this keeper ({__version__}) does not know {message.get('op')!r}")
             operation(message, reply)
@@ -235,14 +179,15 @@ class Keeper:
             reply({"ok": False, "error": "ProtocolError", "message": f"bad {message.get('op')!r} request: {error!r}"})
 
     def _on_hello(self, _: Message, reply: Reply) -> None:
-        router = self._children.get(ROUTER_BOOT_ID)
+        router = self._routers.current
         reply(
             {
                 "ok": True,
                 "pid": os.getpid(),
                 "version": __version__,
-                "router_pid": router.identity.pid if router else 0,
-                "attached": self._router_channel is not None,
+                "router_pid": router.pid if router else 0,
+                "attached": bool(router and router.channel and router.leads),
+                "leaving": self._routers.leaving,
                 "services": {name: served.addresses for name, served in self._served.items()},
             }
         )
@@ -262,17 +207,16 @@ class Keeper:
                 reply({"ok": False, "error": "bind", "errno": error.errno, "address": error.filename})
                 return
             _log(f"service {name} listens on {spell(addresses)}")
-            self._offer(name)
-        self._router_wanted = True
-        self._start_router()
+            self._routers.offer(name)
+        self._routers.wanted = True
+        self._routers.start()
         reply({"ok": True})
 
     def _on_unlisten(self, message: Message, reply: Reply) -> None:
         served = self._served.pop(check_name(message["service"]), None)
         if served:
             served.close()
-            if self._router_channel:
-                self._send(self._router_channel, {"op": "unlisten", "service": message["service"]})
+            self._routers.tell_all({"op": "unlisten", "service": message["service"]})
         reply({"ok": True, "left": sorted(self._served)})
 
     def _on_spawn(self, message: Message, reply: Reply) -> None:
@@ -306,7 +250,7 @@ class Keeper:
     def _on_stop(self, message: Message, reply: Reply) -> None:
         name, boot_id = check_name(message["service"]), str(message["boot_id"])
         child = self._children.get(boot_id) or self._unadopted(name, boot_id)
-        if child is None or boot_id == ROUTER_BOOT_ID or child.service != name:
+        if child is None or self._routers.is_router(child) or child.service != name:
             reply({"ok": True, "gone": True})
             return
         number = signal.Signals[f"SIG{message['signal']}"]
@@ -320,27 +264,50 @@ class Keeper:
         self._children.adopt(boot_id, service, record.identity, self.home.service(service).record(boot_id))
         return self._children.get(boot_id)
 
-    def _on_replace_router(self, message: Message, reply: Reply) -> None:
-        router = self._children.get(ROUTER_BOOT_ID)
-        if router and router.identity.pid == message["pid"]:
-            _log(f"replacing the router (pid {router.identity.pid}) on request")
-            self._children.kill(router)
+    def _on_replace_router(self, _: Message, reply: Reply) -> None:
+        self._routers.replace(reply)
+
+    def _on_kill_router(self, message: Message, reply: Reply) -> None:
+        self._routers.kill_silent(int(message["pid"]))
         reply({"ok": True})
 
     def _on_shutdown(self, _: Message, reply: Reply) -> None:
         reply({"ok": True})
         self._shut_down()
 
-    def _shut_down(self) -> None:
-        """Stop every daemon and the router, then leave."""
+    def _go_down(self) -> None:
+        """SIGTERM: what ``turnout down`` does, for each service. A second one does not wait for that."""
+        if self._ending:
+            self._shut_down()
+            return
+        self._ending = True
+        _log("going down")
+        notify("STOPPING=1")
+        services = sorted(self._served)
+        patience_s = max((stop_terms(self.home.service(name)).patience_s for name in services), default=0.0)
+        GoingDown(
+            self.home,
+            services,
+            lambda fd, action: self._selector.register(fd, selectors.EVENT_READ, action),
+            self._selector.unregister,
+            lambda: self._shut_down(math.inf),
+            _log,
+        )
+        self._timers.after(patience_s + DOWN_SLACK_S, lambda: self._shut_down(math.inf))
+
+    def _shut_down(self, most_s: float = TERM_GRACE_S) -> None:
+        """Stop what is left, each daemon by its own signal and grace, or ``most_s``; then leave."""
         if self._shutting_down:
             return
         self._shutting_down = True
         _log("shutting down")
+        self._routers.tell_all({"op": "end"})
         for served in self._served.values():
             served.close()
         self._served.clear()
-        self._children.stop_all(signal.SIGTERM, TERM_GRACE_S)
+        for child in self._children.all():
+            terms = stop_terms(self.home.service(child.service)) if child.service else DEFAULT_TERMS
+            self._children.stop(child, terms.signal, min(terms.grace_s, most_s))
         self._leave_when_alone()
 
     def _leave_when_alone(self) -> None:
@@ -351,9 +318,9 @@ class Keeper:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def _send(self, channel: Channel, message: Mapping[str, Any], fds: list[int] | None = None) -> None:
+    def _send(self, channel: Channel, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         try:
-            channel.send(message, fds or ())
+            channel.send(message, fds)
         except OSError:
             self._drop(channel)
 
@@ -362,9 +329,7 @@ class Keeper:
             self._channels.discard(channel)
             self._selector.unregister(channel.fileno())
             channel.close()
-        if channel is self._router_channel:
-            self._router_channel = None
-            self._timers.after(ATTACH_TIMEOUT_S, self._replace_silent_router)
+            self._routers.lost(channel)
 
     def _note_signal(self, number: int, _: object) -> None:
         self._signals.add(number)
@@ -372,9 +337,13 @@ class Keeper:
     def _on_signal(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
-        if self._signals & {signal.SIGTERM, signal.SIGINT}:
-            self._shut_down()
-        self._signals.clear()
+        signals, self._signals = self._signals, set()
+        if signals & {signal.SIGTERM, signal.SIGINT}:
+            self._go_down()
+        if signal.SIGHUP in signals:
+            _log("SIGHUP: the routers look at their settings again; the keeper has none of its own")
+            self._log_file.check()
+            self._routers.tell_all({"op": "reload"})
         self._children.reap()
 
     def _close(self) -> None:
@@ -414,7 +383,8 @@ def _take_lock(path: Path) -> int:
 
 def _log(text: str) -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-    print(f"{stamp} {text}", file=sys.stderr, flush=True)  # noqa: T201  # stderr is the keeper's log file
+    with contextlib.suppress(OSError, ValueError):  # a full disk, a terminal that has gone: no reason to end
+        os.write(2, f"{stamp} {text}\n".encode(errors="replace"))
 
 
 def main(argv: list[str]) -> int:

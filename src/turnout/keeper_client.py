@@ -16,6 +16,7 @@ from turnout import errors
 from turnout.config import Address, Settings, parse_address
 from turnout.core.model import Identity
 from turnout.errors import AddressInUseError, NotRunningError, ProtocolError, StateUnwritableError, TurnoutError
+from turnout.notify import notify
 from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home
@@ -23,18 +24,23 @@ from turnout.system.sockets import who_listens
 
 ANSWER_TIMEOUT_S: Final = 10.0
 START_TIMEOUT_S: Final = 15.0
+REPLACE_TIMEOUT_S: Final = 45.0  # beyond the keeper's own limits, so that it is the keeper who says what is wrong
 LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a keeper says of itself; ``attached``: its router is connected and takes listeners."""
+    """What a keeper says of itself; ``attached``: its router is connected and takes listeners.
+
+    ``leaving``: the pids of routers that were replaced and still carry what they had accepted.
+    """
 
     pid: int
     version: str
     router_pid: int
     attached: bool
     services: Mapping[str, Sequence[tuple[str, int]]]
+    leaving: Sequence[int] = ()
 
 
 class KeeperClient:
@@ -65,6 +71,7 @@ class KeeperClient:
             answer["router_pid"],
             answer["attached"],
             {name: [(host, port) for host, port in found] for name, found in answer["services"].items()},
+            answer.get("leaving", ()),
         )
 
     def listen(self, settings: Settings) -> None:
@@ -97,9 +104,17 @@ class KeeperClient:
         request = {"op": "stop", "service": service, "boot_id": boot_id, "signal": stop_signal, "grace_s": grace_s}
         self._ask(request, timeout_s=grace_s + ANSWER_TIMEOUT_S)
 
-    def replace_router(self, pid: int) -> None:
-        """Kill the router ``pid`` if it is still the router; the keeper starts another."""
-        self._ask({"op": "replace_router", "pid": pid})
+    def replace_router(self) -> int:
+        """Have another router take over; answers its pid once it leads and the one before only drains.
+
+        Raises:
+            TurnoutError: it did not come up, and nothing changed.
+        """
+        return int(self._ask({"op": "replace_router"}, timeout_s=REPLACE_TIMEOUT_S)["pid"])
+
+    def kill_router(self, pid: int) -> None:
+        """Kill the router ``pid`` if it is one; the keeper starts another."""
+        self._ask({"op": "kill_router", "pid": pid})
 
     def shutdown(self, *, timeout_s: float = 30.0) -> None:
         """End the keeper with all its children, and wait until it has closed the door."""
@@ -118,6 +133,20 @@ class KeeperClient:
         raise (kind if known else ProtocolError)(
             str(answer.get("message", "the keeper refused")), hint=answer.get("hint")
         )
+
+
+def tell_service_manager(home: Home) -> None:
+    """To systemd, where it started this verb: all is up, and the process to watch from here on is the keeper.
+
+    sd_notify(3): MAINPID and READY. Without a manager, or a keeper, nothing is said.
+    """
+    if os.environ.get("NOTIFY_SOCKET"):
+        try:
+            with KeeperClient.connect(home) as keeper:
+                pid = keeper.hello().pid
+        except (TurnoutError, OSError):
+            return
+        notify("READY=1", f"MAINPID={pid}", f"STATUS=keeper of {home.root}")
 
 
 def bind_error(address: Address, number: int) -> TurnoutError:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from turnout.errors import NotRunningError, TurnoutError
 from turnout.system import control
@@ -19,10 +19,16 @@ from turnout.system.home import Home
 
 RETRY_S: Final = 0.2
 MAX_PENDING: Final = 1024
+ATTACH_ID: Final = 0
 
 
 class Listeners(Protocol):
-    """Who takes the listeners in and gives them out again."""
+    """Who takes the listeners in and gives them out again, and leads or leaves as the keeper says."""
+
+    @property
+    def phase(self) -> str:
+        """``standby``, ``leads`` or ``leaving``."""
+        ...
 
     def take(self, service: str, sockets: Sequence[socket.socket]) -> None: ...
     def release(self, service: str) -> None: ...
@@ -31,6 +37,29 @@ class Listeners(Protocol):
         ...
 
     def ended(self, service: str, boot_id: str) -> None: ...
+
+    def attached(self, services: Sequence[str]) -> None:
+        """The keeper knows this router, and gives it these services."""
+        ...
+
+    def refused(self) -> None:
+        """The keeper did not start this router."""
+        ...
+
+    def leave(self) -> None:
+        """A successor is ready."""
+        ...
+
+    def stand_down(self) -> None:
+        """Nobody waits for this one to take over any more."""
+        ...
+
+    def end(self) -> None:
+        """Everything ends."""
+        ...
+
+    def reload(self) -> None: ...
+    def cut(self, service: str, boot_id: str) -> None: ...
 
 
 class KeeperLink:
@@ -44,6 +73,8 @@ class KeeperLink:
         self._pending: dict[int, asyncio.Future[Message]] = {}
         self._next_id = 1
         self._lost = asyncio.Event()
+        # routers that carry what they had accepted before this one led; None: the keeper did not say yet
+        self.leaving: Sequence[int] | None = None
 
     @property
     def connected(self) -> bool:
@@ -78,12 +109,34 @@ class KeeperLink:
             return False
         return bool(answer.get("gone"))
 
+    async def replace(self, *, timeout_s: float) -> tuple[bool, str]:
+        """Ask for a successor to this router; whether there is one, else why not.
+
+        Raises:
+            NotRunningError: there is no keeper.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._ask({"op": "replace_router"})
+        except TimeoutError:
+            return False, f"no answer from the keeper within {timeout_s:g} s"
+        return bool(answer.get("ok")), str(answer.get("message", ""))
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Say something that is not answered; without a keeper it is not said."""
+        if self._channel:
+            try:
+                self._channel.send(message)
+            except OSError:
+                self._drop()
+
     def _attach(self, channel: Channel) -> None:
         held = self._listeners.held()
         message = {
             "op": "attach",
-            "id": 0,
+            "id": ATTACH_ID,
             "pid": os.getpid(),
+            "phase": self._listeners.phase,
             "listeners": [[service, host, port] for service, host, port, _ in held],
         }
         try:
@@ -127,6 +180,24 @@ class KeeperLink:
                 self._listeners.release(str(message["service"]))
             case "ended":
                 self._listeners.ended(str(message["service"]), str(message["boot_id"]))
+            case "leaving":
+                self.leaving = [int(pid) for pid in message["pids"]]
+            case "leave":
+                self.tell({"op": "heard"})
+                self._listeners.leave()
+            case "end":
+                self._listeners.end()
+            case "stand_down":
+                self._listeners.stand_down()
+            case "reload":
+                self._listeners.reload()
+            case "cut":
+                self._listeners.cut(str(message["service"]), str(message["boot_id"]))
+            case None if message.get("re") == ATTACH_ID:
+                if message.get("ok"):
+                    self._listeners.attached([str(name) for name in message.get("services", ())])
+                else:
+                    self._listeners.refused()
             case _:
                 future = self._pending.get(message.get("re", 0))
                 if future and not future.done():

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
 
@@ -21,7 +21,9 @@ from turnout.core.policy import RESTART_DELAYS_S
 from turnout.drainer import Drainer
 from turnout.errors import ConflictError, LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
+from turnout.leaving import Leaving
 from turnout.planes.plane import Carried, Plane, Target
+from turnout.reloading import Reload, Reloading
 from turnout.restarter import Restarter, Started
 from turnout.service import Service
 from turnout.supervisor import Change, Supervisor
@@ -29,12 +31,14 @@ from turnout.system.home import Home, ServiceHome
 from turnout.system.loading import Read
 from turnout.system.notice import Notice
 from turnout.system.probe import ProbeResult, probe
+from turnout.system.sockets import established_to
 from turnout.system.spawn_record import read_records
 from turnout.system.watcher import Watcher
 
 POLL_S: Final = 0.02
 HINTED_POLL_S: Final = 0.25  # where the kernel tells of changes, looking is only for what it may have missed
 HINTS_AGAIN_S: Final = 1.0
+SETTINGS_EVERY_S: Final = 1.0
 BUSY_S: Final = 0.1  # a file that changed a moment ago may change again behind the same time stamp
 # A daemon that refuses while nothing is on its way is dead, and its clients are told so; but the switch away from it
 # have been written this very moment, so one poll of the registry is waited out.
@@ -74,12 +78,21 @@ class Served:
         self._watcher = Watcher(self.service.registry.path)
         self._settings_watcher = Watcher(own.settings)
         self._settings_watcher.poll()
+        self._settings_at = 0.0
+        self._reloading = Reloading(self.service.settings, own.settings.stat().st_mtime_ns)
+        self._reloaded = Reload(self.service.settings)
         self.snapshot = Snapshot()
         self.applied_revision = -1
         self.sockets: list[socket.socket] = []
         self._waiters: list[tuple[int, Callable[[int], None]]] = []
         self._applying = asyncio.Lock()
         self._deciding = 0
+        self._busy = 0  # what must not be broken off: a write, and what is told of it
+        self._idle = asyncio.Event()
+        self._leads = asyncio.Event()
+        self._leaves = asyncio.Event()
+        self._rests = asyncio.Event()
+        self._leaving: Leaving | None = None
         self._look_at = math.inf
         self._kept_at = -math.inf
         self.supervisor = Supervisor(self, lambda: self.service.settings)
@@ -92,21 +105,64 @@ class Served:
         self._poller: asyncio.Handle = loop.call_soon(self._poll)
 
     async def run(self) -> None:
-        """Follow the registry, check, drain, until cancelled; then give everything back."""
+        """Follow the registry; between :meth:`lead` and :meth:`rest` also decide; until cancelled."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow())
-                group.create_task(self._keep_running(self.supervisor.run, "supervisor"))
-                group.create_task(self._keep_running(self.drainer.run, "drainer"))
-                group.create_task(self._keep_running(self.restarter.run, "restarter"))
+                await self._leads.wait()
+                deciding = [
+                    group.create_task(self._keep_running(self.supervisor.run, "supervisor")),
+                    group.create_task(self._keep_running(self.drainer.run, "drainer")),
+                    group.create_task(self._keep_running(self.restarter.run, "restarter")),
+                ]
+                await self._leaves.wait()
+                while self._busy:  # bounded by the time-out of the registry's lock
+                    await self._idle.wait()
+                for task in deciding:
+                    task.cancel()
+                self._leads.clear()
+                self._rests.set()
         finally:
+            self._rests.set()
             self._close()
 
     def take(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these listeners; they are owned here from now on."""
-        for sock in sockets:
-            self.sockets.append(sock)
-            self.plane.add_listener(sock)
+        """Accept on these listeners, now or once this router leads; they are owned here from now on."""
+        self.sockets.extend(sockets)
+        if self._leads.is_set():
+            for sock in sockets:
+                self.plane.add_listener(sock)
+
+    @property
+    def ready(self) -> bool:
+        """The registry was read, and the plane points where it says."""
+        return self.applied_revision >= 0
+
+    def lead(self) -> None:
+        """Accept, check, drain, restart from here on."""
+        if not self._leads.is_set():
+            self._leads.set()
+            for sock in self.sockets:
+                self.plane.add_listener(sock)
+            self._news.set()
+
+    async def rest(self) -> None:
+        """Decide nothing any more; a write under way is brought to its end, with what is told of it."""
+        self._leaves.set()
+        await self._rests.wait()
+
+    def leave(self) -> None:
+        """Accept nothing any more, and let those that are here go."""
+        self.plane.stop_accepting()
+        for sock in self.sockets:
+            sock.close()
+        self.sockets.clear()
+        self._leaving = Leaving(self.plane, lambda: self.service.settings, self._loop.time())
+        self._point()
+
+    def left(self) -> int:
+        """How many clients a router that leaves still has; those whose time is up are cut."""
+        return self._leaving.step(self.snapshot, self._loop.time()) if self._leaving else 0
 
     def _close(self) -> None:
         self._poller.cancel()
@@ -126,6 +182,9 @@ class Served:
             self._news.set()
         elif now >= self._look_at:
             self._news.set()
+        if now >= self._settings_at:
+            self._settings_at = now + SETTINGS_EVERY_S
+            self._reload()
         if now >= self._hints_at and (self._notice is None or not self._notice.alive):
             self._hints_at = now + HINTS_AGAIN_S
             self._watch_for_hints()
@@ -168,8 +227,9 @@ class Served:
                 self._look_at = self._loop.time() + UNREADABLE_AGAIN_S
                 return
             self._apply(read.snapshot)
-            if not read.settled:
-                await self._settle(read)
+            if not read.settled and self._leads.is_set() and not self._leaves.is_set():
+                with self._unbroken():
+                    await self._settle(read)
 
     async def _settle(self, read: Read) -> None:
         """Put back what a writer without the lock undid of the deployment, and keep what it rightly said."""
@@ -191,19 +251,48 @@ class Served:
             for what in foreign.repairs:
                 log.warning("%s: %s", self.service.name, what)
 
+    def reload(self) -> None:
+        """SIGHUP: read the configuration file again, whatever its time stamp says."""
+        if self._reloading.follows:
+            self._reload_file()
+        else:
+            log.info("%s: there is no configuration file; its settings are those of the last verb", self.service.name)
+
     def _reload(self) -> None:
         """Take changed settings over; those that this version cannot read leave what is, and switches go on."""
-        if not self._settings_watcher.poll():
-            return
+        if self._settings_watcher.poll():
+            self._reload_settings()
+        if self._reloading.is_due():
+            self._reload_file()
+
+    def _reload_settings(self) -> None:
+        """A verb wrote them: they are what counts, whole."""
         before = self.service.registry.path
+        home = self.service.home
         try:
-            self.service = Service.open(self.service.home, _settings(self.service.home))
+            self.service = Service.open(home, _settings(home))
+            self._reloading = Reloading(self.service.settings, home.settings.stat().st_mtime_ns)
+            self._reloaded = Reload(self.service.settings)
         except (TurnoutError, OSError) as error:
             log.warning("%s: the old settings stay: %s", self.service.name, error)
         if self.service.registry.path != before:
             self._watcher = Watcher(self.service.registry.path)
             self._drop_notice()
             self._hints_at = 0.0
+
+    def _reload_file(self) -> None:
+        """A person wrote them, with no verb so far."""
+        done = self._reloaded = self._reloading.reload(self.service.settings)
+        name = self.service.name
+        if done.changed:
+            self.service = Service.open(self.service.home, done.settings)
+            self._point()
+        if done.error:
+            log.warning("%s: the old settings stay: %s", name, done.error)
+        else:
+            log.info("%s: reloaded: %s", name, ", ".join(done.changed) or "nothing that can change has changed")
+        for what in done.later:
+            log.warning("%s: not taken over: %s", name, what)
 
     def _apply(self, snapshot: Snapshot) -> None:
         block = snapshot.deployment
@@ -232,7 +321,11 @@ class Served:
         snapshot, block = self.snapshot, self.snapshot.deployment
         hold_s = self.service.settings.hold_timeout_s
         active = snapshot.active
-        if block.desired is Desired.PAUSED:
+        if self._leaving and block.desired is not Desired.STOPPED:
+            # it accepts nobody, and what it holds was promised a daemon: whether one is on its way its successor knows
+            target = Target(active.boot_id, active.host, active.port) if active else None
+            self.plane.point_at(None if block.desired is Desired.PAUSED else target, patience_s=hold_s)
+        elif block.desired is Desired.PAUSED:
             self.plane.point_at(None, patience_s=hold_s)
         elif active:
             coming = block.state is not State.IDLE or self.restarter.due is not None
@@ -275,17 +368,30 @@ class Served:
 
     async def update(self, change: Change) -> Outcome:
         # The poll may see our own write before its journal entry is made: what follows from it then waits for that.
-        self._deciding += 1
-        try:
-            outcome = await self._loop.run_in_executor(self._executor, lambda: self.service.registry.update(change))
-        finally:
-            self._deciding -= 1
-        if outcome.applied:
-            async with self._applying:
-                self._apply(outcome.snapshot)
-        else:
-            await self.look()
+        with self._unbroken():
+            self._deciding += 1
+            try:
+                outcome = await self._loop.run_in_executor(self._executor, lambda: self.service.registry.update(change))
+            finally:
+                self._deciding -= 1
+            if outcome.applied:
+                async with self._applying:
+                    self._apply(outcome.snapshot)
+            else:
+                await self.look()
         return outcome
+
+    @contextlib.contextmanager
+    def _unbroken(self) -> Generator[None]:
+        """What a router that leaves waits for. What its caller then says of it comes before the wait is over."""
+        self._busy += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._idle.set()
 
     def journal(self, event: str, outcome: Outcome, **evidence: object) -> None:
         block = outcome.deployment
@@ -322,12 +428,33 @@ class Served:
                 self.service.builds.quarantine(build, reason, generation)
                 self.service.builds.set_result(generation, "rolled_back")
 
-            await self._loop.run_in_executor(self._executor, keep)
+            with self._unbroken():
+                await self._loop.run_in_executor(self._executor, keep)
 
     def carried(self, boot_id: str) -> Sequence[Carried] | None:
-        return self.plane.carried(boot_id)
+        """Ours; None where we have none left and a router that leaves still has some, which only it can tell apart."""
+        own = self.plane.carried(boot_id)
+        return own if own or own is None or not self.elsewhere(boot_id) else None
+
+    @property
+    def _nobody_leaves(self) -> bool:
+        """The keeper says so; before it has said anything there may be a router that leaves."""
+        return self._keeper.leaving is not None and not self._keeper.leaving
+
+    def elsewhere(self, boot_id: str) -> int:
+        """Connections of that daemon that a leaving router carries: those that the kernel knows of, without ours."""
+        daemon = self.snapshot.daemons.get(boot_id)
+        if self._nobody_leaves or daemon is None:
+            return 0
+        census = self.plane.census().get(boot_id)
+        try:
+            return max(0, established_to(daemon.port) - (census.connections if census else 0))
+        except OSError:
+            return 0
 
     def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
+        if ids is None and not self._nobody_leaves:
+            self._keeper.tell({"op": "cut", "service": self.service.name, "boot_id": boot_id})
         return self.plane.cut(boot_id, ids)
 
     async def is_healthy(self, daemon: Daemon) -> bool:
@@ -386,6 +513,7 @@ class Served:
             "plane": "relay",
             "held": self.plane.counters.held_now,
             "restart": self._restart(),
+            "settings": {"later": list(self._reloaded.later), "error": self._reloaded.error},
             "observe_remaining_s": self.supervisor.observe_remaining_s,
             "healthy": dict(self.supervisor.healthy),
             "reasons": dict(self.supervisor.reasons),
@@ -393,6 +521,7 @@ class Served:
                 boot_id: {"connections": c.connections, "bytes_in": c.bytes_in, "bytes_out": c.bytes_out}
                 for boot_id, c in census.items()
             },
+            "elsewhere": {boot_id: self.elsewhere(boot_id) for boot_id in self.snapshot.daemons},
         }
 
     def drains(self) -> Sequence[Mapping[str, Any]]:
@@ -415,6 +544,7 @@ class Served:
                     "cause": "hastened" if drain.hastened else daemon.drain_cause.value,
                     "age_s": age_s,
                     "deadline_in_s": None if policy.deadline_s is None else max(0.0, policy.deadline_s - age_s),
+                    "elsewhere": self.elsewhere(boot_id),
                     "connections": None
                     if carried is None
                     else [

@@ -38,6 +38,7 @@ def service_status(service: Service, router: dict[str, Any] | None) -> dict[str,
         # a router that serves and has not seen a connection of this boot has counted none
         counted = {"connections": 0, "bytes_in": 0, "bytes_out": 0} if alive else {}
         counted.update(_section(_section(said, "census"), boot_id))
+        elsewhere = _section(said, "elsewhere").get(boot_id, 0)  # what a router that leaves still carries
         daemons.append(
             {
                 "boot_id": boot_id,
@@ -49,7 +50,7 @@ def service_status(service: Service, router: dict[str, Any] | None) -> dict[str,
                 "alive": is_alive(daemon.identity),
                 "healthy": _section(said, "healthy").get(boot_id),
                 "reason": _section(said, "reasons").get(boot_id, ""),
-                "connections": counted.get("connections"),
+                "connections": counted["connections"] + elsewhere if counted else None,
                 "bytes_in": counted.get("bytes_in"),
                 "bytes_out": counted.get("bytes_out"),
                 "started_ts": daemon.start_ts,
@@ -62,12 +63,15 @@ def service_status(service: Service, router: dict[str, Any] | None) -> dict[str,
         "desired": block.desired.value,
         "held": said.get("held"),
         "restart": said.get("restart"),
+        # what the configuration file says and the router could not take over, None without a router
+        "settings": said.get("settings"),
         "router": {
             "pid": router["pid"] if router and alive else None,
             "alive": alive,
             "plane": said.get("plane"),
             "applied_revision": said.get("applied_revision"),
             "uptime_s": router["uptime_s"] if router and alive else None,
+            "leaving": router.get("leaving", []) if router and alive else [],
         },
         "deployment": {
             "generation": block.generation,

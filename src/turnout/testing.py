@@ -142,6 +142,9 @@ class FakePlane:
     def connections(self) -> int:
         return sum(census.connections for census in self._census.values())
 
+    def waiting(self) -> int:
+        return self.counters.held_now
+
     def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
         """As many as the census says, numbered from 0, all of them quiet."""
         known = self._census.get(boot_id, Census(0, 0, 0))

@@ -24,7 +24,7 @@ def test_status_as_json_has_the_stable_shape_with_and_without_a_router(turnout: 
         answer = sock.makefile().readline()
         service = turnout.status()
         eventually(lambda: turnout.active()["healthy"] is True)
-    keys = "name listen strategy desired held restart router deployment daemons"
+    keys = "name listen strategy desired held restart settings router deployment daemons"
     assert set(service) == set(keys.split(" "))
     assert service["listen"] == [f"127.0.0.1:{turnout.port}"]
     assert service["router"]["alive"] is True
@@ -35,7 +35,8 @@ def test_status_as_json_has_the_stable_shape_with_and_without_a_router(turnout: 
     assert daemon["bytes_out"] == len(answer)
     turnout.run("down")
     gone = turnout.status()
-    assert gone["router"] == {"pid": None, "alive": False, "plane": None, "applied_revision": None, "uptime_s": None}
+    nothing = dict.fromkeys(["pid", "plane", "applied_revision", "uptime_s"])
+    assert gone["router"] == {**nothing, "alive": False, "leaving": []}
     assert gone["held"] is None
     assert turnout.run("status").stdout.count("no router") == 1
 

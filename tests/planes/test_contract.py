@@ -360,6 +360,21 @@ def test_held_connections_are_let_go_first_in_first_out(stage: Stage) -> None:
     assert order == list(range(20))
 
 
+def test_clients_without_a_daemon_are_counted_until_they_have_one_or_go(stage: Stage) -> None:
+    stage.point_at(None)
+    first, second = stage.client(), stage.client()
+    eventually(lambda: stage.call(stage.plane.waiting) == 2)
+    assert stage.call(stage.plane.connections) == 0
+    second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    second.close()
+    eventually(lambda: stage.call(stage.plane.waiting) == 1, why="one that was reset is gone")
+    daemon = stage.daemon("v1")
+    first.sendall(b"x")
+    with daemon.accept() as far:
+        assert far.recv(1) == b"x"
+        assert (stage.call(stage.plane.waiting), stage.call(stage.plane.connections)) == (0, 1)
+
+
 def test_a_full_hold_resets_at_once_and_those_inside_stay(kind: str) -> None:
     stage = Stage(kind, hold_max=3)
     try:

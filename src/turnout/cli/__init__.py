@@ -24,6 +24,7 @@ from turnout.cli import (
     registry,
     rollback,
     router,
+    service,
     start,
     status,
     stop,
@@ -66,6 +67,7 @@ for _command in (
     history.history,
     registry.registry,
     router.router,
+    service.service,
     demo.demo,
 ):
     cli.add_command(_command)
@@ -73,6 +75,7 @@ for _command in (
 
 def main() -> None:
     """Entry point: every error is one line that says what and why, then ``hint:``; the exit code tells its kind."""
+    _open_standard_descriptors()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = cli.main(standalone_mode=False)
@@ -91,6 +94,18 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_standard_descriptors() -> None:
+    """Started with some of them closed, the next file opened would be our stdout, and what we start would write there.
+
+    open(2): the lowest number that is free is taken.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

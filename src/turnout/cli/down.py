@@ -11,11 +11,12 @@ from turnout.cli.report import Reporter
 
 
 @click.command()
+@click.option("--automatic", is_flag=True, hidden=True, help="The keeper was told to end, and asks.")
 @changing
-def down(**options: Any) -> None:
+def down(*, automatic: bool, **options: Any) -> None:
     """Drain and stop the service: daemon, listener and, with the last service, router and keeper."""
     chosen = choice(options)
-    wanted = resolve(chosen)
-    with open_lifecycle(chosen, wanted, "down", Reporter(quiet=chosen.quiet)) as lifecycle:
+    wanted = resolve(chosen, remembered_only=automatic)
+    with open_lifecycle(chosen, wanted, "down", Reporter(quiet=chosen.quiet), automatic=automatic) as lifecycle:
         done = lifecycle.down()
     click.echo(done.text)

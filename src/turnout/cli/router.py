@@ -1,19 +1,44 @@
-"""``turnout router``: keeper and router in the foreground, for a service manager or a container."""
+"""``turnout router``: keeper and router in the foreground, for a container; or a new router for the old one."""
 
 from __future__ import annotations
 
+import os
+
 import click
 
+from turnout.errors import NotRunningError
 from turnout.keeper import Keeper
+from turnout.keeper_client import KeeperClient
+from turnout.notify import notify
 from turnout.system.home import Home
 
 
 @click.command()
-def router() -> None:
+@click.option("--replace", is_flag=True, help="Have the running keeper start a new router, and the old one leave.")
+def router(*, replace: bool) -> None:
     """Run the keeper in this terminal, with the router as its child; verbs then use it.
 
     Ends with everything it started at Ctrl-C or SIGTERM. A second one for the same home refuses and names the first.
+
+    With --replace: after an upgrade of turnout. The new router takes the listeners over, and no connection is refused;
+    the old one keeps those that it has until they end, by each service's drain settings.
     """
     home = Home.find()
+    if replace:
+        with _running(home) as keeper:
+            before = keeper.hello().router_pid
+            click.echo(f"router {keeper.replace_router()} leads; router {before} lets its connections go")
+        return
     home.create()
-    Keeper(home).run()
+    Keeper(home).run(lambda: _ready(home))
+
+
+def _running(home: Home) -> KeeperClient:
+    try:
+        return KeeperClient.connect(home)
+    except NotRunningError as error:
+        raise NotRunningError(f"no keeper runs for {home.root}", hint="turnout up") from error
+
+
+def _ready(home: Home) -> None:
+    notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=keeper of {home.root}")

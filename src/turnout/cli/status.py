@@ -56,8 +56,13 @@ def _print(service: dict[str, Any], *, verbose: bool) -> None:
             f", observed for {block['observe_remaining_s']:.0f} s more, {block['health_fail_streak']} failed in a row"
         )
     click.echo(line)
+    if router["leaving"]:
+        pids = ", ".join(str(pid) for pid in router["leaving"])
+        click.echo(f"  a router that was replaced still carries what it had accepted: pid {pids}")
     if block["rollback_reason"]:
         click.echo(f"  last rollout ended: {block['rollback_reason']}")
+    for what in _unsettled(service["settings"] or {}):
+        click.echo(f"  not taken over: {what}")
     restart = service["restart"]
     if restart:
         click.echo(
@@ -76,3 +81,8 @@ def _print(service: dict[str, Any], *, verbose: bool) -> None:
         )
         if verbose and daemon["reason"]:
             click.echo(f"            {daemon['reason']}")
+
+
+def _unsettled(settings: dict[str, Any]) -> list[str]:
+    """What the configuration file says that does not count yet."""
+    return [*settings.get("later", []), *([settings["error"]] if settings.get("error") else [])]

@@ -8,6 +8,7 @@ import click
 
 from turnout.cli.options import choice, open_lifecycle, resolve, shaping
 from turnout.cli.report import Reporter
+from turnout.keeper_client import tell_service_manager
 from turnout.verdict import await_verdict
 
 
@@ -28,6 +29,7 @@ def up(command: tuple[str, ...], version: str, *, supersede: bool, if_generation
     with open_lifecycle(chosen, wanted, "up", reporter := Reporter(quiet=chosen.quiet)) as lifecycle:
         done = lifecycle.up(supersede=supersede, expected_generation=if_generation)
         lifecycle.unlock()
+        tell_service_manager(lifecycle.home)
         if done.switched and done.switched.observed:
             reporter.say(f"observing for {wanted.settings.observe_s:g} s")
             await_verdict(lifecycle.service, done.switched)

@@ -104,6 +104,10 @@ class Plane(Protocol):
 
     def connections(self) -> int: ...
 
+    def waiting(self) -> int:
+        """Clients that were accepted and have no daemon yet: held, or being connected."""
+        ...
+
     def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
         """Every open connection of that boot; None: this plane cannot tell. ``peers``: with the clients' addresses."""
         ...

@@ -86,6 +86,9 @@ class Relay:
     def connections(self) -> int:
         return self._tallies.connections()
 
+    def waiting(self) -> int:
+        return len(self._front.waiting)
+
     def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried]:
         return self._tallies.carried(boot_id, self._clock(), peers=peers)
 

@@ -87,6 +87,9 @@ class Stream:
     def connections(self) -> int:
         return self._tallies.connections()
 
+    def waiting(self) -> int:
+        return len(self._front.waiting)
+
     def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried]:
         return self._tallies.carried(boot_id, self._clock(), peers=peers)
 

@@ -1,6 +1,6 @@
 """Where turnout keeps its state: one directory, mode 0700; two homes never meet.
 
-HOME/keeper.sock  keeper.lock  keeper.log  router.sock  router.json  router.log
+HOME/keeper.sock  keeper.lock  keeper.log  router.sock  router.lock  router-BOOT.json  router.log
 HOME/services/NAME/registry.json  settings.json  builds.json  journal.jsonl  lifecycle.lock  daemons/  logs/
 """
 
@@ -111,8 +111,12 @@ class Home:
         return self.root / "router.sock"
 
     @property
-    def router_record(self) -> Path:
-        return self.root / "router.json"
+    def router_lock(self) -> Path:
+        return self.root / "router.lock"
+
+    def router_record(self, boot_id: str) -> Path:
+        """The record of one router: while one replaces another, there are two."""
+        return self.root / f"{boot_id}.json"
 
     @property
     def router_log(self) -> Path:

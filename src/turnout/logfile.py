@@ -1,0 +1,66 @@
+"""A log file of bounded size that a long-lived process writes as its standard output. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+CHECK_EVERY_S = 5.0
+
+
+class LogFile:
+    """Keeps the log that descriptors 1 and 2 write to within its bound, with one earlier log beside it.
+
+    A terminal, a pipe or somebody else's file is left alone. Nothing is raised: a log is no reason to stop.
+
+    Args:
+        path: the log; what it held is moved to ``PATH.1`` once it is too large.
+        most_bytes: how large it may get, 1 or more; it is looked at now and then, so a little more.
+    """
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        self._path = path
+        self._most_bytes = most_bytes
+        self._ours = _same(_of_descriptor(), _of_path(path))
+
+    def check(self, *, rotates: bool = True) -> None:
+        """Begin a new log where this one is too large, or follow to the one that somebody else began.
+
+        Args:
+            rotates: of several processes that write it, one alone moves it away.
+        """
+        if not self._ours:
+            return
+        mine, there = _of_descriptor(), _of_path(self._path)
+        try:
+            if _same(mine, there):
+                if there is None or there.st_size < self._most_bytes or not rotates:
+                    return
+                self._path.replace(self._path.with_suffix(".log.1"))
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            return
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+
+def _of_descriptor() -> os.stat_result | None:
+    try:
+        return os.fstat(2)
+    except OSError:
+        return None
+
+
+def _of_path(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
+    if one is None or other is None:
+        return False
+    return stat.S_ISREG(one.st_mode) and (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)

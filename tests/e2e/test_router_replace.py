@@ -1,0 +1,297 @@
+"""A router is replaced while clients are connected, come, wait and are drained: none of them is refused or reset."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+
+from e2e_support import Turnout, ask, line_daemon
+from support import eventually, report, scaled
+from turnout.core.model import Identity, State
+from turnout.demo.load import Load, line_exchange
+from turnout.keeper_client import KeeperClient
+from turnout.system.process import identify, is_alive
+
+CLIENTS = 6
+
+
+def leaving(turnout: Turnout) -> list[int]:
+    with KeeperClient.connect(turnout.home) as keeper:
+        return list(keeper.hello().leaving)
+
+
+def speaks(sock: socket.socket, line: str = "hello") -> str:
+    """One exchange over a connection that exists; the version that answered."""
+    sock.settimeout(30)
+    sock.sendall(line.encode() + b"\n")
+    answer = b""
+    while not answer.endswith(b"\n"):
+        more = sock.recv(4096)
+        assert more, "the connection ended"
+        answer += more
+    return answer.decode().split(" ")[0]
+
+
+def test_replacing_the_router_again_and_again_under_load_refuses_and_resets_nobody(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    load = Load(turnout.address, line_exchange, clients=CLIENTS)
+    load.start()
+    count = scaled(5, 50)
+    pids = {turnout.router_pid()}
+    try:
+        for _ in range(count):
+            goal = load.made + 40
+            said = turnout.run("router", "--replace").stdout
+            pids.add(turnout.router_pid())
+            assert f"router {turnout.router_pid()} leads" in said
+            eventually(lambda goal=goal: load.made > goal, why="clients do not get on")  # type: ignore[misc]
+        load.let_long_one_go()
+    finally:
+        load.stop()
+    assert (load.failed, dict(load.errors)) == (0, {})
+    assert load.long_exchanges["v1"] > 0, "the connection that the first router accepted went on through all of them"
+    assert len(pids) == count + 1
+    eventually(lambda: len(turnout.processes()) == 2, why="a router that nobody needs is left")
+    eventually(lambda: leaving(turnout) == [])
+    report("router --replace", replaced=count, exchanges=load.made, failed=load.failed)
+
+
+def test_an_old_router_ends_with_0_once_its_last_connection_has_ended(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), deadline="none")
+    turnout.run("up")
+    first = identify(turnout.router_pid())
+    with socket.create_connection(turnout.address, 20) as lasting:
+        assert speaks(lasting) == "v1"
+        turnout.run("router", "--replace")
+        assert leaving(turnout) == [first.pid]
+        assert is_alive(first)
+        eventually(lambda: turnout.status()["router"]["leaving"] == [first.pid])
+        assert f"pid {first.pid}" in turnout.run("status").stdout
+        assert turnout.active()["connections"] == 1, "what the old router carries is counted as well"
+        assert speaks(lasting) == "v1"
+    eventually(lambda: not is_alive(first))
+    eventually(lambda: leaving(turnout) == [])
+    ended = next(
+        line for line in turnout.home.keeper_log.read_text().splitlines() if f"(pid {first.pid}) ended" in line
+    )
+    assert ended.endswith("wait status 0")
+
+
+def test_sigterm_to_the_router_has_a_successor_started_first(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    first = identify(turnout.router_pid())
+    load = Load(turnout.address, line_exchange, clients=CLIENTS)
+    load.start()
+    try:
+        goal = load.made + 50
+        turnout.kill(first.pid, signal.SIGTERM)
+        eventually(lambda: turnout.router_pid() not in {0, first.pid})
+        eventually(lambda: load.made > goal)
+        load.let_long_one_go()
+        eventually(lambda: not is_alive(first))
+    finally:
+        load.stop()
+    assert (load.failed, dict(load.errors)) == (0, {})
+
+
+def test_a_second_sigterm_does_not_wait_for_the_last_connection(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), deadline="none")
+    turnout.run("up")
+    first = identify(turnout.router_pid())
+    with socket.create_connection(turnout.address, 20) as lasting:
+        assert speaks(lasting) == "v1"
+        turnout.kill(first.pid, signal.SIGTERM)
+        eventually(lambda: leaving(turnout) == [first.pid])
+        turnout.kill(first.pid, signal.SIGTERM)
+        eventually(lambda: not is_alive(first))
+    assert ask(turnout.address) == "v1"
+
+
+def test_an_old_daemon_is_not_stopped_while_the_old_router_carries_a_connection_to_it(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), deadline="none")
+    turnout.run("up")
+    old = turnout.active()["boot_id"]
+    with socket.create_connection(turnout.address, 20) as lasting:
+        assert speaks(lasting) == "v1"
+        turnout.run("router", "--replace")
+        turnout.configure(line_daemon("--version", "v2"), version="v2", deadline="none")
+        turnout.run("deploy")
+        eventually(lambda: turnout.snapshot().deployment.state is State.IDLE)
+        load = Load(turnout.address, line_exchange)
+        load.start()
+        eventually(lambda: load.made > 100)
+        load.stop()
+        assert (load.failed, set(load.answered)) == (0, {"v2"})
+        (draining,) = [daemon for daemon in turnout.status()["daemons"] if daemon["role"] == "draining"]
+        assert (draining["boot_id"], draining["connections"]) == (old, 1)
+        assert speaks(lasting) == "v1"
+    eventually(lambda: old not in turnout.daemons(), why="it is drained now")
+
+
+def test_the_deadline_of_an_old_daemon_cuts_what_the_old_router_carries_to_it(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), deadline="none")
+    turnout.run("up")
+    old = turnout.active()["boot_id"]
+    with socket.create_connection(turnout.address, 20) as lasting:
+        lasting.sendall(b"a line without an end: its client may wait for an answer")
+        turnout.run("router", "--replace")
+        turnout.configure(line_daemon("--version", "v2"), version="v2", deadline="2s")
+        turnout.run("deploy")
+        eventually(lambda: old not in turnout.daemons(), why="the deadline is over")
+        lasting.settimeout(30)
+        with contextlib.suppress(ConnectionResetError):
+            assert lasting.recv(1) == b""
+    eventually(lambda: leaving(turnout) == [])
+
+
+def test_clients_that_the_old_router_holds_are_served_by_it(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    turnout.run("pause")
+    first = turnout.router_pid()
+    with socket.create_connection(turnout.address, 20) as held:
+        eventually(lambda: turnout.status()["held"] == 1)
+        turnout.run("router", "--replace")
+        assert leaving(turnout) == [first]
+        with socket.create_connection(turnout.address, 20) as younger:
+            eventually(lambda: turnout.status()["held"] == 1, why="the new router holds as well")
+            turnout.run("resume")
+            assert (speaks(held), speaks(younger)) == ("v1", "v1")
+    eventually(lambda: leaving(turnout) == [])
+
+
+def test_two_replacements_at_once_are_one(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    load = Load(turnout.address, line_exchange, clients=CLIENTS)
+    load.start()
+    try:
+        both = [turnout.begin("router", "--replace") for _ in range(2)]
+        said = [process.communicate(timeout=60) for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        goal = load.made + 50
+        eventually(lambda: load.made > goal)
+        load.let_long_one_go()
+    finally:
+        load.stop()
+    assert (load.failed, dict(load.errors)) == (0, {})
+    eventually(lambda: len(turnout.processes()) == 2, why="one router and one daemon")
+
+
+def test_a_deploy_with_replacements_in_it_goes_through(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), observe="3s")
+    turnout.run("up")
+    load = Load(turnout.address, line_exchange, clients=CLIENTS)
+    load.start()
+    try:
+        turnout.configure(line_daemon("--version", "v2", "--start-delay", "2"), version="v2", observe="3s")
+        deploy = turnout.begin("deploy")
+        eventually(lambda: turnout.snapshot().deployment.state is State.STARTING)
+        turnout.run("router", "--replace")
+        eventually(lambda: turnout.snapshot().deployment.state is State.SWITCHED)
+        turnout.run("router", "--replace")
+        _, said = deploy.communicate(timeout=90)
+        assert deploy.returncode == 0, said
+        goal = load.made + 20
+        eventually(lambda: load.made > goal)
+        load.let_long_one_go()
+    finally:
+        load.stop()
+    assert (load.failed, dict(load.errors)) == (0, {})
+    assert ask(turnout.address) == "v2"
+    eventually(lambda: len(turnout.processes()) == 2, why="the old daemon and the old routers end")
+
+
+def test_a_new_router_that_cannot_serve_leaves_the_present_one_where_it_is(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    first = turnout.router_pid()
+    settings = turnout.home.service("default").settings
+    good = settings.read_bytes()
+    settings.write_bytes(b"not what any version wrote")
+    done = turnout.run("router", "--replace", code=1)
+    assert "did not come up" in done.stderr
+    assert "hint:" in done.stderr
+    settings.write_bytes(good)
+    assert turnout.router_pid() == first
+    assert ask(turnout.address) == "v1"
+    turnout.run("router", "--replace")
+    assert turnout.router_pid() != first
+
+
+def test_a_router_that_hangs_is_replaced_by_force(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    first = identify(turnout.router_pid())
+    turnout.kill(first.pid, signal.SIGSTOP)
+    turnout.run("router", "--replace")
+    assert not is_alive(first)
+    assert ask(turnout.address) == "v1"
+
+
+def test_replacing_what_does_not_run_says_so(turnout: Turnout) -> None:
+    assert "hint" in turnout.run("router", "--replace", code=3).stderr
+
+
+def test_a_keeper_killed_in_the_middle_of_a_replacement_leaves_one_router_that_leads(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    load = Load(turnout.address, line_exchange, clients=CLIENTS)
+    load.start()
+    load.let_long_one_go()
+    try:
+        for _ in range(scaled(3, 20)):
+            before = set(turnout.processes())
+            keeper = identify(turnout.keeper_pid())
+            replace = turnout.begin("router", "--replace")
+            eventually(partial(_is_beyond, turnout, before), interval_s=0.001)
+            turnout.kill(keeper.pid)
+            replace.communicate(timeout=60)
+            eventually(lambda gone=keeper: not is_alive(gone))  # type: ignore[misc]
+            turnout.run("up")
+            eventually(lambda: len(turnout.processes()) == 2, why="one router and one daemon")
+            goal = load.made + 20
+            eventually(lambda goal=goal: load.made > goal)  # type: ignore[misc]
+    finally:
+        load.stop()
+    assert (load.failed, dict(load.errors)) == (0, {})
+
+
+def _is_beyond(turnout: Turnout, before: set[str]) -> bool:
+    """A second router has been started."""
+    return bool(set(turnout.processes()) - before)
+
+
+def test_without_a_keeper_a_router_that_is_told_to_end_lets_its_connections_go_and_ends(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), deadline="none")
+    turnout.run("up")
+    first = identify(turnout.router_pid())
+    with socket.create_connection(turnout.address, 20) as lasting:
+        assert speaks(lasting) == "v1"
+        keeper = Identity(turnout.keeper_pid())
+        turnout.kill(keeper.pid)
+        eventually(lambda: not is_alive(keeper))
+        turnout.kill(first.pid, signal.SIGTERM)
+        eventually(lambda: not turnout.listening())
+        assert speaks(lasting) == "v1"
+    eventually(lambda: not is_alive(first))
+    turnout.run("up")
+    assert ask(turnout.address) == "v1"
+
+
+def test_a_second_router_for_a_home_refuses_and_names_the_first(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    first = turnout.router_pid()
+    command = [sys.executable, "-P", "-m", "turnout.router", str(turnout.home.root)]
+    second = subprocess.run(command, env=turnout.env, capture_output=True, text=True, timeout=60, check=False)
+    assert second.returncode == 6
+    assert f"a router already runs for {turnout.home.root}: pid {first}" in second.stderr
+    assert turnout.status()["router"]["pid"] == first
+    assert ask(turnout.address) == "v1"
