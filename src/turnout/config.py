@@ -19,12 +19,13 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from turnout.errors import ConfigError, UsageError
+from turnout.system.probe_http import parse_statuses
 
 DEFAULT_LISTEN: Final = "127.0.0.1:47777"
 DEFAULT_SERVICE: Final = "default"
 FILE_NAME: Final = "turnout.toml"
 
-ProbeKind = Literal["alive", "tcp", "expect", "none"]
+ProbeKind = Literal["alive", "tcp", "expect", "http", "exec", "none"]
 PlaneName = Literal["auto", "relay"]
 
 
@@ -48,6 +49,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     send: str = ""
     match: str = ""
     verify_owner: bool = True
+    path: str = "/"
+    host: str = ""
+    status: str = "200-399"
+    command: tuple[str, ...] = ()
+    cwd: str = ""  # where the command of an exec probe runs
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +99,10 @@ class _RawHealth(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     failures: int = 3
     send: str = ""
     match: str = ""
+    path: str = "/"
+    host: str = ""
+    status: str | int = "200-399"
+    command: list[str] = []
 
 
 class _RawStop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -259,6 +269,11 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
             send=raw.health.send,
             match=raw.health.match,
             verify_owner=raw.verify_owner,
+            path=raw.health.path,
+            host=raw.health.host,
+            status=str(raw.health.status),
+            command=tuple(raw.health.command),
+            cwd=str(base / Path(raw.cwd).expanduser()) if raw.cwd else str(base),
         ),
         start_timeout_s=duration(raw.start_timeout, what="start_timeout"),
         stop_signal=raw.stop.signal.upper().removeprefix("SIG"),
@@ -330,6 +345,26 @@ def check(settings: Settings) -> None:
             re.compile(settings.health.match)
         except re.error as error:
             raise UsageError(f"health.match is no regular expression: {error}") from error
+    _check_asking(settings.health)
+
+
+def _check_asking(health: Health) -> None:
+    """What the probes http and exec need."""
+    try:
+        parse_statuses(health.status)
+    except ValueError as error:
+        raise UsageError(f"health.status: {error}", hint='for example "200-399", "200" or "200,204"') from error
+    if not health.path.startswith("/") or re.search(r"[^!-~]", health.path):
+        raise UsageError(
+            f"health.path: {health.path!r} is no path of a request", hint='for example "/healthz"; no blanks'
+        )
+    if re.search(r"[^!-~]", health.host):
+        raise UsageError(f"health.host: {health.host!r} is no host name", hint='for example "example.org"')
+    if health.probe == "exec" and not (health.command and health.command[0]):
+        raise UsageError(
+            "probe = exec needs a command",
+            hint='for example health = { probe = "exec", command = ["pg_isready", "-p", "{port}"] }',
+        )
 
 
 def load_settings(data: bytes) -> Settings:
