@@ -26,8 +26,10 @@ from turnout import __version__
 from turnout.children import Child, Children, Reply
 from turnout.errors import ConflictError, NotRunningError, ProtocolError, SpawnError, TurnoutError
 from turnout.listening import Listening, spell
+from turnout.remains import LABEL, Ending
 from turnout.system import control
 from turnout.system.control import Channel, Message
+from turnout.system.daemon_log import bound
 from turnout.system.home import Home, check_name
 from turnout.system.process import identify
 from turnout.system.spawn import SpawnRequest, adopt_subreaper
@@ -40,6 +42,8 @@ STEADY_AFTER_S: Final = 10.0  # a router that lived this long starts the back-of
 ATTACH_TIMEOUT_S: Final = 10.0  # a router that has not attached by then is silent, and replaced
 TERM_GRACE_S: Final = 5.0
 MAX_CLIENTS: Final = 64
+LOG_LOOK_S: Final = 1.0
+LOG_SOON_S: Final = 0.1  # after a look at which one had grown by a quarter of its bound
 
 
 class Keeper:
@@ -74,6 +78,7 @@ class Keeper:
             signal.signal(number, self._note_signal)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._adopt()
+        self._bound_logs()
         _log(f"keeper {__version__} of {self.home.root}, pid {os.getpid()}")
         ready()
         try:
@@ -92,10 +97,10 @@ class Keeper:
             service = self.home.service(name)
             for boot_id, daemon in read_records(service.records).items():
                 if daemon.ended is None:
-                    self._children.adopt(boot_id, name, daemon.identity, service.record(boot_id))
+                    self._children.adopt(boot_id, name, daemon.identity, service.record(boot_id), service.log(boot_id))
         record = read_records(self.home.root).get(ROUTER_BOOT_ID)
         if record and record.ended is None:
-            self._children.adopt(ROUTER_BOOT_ID, "", record.identity, self.home.router_record)
+            self._children.adopt(ROUTER_BOOT_ID, "", record.identity, self.home.router_record, self.home.router_log)
         if self._children.get(ROUTER_BOOT_ID):
             self._router_wanted = True
             self._timers.after(ATTACH_TIMEOUT_S, self._replace_silent_router)
@@ -286,7 +291,7 @@ class Keeper:
                 service=service.name,
                 argv=tuple(message["argv"]),
                 cwd=message["cwd"],
-                env=dict(message["env"]),
+                env={**message["env"], LABEL: boot_id},
                 log_path=service.log(boot_id),
                 record_path=service.record(boot_id),
                 nofile=self._nofile,
@@ -306,18 +311,22 @@ class Keeper:
     def _on_stop(self, message: Message, reply: Reply) -> None:
         name, boot_id = check_name(message["service"]), str(message["boot_id"])
         child = self._children.get(boot_id) or self._unadopted(name, boot_id)
-        if child is None or boot_id == ROUTER_BOOT_ID or child.service != name:
+        if boot_id == ROUTER_BOOT_ID or (child and child.service != name):
             reply({"ok": True, "gone": True})
             return
-        number = signal.Signals[f"SIG{message['signal']}"]
-        self._children.stop(child, number, max(0.0, float(message["grace_s"])), reply)
+        number, grace_s = signal.Signals[f"SIG{message['signal']}"], max(0.0, float(message["grace_s"]))
+        if child:
+            self._children.stop(child, number, grace_s, reply)
+        else:
+            self._children.end_remains(check_name(boot_id), number, grace_s, reply)
 
     def _unadopted(self, service: str, boot_id: str) -> Child | None:
         """A daemon that was started by another keeper and came to light only now: "gone" would be a lie."""
         record = read_records(self.home.service(service).records).get(boot_id)
         if record is None or record.ended is not None:
             return None
-        self._children.adopt(boot_id, service, record.identity, self.home.service(service).record(boot_id))
+        home = self.home.service(service)
+        self._children.adopt(boot_id, service, record.identity, home.record(boot_id), home.log(boot_id))
         return self._children.get(boot_id)
 
     def _on_replace_router(self, message: Message, reply: Reply) -> None:
@@ -347,7 +356,15 @@ class Keeper:
         if self._children:
             self._timers.after(0.01, self._leave_when_alone)
         else:
-            self._done = True
+            Ending("", signal.SIGKILL, 0.0, self._timers.after, self._leave).look()
+
+    def _leave(self) -> None:
+        self._done = True
+
+    def _bound_logs(self) -> None:
+        grows = self._children.bound_logs()
+        bound(self.home.keeper_log)
+        self._timers.after(LOG_SOON_S if grows else LOG_LOOK_S, self._bound_logs)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
