@@ -20,7 +20,7 @@ from turnout.demo.scenario import find_redis
 from turnout.errors import TurnoutError
 from turnout.keeper_client import KeeperClient
 from turnout.system.home import Home
-from turnout.system.process import descendants, identify, is_alive
+from turnout.system.process import ProcessHandle, descendants, identify, is_alive
 from turnout.system.registry import RegistryFile
 from turnout.system.spawn_record import read_records
 
@@ -187,8 +187,15 @@ class Turnout:
         for identity in self.processes().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(identity.pid, signal.SIGCONT)
+        left: list[Identity] = []
         with contextlib.suppress(TurnoutError, OSError), KeeperClient.connect(self.home) as keeper:
+            for pid in descendants(keeper.hello().pid):
+                with contextlib.suppress(ProcessLookupError):
+                    left.append(identify(pid))
             keeper.shutdown()
+        for identity in left:  # what a broken keeper would leave behind
+            with contextlib.suppress(ProcessLookupError), ProcessHandle.open(identity) as handle:
+                handle.signal(signal.SIGKILL)
         for identity in self.processes().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(identity.pid, signal.SIGKILL)
