@@ -130,14 +130,16 @@ class Children:
         Ending(boot_id, number, grace_s, self._after, done).look()
 
     def bound_logs(self) -> bool:
-        """Keep every log within its bound; True where one grows so fast that it must be looked at again soon."""
+        """Keep daemons' logs within their bound; True where one grows so fast that it must be looked at again soon."""
         grows = False
         for child in self._all.values():
+            if not child.service:  # the router sees to its own
+                continue
             before, child.log_bytes = child.log_bytes, bound(child.log)
             grows |= child.log_bytes - before > BOUND_BYTES // 4
             if child.log_bytes > BOUND_BYTES:
                 child.log_bytes = 0
-                self._say(f"the log of {child.service or 'the router'} {child.boot_id} was cut at its bound")
+                self._say(f"the log of {child.service} {child.boot_id} was cut at its bound")
         return grows
 
     def stop_all(self, number: int, grace_s: float) -> None:

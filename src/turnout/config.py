@@ -27,6 +27,7 @@ FILE_NAME: Final = "turnout.toml"
 
 ProbeKind = Literal["alive", "tcp", "expect", "http", "exec", "none"]
 PlaneName = Literal["auto", "relay"]
+OnUnhealthy = Literal["report", "restart"]
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -74,6 +75,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_max: int = 3
     hold_max: int = 1024
     hold_timeout_s: float = 70.0
+    on_unhealthy: OnUnhealthy = "report"
+    auto_deploy: bool = False
+    watch: tuple[str, ...] = ()
+    version_command: tuple[str, ...] = ()
+    cwd: str = ""  # where version_command runs
+    source: str = ""  # the configuration file it came from, which the router watches
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +92,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     version: str = ""
     source: str = ""  # the file it came from, for messages
+    watched: str = ""  # what the watched files contained, as one hash
 
 
 # -- the file, as people write it ------------------------------------------------------------------------------------
@@ -137,6 +145,10 @@ class _RawService(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     drain: _RawDrain = msgspec.field(default_factory=_RawDrain)
     hold: _RawHold = msgspec.field(default_factory=_RawHold)
     registry: str = ""
+    on_unhealthy: str = "report"
+    auto_deploy: bool = False
+    watch: list[str] = []
+    version_command: list[str] = []
 
 
 class _RawFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -284,7 +296,15 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
         drain_max=raw.drain.max_draining,
         hold_max=raw.hold.max,
         hold_timeout_s=duration(raw.hold.timeout, what="hold.timeout"),
+        on_unhealthy=on_unhealthy(raw.on_unhealthy),
+        auto_deploy=raw.auto_deploy,
+        watch=tuple(str(base / Path(text).expanduser()) for text in raw.watch),
+        version_command=tuple(raw.version_command),
+        cwd=str(base / Path(raw.cwd).expanduser()) if raw.cwd else str(base),
+        source=str(path.absolute()),
     )
+    if raw.version and raw.version_command:
+        raise UsageError("version and version_command are both given", hint="keep one of them")
     check(settings)
     return Wanted(
         settings=settings,
@@ -300,6 +320,12 @@ def plane_name(text: str) -> PlaneName:
     if text not in get_args(PlaneName):
         raise UsageError(f"there is no plane {text!r}", hint=f"one of {', '.join(get_args(PlaneName))}")
     return "relay" if text == "relay" else "auto"
+
+
+def on_unhealthy(text: str) -> OnUnhealthy:
+    if text not in get_args(OnUnhealthy):
+        raise UsageError(f"on_unhealthy: {text!r} is nothing to do", hint=f"one of {', '.join(get_args(OnUnhealthy))}")
+    return "restart" if text == "restart" else "report"
 
 
 def probe_kind(text: str) -> ProbeKind:

@@ -29,7 +29,6 @@ from turnout.listening import Listening, spell
 from turnout.remains import LABEL, Ending
 from turnout.system import control
 from turnout.system.control import Channel, Message
-from turnout.system.daemon_log import bound
 from turnout.system.home import Home, check_name
 from turnout.system.process import identify
 from turnout.system.spawn import SpawnRequest, adopt_subreaper
@@ -363,7 +362,6 @@ class Keeper:
 
     def _bound_logs(self) -> None:
         grows = self._children.bound_logs()
-        bound(self.home.keeper_log)
         self._timers.after(LOG_SOON_S if grows else LOG_LOOK_S, self._bound_logs)
 
     # -- the loop ----------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from turnout.admin import RouterClient
+from turnout.caution import Caution
 from turnout.config import Address, Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, rollback_active, set_desired
 from turnout.core.membership import hasten_drain
@@ -55,7 +56,8 @@ class Lifecycle:
         wanted: the service's settings and build, as configured.
         verb: the name by which a waiting verb will know this one.
         lock_timeout_s: seconds to wait for another verb, 0.1 or more.
-        automatic: the router asks, not a person: no keeper is started, and a service that is to be stopped stays so.
+        automatic: no person asks: what is stopped stays so, and `up` deploys with caution (:mod:`core.automatic`).
+        from_router: it is the router that asks: besides, no keeper is started.
         on_step: called with each step before it is taken.
         on_wait: called once with the holder when the lock has to be waited for.
     """
@@ -68,11 +70,12 @@ class Lifecycle:
         *,
         lock_timeout_s: float,
         automatic: bool = False,
+        from_router: bool = False,
         on_step: OnStep = lambda _step, _text: None,
         on_wait: Callable[[Holder], None] | None = None,
     ) -> None:
         self.home = home
-        self.wanted = wanted
+        self.wanted: Wanted = wanted
         self.service = Service.open(home.service(wanted.settings.name), wanted.settings)
         self.router = RouterClient(home)
         self._verb = verb
@@ -81,7 +84,8 @@ class Lifecycle:
         self._lock_timeout_s = lock_timeout_s
         self._lock: LifecycleLock | None = None
         self._automatic = automatic
-        self._ground = Ground(home, wanted, starts_keeper=not automatic)
+        self._starts_keeper = not from_router
+        self._ground = Ground(home, wanted, starts_keeper=self._starts_keeper)
 
     def __enter__(self) -> Self:
         self.service.home.create()
@@ -109,6 +113,24 @@ class Lifecycle:
 
     def up(self, *, supersede: bool = False, expected_generation: int | None = None) -> Done:
         """Make it so: keeper, router, and an active daemon of the wanted build."""
+        caution = Caution(self.service, self.wanted, automatic=self._automatic)
+        refused = ""
+        if self._automatic:
+            wanted, refused = caution.judge(self.service.registry.read().snapshot)
+            self._want(wanted)
+        with caution:
+            done = self._make_so(supersede=supersede, expected_generation=expected_generation)
+        return replace(done, text=f"{done.text}; not deployed: {refused}") if refused else done
+
+    def _want(self, wanted: Wanted) -> None:
+        """Go on with other settings or another build than was asked for."""
+        if wanted is not self.wanted:
+            self._ground.close()
+            self.wanted = wanted
+            self.service = Service.open(self.service.home, wanted.settings)
+            self._ground = Ground(self.home, wanted, starts_keeper=self._starts_keeper)
+
+    def _make_so(self, *, supersede: bool, expected_generation: int | None) -> Done:
         snapshot = self._prepare()
         active = snapshot.active
         build = self._wanted_build(required=active is None)
@@ -155,7 +177,8 @@ class Lifecycle:
         snapshot = self._prepare()
         if snapshot.active and not is_alive(snapshot.active.identity):
             self._clear_dead(snapshot, snapshot.active)
-        done = self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
+        with Caution(self.service, self.wanted, automatic=False):
+            done = self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
         if reason:
             self.service.builds.pardon(build.id)
         return done
@@ -356,7 +379,7 @@ class Lifecycle:
         wanted = self.wanted
         if wanted.command:
             cwd = wanted.cwd or str(Path.cwd())
-            return Build(wanted.command, cwd, wanted.env, wanted.version)
+            return Build(wanted.command, cwd, wanted.env, wanted.version, wanted.watched)
         if not required:
             return None
         build = self.service.builds.latest()

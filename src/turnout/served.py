@@ -18,6 +18,8 @@ from turnout.core.membership import forget_daemon
 from turnout.core.model import Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome
 from turnout.core.policy import RESTART_DELAYS_S
+from turnout.deploy_world import DeployWorld
+from turnout.deployer import Deployer
 from turnout.drainer import Drainer
 from turnout.errors import ConflictError, LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
@@ -85,6 +87,7 @@ class Served:
         self.supervisor = Supervisor(self, lambda: self.service.settings)
         self.drainer = Drainer(self, lambda: self.service.settings)
         self.restarter = Restarter(self)
+        self.deployer = Deployer(DeployWorld(loop, executor, home, self), lambda: self.service.settings)
         self._news = asyncio.Event()
         self._notice: Notice | None = None
         self._busy_until = 0.0
@@ -99,6 +102,7 @@ class Served:
                 group.create_task(self._keep_running(self.supervisor.run, "supervisor"))
                 group.create_task(self._keep_running(self.drainer.run, "drainer"))
                 group.create_task(self._keep_running(self.restarter.run, "restarter"))
+                group.create_task(self._keep_running(self.deployer.run, "deployer"))
         finally:
             self._close()
 

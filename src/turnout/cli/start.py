@@ -18,6 +18,6 @@ def start(*, automatic: bool, **options: Any) -> None:
     chosen = choice(options)
     wanted = resolve(chosen, remembered_only=automatic)
     reporter = Reporter(quiet=chosen.quiet)
-    with open_lifecycle(chosen, wanted, "start", reporter, automatic=automatic) as lifecycle:
+    with open_lifecycle(chosen, wanted, "start", reporter, automatic=automatic, from_router=automatic) as lifecycle:
         done = lifecycle.start()
     click.echo(done.text)
