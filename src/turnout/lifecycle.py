@@ -151,18 +151,35 @@ class Lifecycle:
             build = self._last_good_build()
         return self._roll(build, Cause.START, supersede=supersede, expected_generation=expected_generation)
 
-    def start(self) -> Done:
-        """Start the daemon of the build that was active last; never deploys another."""
+    def start(self, *, unwell: str = "") -> Done:
+        """Start the daemon of the build that was active last; never deploys another.
+
+        ``unwell`` names the active daemon where that one is to be replaced, should it still fail its probe.
+        """
         snapshot = self._prepare()
         if self._automatic and snapshot.deployment.desired is Desired.STOPPED:
             return Done(f"{self.service.name} is to be {snapshot.deployment.desired}", changed=False)
         active = snapshot.active
         if active and is_alive(active.identity):
+            if active.boot_id == unwell and snapshot.deployment.state is State.IDLE:
+                return self._replace_unwell(active)
             self._say_desired(Desired.RUNNING)
             return Done(f"{self.service.name} runs already: {daemon_name(active)}", changed=False)
         if active:
             self._clear_dead(snapshot, active)
         return self._roll(self._last_good_build(), Cause.START)
+
+    def _replace_unwell(self, active: Daemon) -> Done:
+        """A new process of the same build; the old one serves until the switch, and gets no patience after it."""
+        result = probe(active, self.service.probe_spec, timeout_s=self.service.settings.health.timeout_s)
+        build = self.service.builds.get(active.build)
+        if result.ok or build is None:
+            return Done(f"{daemon_name(active)} is well again", changed=False)
+        done = self._roll(build, Cause.REFRESH, expected_active=active.boot_id)
+        outcome = self.service.registry.update(lambda snap: hasten_drain(snap, active.boot_id, DrainCause.FAILED))
+        if outcome.applied:
+            self._applied(outcome.deployment.revision)
+        return done
 
     def deploy(self, *, force: bool = False, supersede: bool = False, expected_generation: int | None = None) -> Done:
         """A new candidate of the wanted build, whatever runs now."""
@@ -212,10 +229,22 @@ class Lifecycle:
                 if not outcome.ok:
                     raise ConflictError(explain(outcome), hint="turnout status")
                 self.service.builds.set_result(block.generation, "rolled_back")
+                self._condemn(snapshot.active, old.build)
                 self._applied(outcome.deployment.revision)
                 return Done(f"rolled back to {daemon_name(old)}; generation {block.generation} is ended")
         build = self._build_of(generation, snapshot)
-        return self._roll(build, Cause.ROLLBACK, supersede=block.state is State.SWITCHED)
+        done = self._roll(build, Cause.ROLLBACK, supersede=block.state is State.SWITCHED)
+        self._condemn(snapshot.active, build.id)
+        return done
+
+    def _condemn(self, left: Daemon | None, chosen: str) -> None:
+        """A person went back: neither the router nor a client that asks goes forward to it again by itself."""
+        builds = self.service.builds
+        if left and left.build and left.build != chosen:
+            builds.quarantine(
+                left.build, "rolled back by hand", self.service.registry.read().snapshot.deployment.generation
+            )
+        builds.pardon(chosen)
 
     def attach(self, address: Address) -> Done:
         """A rollout to a daemon that something else started and owns."""

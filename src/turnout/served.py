@@ -302,9 +302,19 @@ class Served:
     def died(self, daemon: Daemon, reason: str) -> None:
         self.restarter.died(daemon, reason)
 
-    async def start(self) -> Started:
+    def unwell(self, daemon: Daemon, reason: str) -> None:
+        self.say("unwell", daemon.boot_id, evidence=reason)
+        if self.service.settings.on_unhealthy == "restart":
+            self.restarter.hung(daemon, reason)
+
+    def well_again(self, daemon: Daemon) -> None:
+        self.say("well_again", daemon.boot_id)
+        self.restarter.recovered(daemon)
+
+    async def start(self, hung: str) -> Started:
         settings = self.service.settings
-        code = await run_verb(self._home, "start", self.service.name, within_s=settings.start_timeout_s)
+        flags = ("--unwell", hung) if hung else ()
+        code = await run_verb(self._home, "start", self.service.name, *flags, within_s=settings.start_timeout_s)
         if code == ConflictError.exit_code:
             return Started.BUSY
         return Started.NO if code else Started.YES
@@ -390,6 +400,7 @@ class Served:
             "plane": "relay",
             "held": self.plane.counters.held_now,
             "restart": self._restart(),
+            "unwell": self._unwell(),
             "observe_remaining_s": self.supervisor.observe_remaining_s,
             "healthy": dict(self.supervisor.healthy),
             "reasons": dict(self.supervisor.reasons),
@@ -445,6 +456,18 @@ class Served:
             "most": len(RESTART_DELAYS_S),
             "in_s": max(0.0, due.at - self.now()),
             "reason": due.reason,
+            "hung": due.hung,
+        }
+
+    def _unwell(self) -> Mapping[str, Any] | None:
+        unwell = self.supervisor.unwell
+        if unwell is None or unwell.failures < self.service.settings.health.failures:
+            return None
+        return {
+            "boot_id": unwell.boot_id,
+            "failures": unwell.failures,
+            "for_s": self.now() - unwell.since,
+            "reason": unwell.reason,
         }
 
     async def _keep_running(self, work: Callable[[], Any], what: str) -> None:

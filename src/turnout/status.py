@@ -62,6 +62,7 @@ def service_status(service: Service, router: dict[str, Any] | None) -> dict[str,
         "desired": block.desired.value,
         "held": said.get("held"),
         "restart": said.get("restart"),
+        "unwell": said.get("unwell"),
         "router": {
             "pid": router["pid"] if router and alive else None,
             "alive": alive,
