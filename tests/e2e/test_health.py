@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import json
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,12 +217,3 @@ def test_a_daemon_that_somebody_else_started_is_switched_to_probed_and_never_kil
             eventually(lambda: all(d.pid != gone for d in turnout.snapshot().daemons.values()), timeout_s=PATIENCE_S)
         assert theirs.process.poll() is None
         assert ask(theirs.address) == "theirs", "it serves on, for whoever knows it"
-
-
-def test_what_a_check_prints_is_valid_in_status_as_json(turnout: Turnout, tmp_path: Path) -> None:
-    turnout.configure(
-        line_daemon(), probe="exec", extra=""", command = ["printf", 'quote " and \\\\377 byte']""", observe="0s"
-    )
-    turnout.run("up")
-    assert json.loads(turnout.run("status", "--json").stdout)
-    assert turnout.active()["healthy"] in {True, None}

@@ -6,11 +6,8 @@ import os
 import re
 import signal
 import subprocess
-from pathlib import Path
 
-import pytest
-
-from e2e_support import Turnout, ask, line_daemon, under_load
+from e2e_support import Turnout, ask, line_daemon
 from support import eventually
 from turnout.core.model import State
 
@@ -98,21 +95,3 @@ def test_a_verb_waits_for_one_that_ends_in_time_and_says_for_whom(turnout: Turno
     block = turnout.snapshot().deployment
     assert (block.state, block.active_boot_id) == (State.IDLE, "")
     eventually(lambda: not turnout.daemons(), why="a daemon is left")
-
-
-def test_refresh_is_one_critical_section(turnout: Turnout, tmp_path: Path) -> None:
-    """Its lock is taken once, and held from before its begin until after its switch: no other verb comes between."""
-    turnout.configure(line_daemon("--version", "v1"))
-    turnout.run("up")
-    lock = turnout.home.service("default").root / "lifecycle.lock"
-    trace = tmp_path / "trace"
-    if subprocess.run(["which", "strace"], capture_output=True, check=False).returncode:
-        pytest.skip("no strace")
-    command = ["strace", "-f", "-qq", "-e", "trace=flock,openat", "-o", str(trace), *turnout.argv("refresh")]
-    with under_load(turnout):
-        done = subprocess.run(
-            command, cwd=tmp_path, env=turnout.env, capture_output=True, text=True, timeout=120, check=False
-        )
-    assert done.returncode == 0, done.stderr
-    opened = [line for line in trace.read_text().splitlines() if str(lock) in line and " = -1" not in line]
-    assert len(opened) == 1, "the lock file is opened, and so taken, once"
