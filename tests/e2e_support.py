@@ -9,16 +9,18 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from support import eventually
 from turnout.core.model import Identity, Snapshot
+from turnout.demo.load import Load, line_exchange
 from turnout.demo.scenario import find_redis
 from turnout.errors import TurnoutError
 from turnout.keeper_client import KeeperClient
 from turnout.system.home import Home
-from turnout.system.process import is_alive
+from turnout.system.process import ProcessHandle, descendants, identify, is_alive
 from turnout.system.registry import RegistryFile
 from turnout.system.spawn_record import read_records
 
@@ -156,6 +158,16 @@ class Turnout:
         lines = self.home.service("default").journal.read_text().splitlines()
         return [json.loads(line) for line in lines]
 
+    def tune(self, **settings: str) -> None:
+        """Put more settings into the turnout.toml that :meth:`configure` wrote; a value is TOML as it stands."""
+        path = self.home.root.parent / "turnout.toml"
+        lines = [line for line in path.read_text().splitlines() if line.partition(" = ")[0] not in settings]
+        path.write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in settings.items())]) + "\n")
+
+    def everything(self) -> set[int]:
+        """Every living process that came out of this home's keeper: router, daemons, and whatever those left behind."""
+        return {pid for pid in descendants(self.keeper_pid()) if _lives(pid)}
+
     def logs(self) -> str:
         parts = [
             f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}" for path in self.home.root.glob("*.log")
@@ -179,16 +191,42 @@ class Turnout:
         for identity in self.processes().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(identity.pid, signal.SIGCONT)
+        left: list[Identity] = []
         with contextlib.suppress(TurnoutError, OSError), KeeperClient.connect(self.home) as keeper:
+            for pid in descendants(keeper.hello().pid):
+                with contextlib.suppress(ProcessLookupError):
+                    left.append(identify(pid))
             keeper.shutdown()
+        for identity in left:  # what a broken keeper would leave behind
+            with contextlib.suppress(ProcessLookupError), ProcessHandle.open(identity) as handle:
+                handle.signal(signal.SIGKILL)
         for identity in self.processes().values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(identity.pid, signal.SIGKILL)
         eventually(lambda: not self.processes(), why="processes of the test are left")
 
 
+def _lives(pid: int) -> bool:
+    try:
+        return is_alive(identify(pid))
+    except ProcessLookupError:
+        return False
+
+
+@contextlib.contextmanager
+def under_load(turnout: Turnout, *, clients: int = 3) -> Iterator[Load]:
+    """Clients at the fixed address all the while; at the end none of them may have failed."""
+    load = Load(turnout.address, line_exchange, clients=clients)
+    load.start()
+    try:
+        yield load
+    finally:
+        load.stop()
+    assert (load.failed, dict(load.errors)) == (0, {})
+
+
 def ask(address: tuple[str, int], line: str = "hello", *, timeout_s: float = 20.0) -> str:
     """One line to the bundled daemon over a connection of its own; the version that answered."""
     with socket.create_connection(address, timeout_s) as sock:
         sock.sendall(line.encode() + b"\n")
-        return sock.makefile().readline().split(" ")[0]
+        return sock.makefile().readline().split(" ")[0].rstrip("\n")

@@ -6,6 +6,7 @@ import pytest
 
 from turnout.config import Address, Settings, dump_settings, duration, load_file, load_settings, parse_address
 from turnout.errors import ConfigError, UsageError
+from turnout.service import probe_spec
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -32,6 +33,17 @@ def test_resolved_settings_survive_being_written_and_read(tmp_path: Path) -> Non
     assert load_settings(dump_settings(settings)) == settings
 
 
+def test_the_probes_http_and_exec_are_read(tmp_path: Path) -> None:
+    text = (
+        '[service.a]\nhealth = { probe = "http", path = "/healthz", host = "example.org", status = 204 }\n'
+        '[service.b]\ncwd = "sub"\nhealth = { probe = "exec", command = ["./check", "{port}"] }\n'
+    )
+    wanted = load_file(write(tmp_path, text))
+    http, program = probe_spec(wanted["a"].settings), probe_spec(wanted["b"].settings)
+    assert (http.kind, http.path, http.host, http.statuses) == ("http", "/healthz", "example.org", ((204, 204),))
+    assert (program.kind, program.command, program.cwd) == ("exec", ("./check", "{port}"), str(tmp_path / "sub"))
+
+
 @pytest.mark.parametrize(
     ("text", "where"),
     [
@@ -48,6 +60,12 @@ def test_resolved_settings_survive_being_written_and_read(tmp_path: Path) -> Non
         ('[service.a]\nhealth = { probe = "expect" }\n', "match"),
         ('[service.a]\nhealth = { probe = "expect", match = "(" }\n', "regular expression"),
         ("[service.a]\nhealth = { failures = 0 }\n", "failures"),
+        ('[service.a]\nhealth = { probe = "http", path = "healthz" }\n', "health.path"),
+        ('[service.a]\nhealth = { probe = "http", path = "/a b" }\n', "health.path"),
+        ('[service.a]\nhealth = { probe = "http", host = "a\\nb" }\n', "health.host"),
+        ('[service.a]\nhealth = { probe = "http", status = "fine" }\n', "health.status"),
+        ('[service.a]\nhealth = { probe = "exec" }\n', "command"),
+        ('[service.a]\nhealth = { probe = "exec", command = "true" }\n', "command"),
         ('[service.a]\nstrategy = "recreate"\n', "not available yet"),
         ('[service.a]\nstrategy = "canary"\n', "unknown"),
         ('[service.a]\nplane = "magic"\n', "magic"),

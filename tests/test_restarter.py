@@ -29,13 +29,15 @@ class World:
     restarter: Restarter | None = None
     starts: list[float] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
+    hung: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     snapshot: Snapshot = field(default_factory=lambda: serving("v0"))
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    async def start(self) -> Started:
+    async def start(self, hung: str) -> Started:
+        self.hung.append(hung)
         await asyncio.sleep(0.2)
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if answer is not Started.BUSY:
@@ -44,7 +46,9 @@ class World:
             self.see(serving(f"v{len(self.starts)}"))
             if self.lives_s is not None:
                 asyncio.get_running_loop().call_later(self.lives_s, self.dies)
-        elif answer is Started.NO:  # the verb cleared the dead one away and its candidate never became healthy
+        elif (
+            answer is Started.NO and not hung
+        ):  # the verb cleared the dead one away and its candidate never became healthy
             self.see(replace(self.snapshot, deployment=replace(self.snapshot.deployment, active_boot_id="")))
         return answer
 
@@ -138,3 +142,47 @@ def test_a_service_that_is_to_be_stopped_is_not_started() -> None:
 
 def test_a_daemon_that_turnout_did_not_start_is_not_started_by_it() -> None:
     assert play(World(snapshot=serving("theirs", owned=False)), for_s=100).starts == []
+
+
+def hangs(world: World) -> None:
+    assert world.restarter
+    assert world.snapshot.active
+    world.restarter.hung(world.snapshot.active, "it does not answer")
+
+
+def test_one_that_hangs_is_replaced_and_is_named_to_the_verb() -> None:
+    world = play(World(), for_s=100, then=hangs)
+    assert world.hung == ["v0"]
+    assert world.events == ["replacing"]
+
+
+def test_one_that_recovers_while_its_replacement_waits_is_kept() -> None:
+    def hangs_and_recovers(world: World) -> None:
+        hangs(world)
+        assert world.restarter
+        assert world.snapshot.active
+        world.restarter.recovered(world.snapshot.active)
+
+    assert play(World(), for_s=100, then=hangs_and_recovers).starts == []
+
+
+def test_one_that_hangs_and_dies_before_it_is_replaced_is_started_as_a_dead_one_is() -> None:
+    def hangs_and_dies(world: World) -> None:
+        hangs(world)
+        world.dies()
+
+    world = play(World(), for_s=100, then=hangs_and_dies)
+    assert world.hung == [""]
+    assert world.events == ["replacing", "died"]
+
+
+def test_one_that_cannot_be_replaced_is_kept_and_said_and_still_started_when_it_dies() -> None:
+    def fails_to_be_replaced(world: World) -> None:
+        hangs(world)
+        asyncio.get_running_loop().call_later(1000, world.dies)
+
+    answers = [Started.BUSY, *[Started.NO] * MOST, Started.YES]
+    world = play(World(answers=answers), for_s=1100, then=fails_to_be_replaced)
+    assert world.given_up == [], "it is not taken out of service"
+    assert world.events == ["replacing", "crash_loop", "died"]
+    assert len(world.starts) == MOST + 1

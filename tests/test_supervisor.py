@@ -11,7 +11,7 @@ import pytest
 
 from fake_time import SkippingLoop
 from turnout.config import Address, Health, Settings
-from turnout.core.deployment import begin_deploy, mark_candidate_healthy, rollback_active, switch_active
+from turnout.core.deployment import begin_deploy, finish_deploy, mark_candidate_healthy, rollback_active, switch_active
 from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon, Identity, Snapshot, State, Workspace
 from turnout.core.outcome import Outcome
@@ -78,6 +78,12 @@ class World:
 
     def died(self, daemon: Daemon, reason: str) -> None:
         self.events.append(f"died {daemon.boot_id}")
+
+    def unwell(self, daemon: Daemon, reason: str) -> None:
+        self.events.append(f"unwell {daemon.boot_id}")
+
+    def well_again(self, daemon: Daemon) -> None:
+        self.events.append(f"well again {daemon.boot_id}")
 
     async def rolled_back(self, outcome: Outcome, failed: Daemon, build: str, reason: str) -> None:
         self.rollbacks.append(f"{failed.boot_id}: {reason}")
@@ -182,6 +188,58 @@ def test_the_machine_sleeping_is_not_three_failures() -> None:
     assert world.rollbacks == []
     late = [at for at, _ in world.checks]
     assert all(b - a > INTERVAL_S * 0.9 for a, b in pairwise(late)), "no burst after the stall"
+
+
+def test_a_machine_that_stalls_during_a_check_is_no_failure() -> None:
+    """The check began in time, and its deadline passed while the machine slept: the answer may lie there, unread."""
+    world = World({"v2": [OK, BAD, OK], "v1": [OK]}, slow_s=0.2)
+
+    def stall(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SkippingLoop)
+
+        def sleep_through() -> None:
+            loop._skipped_s += 25.0
+
+        loop.call_later(1.3, sleep_through)  # the second check is under way
+
+    watch(world, for_s=28, failures=1, then=stall)
+    assert world.rollbacks == []
+    assert world.snapshot.deployment.health_fail_streak == 0
+
+
+def after_the_window() -> Snapshot:
+    return must(finish_deploy(in_window(), 2))
+
+
+def test_a_daemon_that_hangs_after_its_window_is_said_once_and_so_is_its_recovery() -> None:
+    world = watch(World({"v2": [OK, BAD, BAD, BAD, BAD, BAD, OK]}, after_the_window()), for_s=20)
+    assert world.events == ["unwell v2", "well again v2"]
+    assert world.snapshot.deployment.active_boot_id == "v2"
+
+
+def test_two_failures_and_a_success_after_the_window_are_not_said() -> None:
+    world = watch(World({"v2": [BAD, BAD, OK] * 5 + [OK]}, after_the_window()), for_s=20)
+    assert world.events == []
+
+
+def test_a_daemon_that_hangs_and_then_dies_is_said_to_have_died() -> None:
+    world = watch(World({"v2": [BAD] * 5 + [GONE]}, after_the_window()), for_s=7)
+    assert world.events[:2] == ["unwell v2", "died v2"]
+
+
+def test_what_failed_in_the_window_is_not_counted_after_it() -> None:
+    world = World({"v2": [BAD, BAD, BAD, OK]}, after_the_window())
+
+    def before(world: World) -> None:
+        assert world.supervisor
+        world.supervisor.observe(in_window())  # it ends with the registry's next word
+        world.supervisor.observe(world.snapshot)
+
+    watch(world, for_s=2.5, then=before)
+    assert world.supervisor
+    assert world.supervisor.unwell
+    assert world.supervisor.unwell.failures == 3
 
 
 def test_a_verdict_on_a_daemon_that_is_no_longer_active_changes_nothing() -> None:

@@ -13,13 +13,14 @@ from turnout.system.home import Home
 SLACK_S: Final = 60.0  # for the lock, a keeper and a router on their way, and a slow machine
 
 
-async def run_verb(home: Home, verb: str, service: str, *, within_s: float) -> int:
+async def run_verb(home: Home, verb: str, service: str, *flags: str, within_s: float) -> int:
     """Run ``turnout VERB --automatic`` for one service; what it says goes to the router's log.
 
     Args:
         home: the state directory.
         verb: its name.
         service: the service's name.
+        flags: further ones of that verb.
         within_s: seconds that the verb's own work may take; it is killed a minute later.
 
     Returns:
@@ -28,7 +29,7 @@ async def run_verb(home: Home, verb: str, service: str, *, within_s: float) -> i
     try:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-P", "-m", "turnout", verb, "--automatic", "--service", service),
+            *("-P", "-m", "turnout", verb, "--automatic", "--service", service, *flags),
             env={**os.environ, "TURNOUT_HOME": str(home.root)},
             cwd=home.root,
             stdin=asyncio.subprocess.DEVNULL,

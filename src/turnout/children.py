@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from turnout.core.model import Identity
+from turnout.remains import Ending
+from turnout.system.daemon_log import BOUND_BYTES, bound
 from turnout.system.process import ProcessHandle
 from turnout.system.spawn import SpawnRequest, spawn
 from turnout.system.spawn_record import record_end
@@ -30,8 +32,10 @@ class Child:
     service: str
     handle: ProcessHandle
     record: Path
+    log: Path
     identity: Identity
     mine: bool
+    log_bytes: int = 0
     stopping: bool = False
     waiters: list[Reply] = field(default_factory=list[Reply])
 
@@ -72,18 +76,20 @@ class Children:
         """Fork one. Raises SpawnError, StateUnwritableError."""
         identity = spawn(request)
         handle = ProcessHandle.open(identity)
-        child = Child(request.boot_id, request.service, handle, request.record_path, identity, mine=True)
+        child = Child(
+            request.boot_id, request.service, handle, request.record_path, request.log_path, identity, mine=True
+        )
         self._all[child.boot_id] = child
         return child
 
-    def adopt(self, boot_id: str, service: str, identity: Identity, record: Path) -> None:
+    def adopt(self, boot_id: str, service: str, identity: Identity, record: Path, log: Path) -> None:
         """Take over what an earlier keeper started; what has ended meanwhile is recorded so."""
         try:
             handle = ProcessHandle.open(identity)
         except ProcessLookupError:
             record_end(record, None)
             return
-        child = Child(boot_id, service, handle, record, identity, mine=False)
+        child = Child(boot_id, service, handle, record, log, identity, mine=False)
         self._all[boot_id] = child
         # a process that is not our child ends without SIGCHLD: its pidfd becomes readable, pidfd_open(2)
         self._selector.register(handle.fileno(), selectors.EVENT_READ, lambda: self._ended(child, None))
@@ -117,6 +123,28 @@ class Children:
             self._signal(child, signal.SIGCONT)
         self._after(grace_s, lambda: self.kill(child))
 
+    def end_remains(self, boot_id: str, number: int, grace_s: float, reply: Reply | None = None) -> None:
+        """End what is left of a boot whose own process has ended; ``reply`` hears of it once nothing is."""
+
+        def done() -> None:
+            if reply:
+                reply({"ok": True, "gone": True})
+
+        Ending(boot_id, number, grace_s, self._after, done).look()
+
+    def bound_logs(self) -> bool:
+        """Keep daemons' logs within their bound; True where one grows so fast that it must be looked at again soon."""
+        grows = False
+        for child in self._all.values():
+            if not child.service:  # the router sees to its own
+                continue
+            before, child.log_bytes = child.log_bytes, bound(child.log)
+            grows |= child.log_bytes - before > BOUND_BYTES // 4
+            if child.log_bytes > BOUND_BYTES:
+                child.log_bytes = 0
+                self._say(f"the log of {child.service} {child.boot_id} was cut at its bound")
+        return grows
+
     def kill(self, child: Child) -> None:
         if self._all.get(child.boot_id) is child:
             child.stopping = True
@@ -133,13 +161,23 @@ class Children:
     def _ended(self, child: Child, status: int | None) -> None:
         if not child.mine:
             self._selector.unregister(child.handle.fileno())
+            if child.stopping:
+                with contextlib.suppress(OSError):  # its reaper has waited for it: Linux 6.9 still knows its group
+                    child.handle.signal_group(signal.SIGKILL)
         child.handle.close()
         self._all.pop(child.boot_id, None)
         record_end(child.record, status)
         self._say(f"{child.service or 'router'} {child.boot_id} (pid {child.identity.pid}) ended, wait status {status}")
-        for reply in child.waiters:
-            reply({"ok": True, "gone": True})
         self._on_ended(child)
+
+        def answer(told: Mapping[str, Any]) -> None:
+            for reply in child.waiters:
+                reply(told)
+
+        if child.stopping and child.service:
+            self.end_remains(child.boot_id, signal.SIGKILL, 0.0, answer)
+        else:
+            answer({"ok": True, "gone": True})
 
     @staticmethod
     def _signal(child: Child, number: int) -> None:

@@ -19,13 +19,15 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from turnout.errors import ConfigError, UsageError
+from turnout.system.probe_http import parse_statuses
 
 DEFAULT_LISTEN: Final = "127.0.0.1:47777"
 DEFAULT_SERVICE: Final = "default"
 FILE_NAME: Final = "turnout.toml"
 
-ProbeKind = Literal["alive", "tcp", "expect", "none"]
+ProbeKind = Literal["alive", "tcp", "expect", "http", "exec", "none"]
 PlaneName = Literal["auto", "relay"]
+OnUnhealthy = Literal["report", "restart"]
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -48,6 +50,11 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     send: str = ""
     match: str = ""
     verify_owner: bool = True
+    path: str = "/"
+    host: str = ""
+    status: str = "200-399"
+    command: tuple[str, ...] = ()
+    cwd: str = ""  # where the command of an exec probe runs
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -68,6 +75,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_max: int = 3
     hold_max: int = 1024
     hold_timeout_s: float = 70.0
+    on_unhealthy: OnUnhealthy = "report"
+    auto_deploy: bool = False
+    watch: tuple[str, ...] = ()
+    version_command: tuple[str, ...] = ()
+    cwd: str = ""  # where version_command runs
     source: str = ""  # the configuration file it came from, which the router watches
 
 
@@ -80,6 +92,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     version: str = ""
     source: str = ""  # the file it came from, for messages
+    watched: str = ""  # what the watched files contained, as one hash
 
 
 # -- the file, as people write it ------------------------------------------------------------------------------------
@@ -94,6 +107,10 @@ class _RawHealth(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     failures: int = 3
     send: str = ""
     match: str = ""
+    path: str = "/"
+    host: str = ""
+    status: str | int = "200-399"
+    command: list[str] = []
 
 
 class _RawStop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -128,6 +145,10 @@ class _RawService(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     drain: _RawDrain = msgspec.field(default_factory=_RawDrain)
     hold: _RawHold = msgspec.field(default_factory=_RawHold)
     registry: str = ""
+    on_unhealthy: str = "report"
+    auto_deploy: bool = False
+    watch: list[str] = []
+    version_command: list[str] = []
 
 
 class _RawFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -260,6 +281,11 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
             send=raw.health.send,
             match=raw.health.match,
             verify_owner=raw.verify_owner,
+            path=raw.health.path,
+            host=raw.health.host,
+            status=str(raw.health.status),
+            command=tuple(raw.health.command),
+            cwd=str(base / Path(raw.cwd).expanduser()) if raw.cwd else str(base),
         ),
         start_timeout_s=duration(raw.start_timeout, what="start_timeout"),
         stop_signal=raw.stop.signal.upper().removeprefix("SIG"),
@@ -270,8 +296,15 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
         drain_max=raw.drain.max_draining,
         hold_max=raw.hold.max,
         hold_timeout_s=duration(raw.hold.timeout, what="hold.timeout"),
+        on_unhealthy=on_unhealthy(raw.on_unhealthy),
+        auto_deploy=raw.auto_deploy,
+        watch=tuple(str(base / Path(text).expanduser()) for text in raw.watch),
+        version_command=tuple(raw.version_command),
+        cwd=str(base / Path(raw.cwd).expanduser()) if raw.cwd else str(base),
         source=str(path.absolute()),
     )
+    if raw.version and raw.version_command:
+        raise UsageError("version and version_command are both given", hint="keep one of them")
     check(settings)
     return Wanted(
         settings=settings,
@@ -287,6 +320,12 @@ def plane_name(text: str) -> PlaneName:
     if text not in get_args(PlaneName):
         raise UsageError(f"there is no plane {text!r}", hint=f"one of {', '.join(get_args(PlaneName))}")
     return "relay" if text == "relay" else "auto"
+
+
+def on_unhealthy(text: str) -> OnUnhealthy:
+    if text not in get_args(OnUnhealthy):
+        raise UsageError(f"on_unhealthy: {text!r} is nothing to do", hint=f"one of {', '.join(get_args(OnUnhealthy))}")
+    return "restart" if text == "restart" else "report"
 
 
 def probe_kind(text: str) -> ProbeKind:
@@ -332,6 +371,26 @@ def check(settings: Settings) -> None:
             re.compile(settings.health.match)
         except re.error as error:
             raise UsageError(f"health.match is no regular expression: {error}") from error
+    _check_asking(settings.health)
+
+
+def _check_asking(health: Health) -> None:
+    """What the probes http and exec need."""
+    try:
+        parse_statuses(health.status)
+    except ValueError as error:
+        raise UsageError(f"health.status: {error}", hint='for example "200-399", "200" or "200,204"') from error
+    if not health.path.startswith("/") or re.search(r"[^!-~]", health.path):
+        raise UsageError(
+            f"health.path: {health.path!r} is no path of a request", hint='for example "/healthz"; no blanks'
+        )
+    if re.search(r"[^!-~]", health.host):
+        raise UsageError(f"health.host: {health.host!r} is no host name", hint='for example "example.org"')
+    if health.probe == "exec" and not (health.command and health.command[0]):
+        raise UsageError(
+            "probe = exec needs a command",
+            hint='for example health = { probe = "exec", command = ["pg_isready", "-p", "{port}"] }',
+        )
 
 
 def load_settings(data: bytes) -> Settings:

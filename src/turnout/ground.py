@@ -12,7 +12,8 @@ from typing import Final
 
 from turnout.admin import RouterClient
 from turnout.config import Address, Wanted
-from turnout.errors import NotRunningError, TimedOutError, TurnoutError
+from turnout.core.self_loop import names_own_port
+from turnout.errors import NotRunningError, TimedOutError, TurnoutError, UsageError
 from turnout.keeper_client import KeeperClient, bind_error, ensure_keeper
 from turnout.system.home import Home
 from turnout.system.process import is_alive
@@ -91,6 +92,12 @@ class Ground:
     def check(self) -> None:
         """Find out what cannot work before anything is started."""
         if self._wanted.command:
+            own = names_own_port(self._wanted.command, {address.port for address in self._wanted.settings.listen})
+            if own:
+                raise UsageError(
+                    f"the command names port {own}, where the service itself listens: it would wait for itself",
+                    hint="put {port} in its place; the daemon gets a port of its own",
+                )
             resolve_command(self._wanted.command, self._wanted.cwd or str(Path.cwd()), os.environ)
         try:
             with KeeperClient.connect(self._home) as keeper:

@@ -29,6 +29,7 @@ from turnout.going_down import DEFAULT_TERMS, GoingDown, stop_terms
 from turnout.listening import Listening, spell
 from turnout.logfile import CHECK_EVERY_S, LogFile
 from turnout.notify import notify
+from turnout.remains import LABEL, Ending
 from turnout.routers import Routers
 from turnout.system import control
 from turnout.system.control import Channel, Message
@@ -42,6 +43,8 @@ TERM_GRACE_S: Final = 5.0
 DOWN_SLACK_S: Final = 20.0  # for the lifecycle lock and a slow machine
 LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
 MAX_CLIENTS: Final = 64
+LOG_LOOK_S: Final = 1.0
+LOG_SOON_S: Final = 0.1  # after a look at which one had grown by a quarter of its bound
 
 
 class Keeper:
@@ -75,6 +78,7 @@ class Keeper:
             signal.signal(number, self._note_signal)
         self._adopt()
         self._watch_log()
+        self._bound_logs()
         _log(f"keeper {__version__} of {self.home.root}, pid {os.getpid()}")
         ready()
         try:
@@ -93,7 +97,7 @@ class Keeper:
             service = self.home.service(name)
             for boot_id, daemon in read_records(service.records).items():
                 if daemon.ended is None:
-                    self._children.adopt(boot_id, name, daemon.identity, service.record(boot_id))
+                    self._children.adopt(boot_id, name, daemon.identity, service.record(boot_id), service.log(boot_id))
         self._routers.adopt()
 
     def _child_ended(self, child: Child) -> None:
@@ -230,7 +234,7 @@ class Keeper:
                 service=service.name,
                 argv=tuple(message["argv"]),
                 cwd=message["cwd"],
-                env=dict(message["env"]),
+                env={**message["env"], LABEL: boot_id},
                 log_path=service.log(boot_id),
                 record_path=service.record(boot_id),
                 nofile=self._nofile,
@@ -250,18 +254,22 @@ class Keeper:
     def _on_stop(self, message: Message, reply: Reply) -> None:
         name, boot_id = check_name(message["service"]), str(message["boot_id"])
         child = self._children.get(boot_id) or self._unadopted(name, boot_id)
-        if child is None or self._routers.is_router(child) or child.service != name:
+        if child and (self._routers.is_router(child) or child.service != name):
             reply({"ok": True, "gone": True})
             return
-        number = signal.Signals[f"SIG{message['signal']}"]
-        self._children.stop(child, number, max(0.0, float(message["grace_s"])), reply)
+        number, grace_s = signal.Signals[f"SIG{message['signal']}"], max(0.0, float(message["grace_s"]))
+        if child:
+            self._children.stop(child, number, grace_s, reply)
+        else:
+            self._children.end_remains(check_name(boot_id), number, grace_s, reply)
 
     def _unadopted(self, service: str, boot_id: str) -> Child | None:
         """A daemon that was started by another keeper and came to light only now: "gone" would be a lie."""
         record = read_records(self.home.service(service).records).get(boot_id)
         if record is None or record.ended is not None:
             return None
-        self._children.adopt(boot_id, service, record.identity, self.home.service(service).record(boot_id))
+        home = self.home.service(service)
+        self._children.adopt(boot_id, service, record.identity, home.record(boot_id), home.log(boot_id))
         return self._children.get(boot_id)
 
     def _on_replace_router(self, _: Message, reply: Reply) -> None:
@@ -314,7 +322,14 @@ class Keeper:
         if self._children:
             self._timers.after(0.01, self._leave_when_alone)
         else:
-            self._done = True
+            Ending("", signal.SIGKILL, 0.0, self._timers.after, self._leave).look()
+
+    def _leave(self) -> None:
+        self._done = True
+
+    def _bound_logs(self) -> None:
+        grows = self._children.bound_logs()
+        self._timers.after(LOG_SOON_S if grows else LOG_LOOK_S, self._bound_logs)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from turnout.config import Address, Settings, parse_address
 from turnout.core.model import Identity
 from turnout.errors import AddressInUseError, NotRunningError, ProtocolError, StateUnwritableError, TurnoutError
 from turnout.notify import notify
+from turnout.remains import LABEL
 from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home
@@ -212,6 +213,8 @@ def _start(home: Home, deadline: float) -> None:
             cwd="/",
             start_new_session=True,
             pass_fds=(ready_write,),
+            # a keeper that is started from within some daemon is no part of that
+            env={key: value for key, value in os.environ.items() if key != LABEL},
         )
     finally:
         os.close(log)

@@ -6,12 +6,13 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from turnout.admin import RouterClient
+from turnout.caution import Caution
 from turnout.config import Address, Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, rollback_active, set_desired
 from turnout.core.membership import hasten_drain
@@ -55,7 +56,8 @@ class Lifecycle:
         wanted: the service's settings and build, as configured.
         verb: the name by which a waiting verb will know this one.
         lock_timeout_s: seconds to wait for another verb, 0.1 or more.
-        automatic: the router asks, not a person: no keeper is started, and a service that is to be stopped stays so.
+        automatic: no person asks: what is stopped stays so, and `up` deploys with caution (:mod:`core.automatic`).
+        from_router: it is the router that asks: besides, no keeper is started.
         on_step: called with each step before it is taken.
         on_wait: called once with the holder when the lock has to be waited for.
     """
@@ -68,11 +70,12 @@ class Lifecycle:
         *,
         lock_timeout_s: float,
         automatic: bool = False,
+        from_router: bool = False,
         on_step: OnStep = lambda _step, _text: None,
         on_wait: Callable[[Holder], None] | None = None,
     ) -> None:
         self.home = home
-        self.wanted = wanted
+        self.wanted: Wanted = wanted
         self.service = Service.open(home.service(wanted.settings.name), wanted.settings)
         self.router = RouterClient(home)
         self._verb = verb
@@ -81,7 +84,8 @@ class Lifecycle:
         self._lock_timeout_s = lock_timeout_s
         self._lock: LifecycleLock | None = None
         self._automatic = automatic
-        self._ground = Ground(home, wanted, starts_keeper=not automatic)
+        self._starts_keeper = not from_router
+        self._ground = Ground(home, wanted, starts_keeper=self._starts_keeper)
 
     def __enter__(self) -> Self:
         self.service.home.create()
@@ -109,6 +113,24 @@ class Lifecycle:
 
     def up(self, *, supersede: bool = False, expected_generation: int | None = None) -> Done:
         """Make it so: keeper, router, and an active daemon of the wanted build."""
+        caution = Caution(self.service, self.wanted, automatic=self._automatic)
+        refused = ""
+        if self._automatic:
+            wanted, refused = caution.judge(self.service.registry.read().snapshot)
+            self._want(wanted)
+        with caution:
+            done = self._make_so(supersede=supersede, expected_generation=expected_generation)
+        return replace(done, text=f"{done.text}; not deployed: {refused}") if refused else done
+
+    def _want(self, wanted: Wanted) -> None:
+        """Go on with other settings or another build than was asked for."""
+        if wanted is not self.wanted:
+            self._ground.close()
+            self.wanted = wanted
+            self.service = Service.open(self.service.home, wanted.settings)
+            self._ground = Ground(self.home, wanted, starts_keeper=self._starts_keeper)
+
+    def _make_so(self, *, supersede: bool, expected_generation: int | None) -> Done:
         snapshot = self._prepare()
         active = snapshot.active
         build = self._wanted_build(required=active is None)
@@ -129,18 +151,35 @@ class Lifecycle:
             build = self._last_good_build()
         return self._roll(build, Cause.START, supersede=supersede, expected_generation=expected_generation)
 
-    def start(self) -> Done:
-        """Start the daemon of the build that was active last; never deploys another."""
+    def start(self, *, unwell: str = "") -> Done:
+        """Start the daemon of the build that was active last; never deploys another.
+
+        ``unwell`` names the active daemon where that one is to be replaced, should it still fail its probe.
+        """
         snapshot = self._prepare()
         if self._automatic and snapshot.deployment.desired is Desired.STOPPED:
             return Done(f"{self.service.name} is to be {snapshot.deployment.desired}", changed=False)
         active = snapshot.active
         if active and is_alive(active.identity):
+            if active.boot_id == unwell and snapshot.deployment.state is State.IDLE:
+                return self._replace_unwell(active)
             self._say_desired(Desired.RUNNING)
             return Done(f"{self.service.name} runs already: {daemon_name(active)}", changed=False)
         if active:
             self._clear_dead(snapshot, active)
         return self._roll(self._last_good_build(), Cause.START)
+
+    def _replace_unwell(self, active: Daemon) -> Done:
+        """A new process of the same build; the old one serves until the switch, and gets no patience after it."""
+        result = probe(active, self.service.probe_spec, timeout_s=self.service.settings.health.timeout_s)
+        build = self.service.builds.get(active.build)
+        if result.ok or build is None:
+            return Done(f"{daemon_name(active)} is well again", changed=False)
+        done = self._roll(build, Cause.REFRESH, expected_active=active.boot_id)
+        outcome = self.service.registry.update(lambda snap: hasten_drain(snap, active.boot_id, DrainCause.FAILED))
+        if outcome.applied:
+            self._applied(outcome.deployment.revision)
+        return done
 
     def deploy(self, *, force: bool = False, supersede: bool = False, expected_generation: int | None = None) -> Done:
         """A new candidate of the wanted build, whatever runs now."""
@@ -155,7 +194,8 @@ class Lifecycle:
         snapshot = self._prepare()
         if snapshot.active and not is_alive(snapshot.active.identity):
             self._clear_dead(snapshot, snapshot.active)
-        done = self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
+        with Caution(self.service, self.wanted, automatic=False):
+            done = self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
         if reason:
             self.service.builds.pardon(build.id)
         return done
@@ -189,10 +229,22 @@ class Lifecycle:
                 if not outcome.ok:
                     raise ConflictError(explain(outcome), hint="turnout status")
                 self.service.builds.set_result(block.generation, "rolled_back")
+                self._condemn(snapshot.active, old.build)
                 self._applied(outcome.deployment.revision)
                 return Done(f"rolled back to {daemon_name(old)}; generation {block.generation} is ended")
         build = self._build_of(generation, snapshot)
-        return self._roll(build, Cause.ROLLBACK, supersede=block.state is State.SWITCHED)
+        done = self._roll(build, Cause.ROLLBACK, supersede=block.state is State.SWITCHED)
+        self._condemn(snapshot.active, build.id)
+        return done
+
+    def _condemn(self, left: Daemon | None, chosen: str) -> None:
+        """A person went back: neither the router nor a client that asks goes forward to it again by itself."""
+        builds = self.service.builds
+        if left and left.build and left.build != chosen:
+            builds.quarantine(
+                left.build, "rolled back by hand", self.service.registry.read().snapshot.deployment.generation
+            )
+        builds.pardon(chosen)
 
     def attach(self, address: Address) -> Done:
         """A rollout to a daemon that something else started and owns."""
@@ -356,7 +408,7 @@ class Lifecycle:
         wanted = self.wanted
         if wanted.command:
             cwd = wanted.cwd or str(Path.cwd())
-            return Build(wanted.command, cwd, wanted.env, wanted.version)
+            return Build(wanted.command, cwd, wanted.env, wanted.version, wanted.watched)
         if not required:
             return None
         build = self.service.builds.latest()

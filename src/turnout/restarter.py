@@ -1,4 +1,4 @@
-"""Starts a daemon that died again, with back-off, and gives up on one that keeps dying.
+"""Starts a daemon that died, or replaces one that hangs, with back-off; gives up on one that keeps doing so.
 
 Runs in the router. The starting itself is a verb in a process of its own, since that needs the lifecycle lock; new
 connections wait in the hold meanwhile.
@@ -7,7 +7,7 @@ connections wait in the hold meanwhile.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -27,19 +27,26 @@ class Started(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One that is due: attempt ``attempt`` of ``len(RESTART_DELAYS_S)``, at ``at`` on the world's clock."""
+    """One that is due: attempt ``attempt`` of ``len(RESTART_DELAYS_S)``, at ``at`` on the world's clock.
+
+    ``hung``: the daemon still runs, and is to be replaced; it serves, as well as it can, until its successor does.
+    """
 
     boot_id: str
     attempt: int
     at: float
     reason: str
+    hung: bool = False
 
 
 class World(Protocol):
     """What the restarter needs of the router, and what a test gives it instead."""
 
     def now(self) -> float: ...
-    async def start(self) -> Started: ...
+    async def start(self, hung: str) -> Started:
+        """Start the daemon again, or the successor of the one named ``hung``."""
+        ...
+
     async def give_up(self, boot_id: str, reason: str) -> None: ...
     def restart_changed(self) -> None: ...
     def say(self, event: str, boot_id: str, **evidence: object) -> None: ...
@@ -67,14 +74,28 @@ class Restarter:
 
     def died(self, daemon: Daemon, reason: str) -> None:
         """The active daemon has ended outside any window. One that was attached is not ours to start."""
-        if not daemon.owned or self._snapshot.deployment.desired is Desired.STOPPED:
-            return
-        if daemon.boot_id == self._given_up or (self.due and self.due.boot_id == daemon.boot_id):
-            return
+        if self._is_ours(daemon) and not (self.due and self.due.boot_id == daemon.boot_id and not self.due.hung):
+            self._world.say("died", daemon.boot_id, evidence=reason, restarts=self._tries)
+            self._schedule(daemon.boot_id, reason)
+
+    def hung(self, daemon: Daemon, reason: str) -> None:
+        """The active daemon runs and fails its checks outside any window, and the operator wants it replaced then."""
+        if self._is_ours(daemon) and not (self.due and self.due.boot_id == daemon.boot_id):
+            self._world.say("replacing", daemon.boot_id, evidence=reason, restarts=self._tries)
+            self._schedule(daemon.boot_id, reason, hung=True)
+
+    def recovered(self, daemon: Daemon) -> None:
+        """It passed a check again, so nobody need replace it."""
+        if self.due and self.due.hung and self.due.boot_id == daemon.boot_id:
+            self._set(None)
+
+    def _is_ours(self, daemon: Daemon) -> bool:
+        """Whether it may be started again; one that lived for a while begins its count anew."""
+        if not daemon.owned or self._snapshot.deployment.desired is Desired.STOPPED or daemon.boot_id == self._given_up:
+            return False
         if self._world.now() - self._started_at >= STEADY_AFTER_S:
             self._tries = 0
-        self._world.say("died", daemon.boot_id, evidence=reason, restarts=self._tries)
-        self._schedule(daemon.boot_id, reason)
+        return True
 
     async def run(self) -> None:
         """Restart what dies, for ever."""
@@ -96,7 +117,7 @@ class Restarter:
             due.attempt,
         )  # the new daemon may die before the verb is over
         self._started_at = self._world.now()
-        started = await self._world.start()
+        started = await self._world.start(due.boot_id if due.hung else "")
         if started is Started.BUSY:
             self._tries = tries
         if self.due is not due:
@@ -104,20 +125,23 @@ class Restarter:
         if started is Started.YES:
             self._set(None)
         elif started is Started.NO:
-            self._schedule(due.boot_id, due.reason)
+            self._schedule(due.boot_id, due.reason, hung=due.hung)
         else:
-            self._set(Restart(due.boot_id, due.attempt, self._world.now() + BUSY_AGAIN_S, due.reason))
+            self._set(replace(due, at=self._world.now() + BUSY_AGAIN_S))
 
-    def _schedule(self, boot_id: str, reason: str) -> None:
+    def _schedule(self, boot_id: str, reason: str, *, hung: bool = False) -> None:
         delay_s = RESTART_DELAYS_S[min(self._tries, len(RESTART_DELAYS_S) - 1)]
-        self._set(Restart(boot_id, self._tries + 1, self._world.now() + delay_s, reason))
+        self._set(Restart(boot_id, self._tries + 1, self._world.now() + delay_s, reason, hung))
 
     async def _give_up(self, due: Restart) -> None:
         """A clear end: nothing is active, clients are told so at once, and the next `up` by a person begins anew."""
-        self._given_up = due.boot_id
         self._tries = 0
         self._set(None)
         reason = f"given up after {len(RESTART_DELAYS_S)} restarts in a row: {due.reason}"
+        if due.hung:  # it may come round, and half a service is better than none
+            self._world.say("crash_loop", due.boot_id, evidence=reason)
+            return
+        self._given_up = due.boot_id
         await self._world.give_up(due.boot_id, reason)
 
     def _set(self, due: Restart | None) -> None:

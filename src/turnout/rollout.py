@@ -29,6 +29,7 @@ from turnout.errors import CandidateError, ConflictError, NotRunningError, Timed
 from turnout.keeper_client import KeeperClient
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
+from turnout.system.daemon_log import tail
 from turnout.system.probe import ProbeResult, probe, wait_healthy
 from turnout.system.process import own_identity
 from turnout.system.spawn import choose_port, clean_environment, fill_port
@@ -163,8 +164,8 @@ class RolloutRun:
                 result = self._wait_healthy(daemon)
             if result.ok:
                 return daemon
-            tail = log_tail(self._service.home.log(boot_id)).lower()
-            if attempt == SPAWN_TRIES or not result.gone or not any(words in tail for words in PORT_TAKEN):
+            said = log_tail(self._service.home.log(boot_id)).lower()
+            if attempt == SPAWN_TRIES or not result.gone or not any(words in said for words in PORT_TAKEN):
                 raise self._candidate_error(daemon, result)
         raise AssertionError("the last try returns or raises")
 
@@ -316,11 +317,4 @@ def attached_boot_id(identity: Identity, port: int) -> str:
 
 def log_tail(path: Path, *, lines: int = LOG_TAIL_LINES, bound_bytes: int = 16384) -> str:
     """The last lines of a log file; empty where there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - bound_bytes))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-lines:])
+    return tail(path, lines=lines, bound_bytes=bound_bytes)

@@ -116,7 +116,7 @@ class Routers:
         for record in records:
             path = self._home.router_record(record.boot_id)
             if record.ended is None and record.boot_id.startswith(PREFIX):
-                self._children.adopt(record.boot_id, "", record.identity, path)
+                self._children.adopt(record.boot_id, "", record.identity, path, self._home.router_log)
             child = self._children.get(record.boot_id)
             if child:
                 self._routers[record.boot_id] = Router(child, time.monotonic())

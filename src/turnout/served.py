@@ -18,6 +18,8 @@ from turnout.core.membership import forget_daemon
 from turnout.core.model import Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome
 from turnout.core.policy import RESTART_DELAYS_S
+from turnout.deploy_world import DeployWorld
+from turnout.deployer import Deployer
 from turnout.drainer import Drainer
 from turnout.errors import ConflictError, LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
@@ -98,6 +100,7 @@ class Served:
         self.supervisor = Supervisor(self, lambda: self.service.settings)
         self.drainer = Drainer(self, lambda: self.service.settings)
         self.restarter = Restarter(self)
+        self.deployer = Deployer(DeployWorld(loop, executor, home, self), lambda: self.service.settings)
         self._news = asyncio.Event()
         self._notice: Notice | None = None
         self._busy_until = 0.0
@@ -114,6 +117,7 @@ class Served:
                     group.create_task(self._keep_running(self.supervisor.run, "supervisor")),
                     group.create_task(self._keep_running(self.drainer.run, "drainer")),
                     group.create_task(self._keep_running(self.restarter.run, "restarter")),
+                    group.create_task(self._keep_running(self.deployer.run, "deployer")),
                 ]
                 await self._leaves.wait()
                 while self._busy:  # bounded by the time-out of the registry's lock
@@ -404,9 +408,19 @@ class Served:
     def died(self, daemon: Daemon, reason: str) -> None:
         self.restarter.died(daemon, reason)
 
-    async def start(self) -> Started:
+    def unwell(self, daemon: Daemon, reason: str) -> None:
+        self.say("unwell", daemon.boot_id, evidence=reason)
+        if self.service.settings.on_unhealthy == "restart":
+            self.restarter.hung(daemon, reason)
+
+    def well_again(self, daemon: Daemon) -> None:
+        self.say("well_again", daemon.boot_id)
+        self.restarter.recovered(daemon)
+
+    async def start(self, hung: str) -> Started:
         settings = self.service.settings
-        code = await run_verb(self._home, "start", self.service.name, within_s=settings.start_timeout_s)
+        flags = ("--unwell", hung) if hung else ()
+        code = await run_verb(self._home, "start", self.service.name, *flags, within_s=settings.start_timeout_s)
         if code == ConflictError.exit_code:
             return Started.BUSY
         return Started.NO if code else Started.YES
@@ -514,6 +528,7 @@ class Served:
             "held": self.plane.counters.held_now,
             "restart": self._restart(),
             "settings": {"later": list(self._reloaded.later), "error": self._reloaded.error},
+            "unwell": self._unwell(),
             "observe_remaining_s": self.supervisor.observe_remaining_s,
             "healthy": dict(self.supervisor.healthy),
             "reasons": dict(self.supervisor.reasons),
@@ -571,6 +586,18 @@ class Served:
             "most": len(RESTART_DELAYS_S),
             "in_s": max(0.0, due.at - self.now()),
             "reason": due.reason,
+            "hung": due.hung,
+        }
+
+    def _unwell(self) -> Mapping[str, Any] | None:
+        unwell = self.supervisor.unwell
+        if unwell is None or unwell.failures < self.service.settings.health.failures:
+            return None
+        return {
+            "boot_id": unwell.boot_id,
+            "failures": unwell.failures,
+            "for_s": self.now() - unwell.since,
+            "reason": unwell.reason,
         }
 
     async def _keep_running(self, work: Callable[[], Any], what: str) -> None:

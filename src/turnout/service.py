@@ -11,6 +11,7 @@ from turnout.system.builds import Builds
 from turnout.system.home import ServiceHome
 from turnout.system.journal import Journal
 from turnout.system.probe import ProbeSpec
+from turnout.system.probe_http import parse_statuses
 from turnout.system.registry import Foreign, RegistryFile
 
 
@@ -56,7 +57,15 @@ def remembered(home: ServiceHome) -> Settings | None:
 def probe_spec(settings: Settings) -> ProbeSpec:
     health = settings.health
     return ProbeSpec(
-        kind=health.probe, send=health.send.encode(), match=health.match.encode(), verify_owner=health.verify_owner
+        kind=health.probe,
+        send=health.send.encode(),
+        match=health.match.encode(),
+        verify_owner=health.verify_owner,
+        path=health.path,
+        host=health.host,
+        statuses=parse_statuses(health.status),
+        command=health.command,
+        cwd=health.cwd,
     )
 
 

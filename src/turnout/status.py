@@ -65,6 +65,7 @@ def service_status(service: Service, router: dict[str, Any] | None) -> dict[str,
         "restart": said.get("restart"),
         # what the configuration file says and the router could not take over, None without a router
         "settings": said.get("settings"),
+        "unwell": said.get("unwell"),
         "router": {
             "pid": router["pid"] if router and alive else None,
             "alive": alive,

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from turnout.config import Settings
 from turnout.core.deployment import finish_deploy, record_health_failure, record_health_success
-from turnout.core.health import CheckResult, counts, next_check_at
+from turnout.core.health import CheckResult, Unwell, counts, next_check_at, unwell_after
 from turnout.core.model import Daemon, Snapshot, State
 from turnout.core.outcome import Outcome
 from turnout.system.probe import ProbeResult
@@ -28,6 +28,11 @@ class World(Protocol):
     async def update(self, change: Change) -> Outcome: ...
     def journal(self, event: str, outcome: Outcome, **evidence: object) -> None: ...
     def died(self, daemon: Daemon, reason: str) -> None: ...
+    def unwell(self, daemon: Daemon, reason: str) -> None:
+        """Outside any window it runs, and has failed as many checks in a row as would roll back inside one."""
+        ...
+
+    def well_again(self, daemon: Daemon) -> None: ...
     async def rolled_back(self, outcome: Outcome, failed: Daemon, build: str, reason: str) -> None: ...
 
 
@@ -46,6 +51,7 @@ class Supervisor:
         self._wake = asyncio.Event()
         self._window_ends = 0.0
         self._watched: tuple[int, str] | None = None  # generation and boot of the window under way
+        self.unwell: Unwell | None = None
         self.healthy: dict[str, bool] = {}
         self.reasons: dict[str, str] = {}
 
@@ -112,13 +118,14 @@ class Supervisor:
     async def _check(self, active: Daemon, due: float) -> CheckResult:
         started = self._world.now()
         result = await self._world.probe(active)
-        seen = CheckResult(
-            ok=result.ok, reason=result.reason, gone=result.gone, at=self._world.now(), lag_s=started - due
-        )
+        ended, timeout_s = self._world.now(), self._settings().health.timeout_s
+        lag_s = max(0.0, started - due) + max(0.0, ended - started - timeout_s)
+        seen = CheckResult(ok=result.ok, reason=result.reason, gone=result.gone, at=ended, lag_s=lag_s)
         self.healthy[active.boot_id] = result.ok
         self.reasons[active.boot_id] = result.reason
         block = self._snapshot.deployment
         in_window = self._watched == (block.generation, active.boot_id)
+        self._note_unwell(active, seen, in_window=in_window)
         if not in_window and result.gone:
             self._world.died(active, result.reason)
         if not in_window or not counts(seen, self._settings().health.interval_s):
@@ -132,6 +139,18 @@ class Supervisor:
         else:
             await self._failed(active, result)
         return seen
+
+    def _note_unwell(self, active: Daemon, seen: CheckResult, *, in_window: bool) -> None:
+        """Outside the window nothing is rolled back: what hangs is said, once each time."""
+        settings = self._settings()
+        before = self.unwell
+        self.unwell = None if in_window else unwell_after(before, active.boot_id, seen, settings.health.interval_s)
+        threshold = settings.health.failures
+        was = before is not None and before.boot_id == active.boot_id and before.failures >= threshold
+        if self.unwell and self.unwell.failures >= threshold and not was:
+            self._world.unwell(active, seen.reason)
+        elif was and seen.ok:
+            self._world.well_again(active)
 
     async def _failed(self, active: Daemon, result: ProbeResult) -> None:
         """Count it; the one that reaches the threshold brings the warm daemon back if that passes a probe now."""

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import ClassVar
 
 from turnout.core.model import Identity, Snapshot
@@ -200,6 +201,42 @@ class MemoryRegistry:
             self._snapshot = outcome.snapshot
         self.outcomes.append(outcome)
         return outcome
+
+
+class Misbehaviour(Enum):
+    """What daemons do to whoever starts them, each as flags for :func:`demo_command`. Some take a value of your own."""
+
+    EXITS_AT_ONCE = ("--exit-after", "0")
+    EXITS_WELL = ("--exit-after", "0", "--exit-code", "0")
+    EXITS_LATER = ("--exit-after", "1")
+    NEVER_LISTENS = ("--never-listen",)
+    NEVER_LISTENS_NOR_ENDS = ("--never-listen", "--ignore-term")
+    LISTENS_ELSEWHERE = ("--listen-on", "0")
+    FORKS_TWICE = ("--fork-twice",)
+    IGNORES_TERM = ("--ignore-term",)
+    STARTS_SLOWLY = ("--start-delay", "1")
+    PRINTS_A_LOT = ("--spew", str(64 << 20))
+    LEAVES_GRANDCHILDREN = ("--grandchildren", "2")
+    LEAVES_GRANDCHILDREN_AND_EXITS = ("--grandchildren", "2", "--exit-after", "0")
+    BINDS_EVERY_ADDRESS = ("--host", "0.0.0.0")  # noqa: S104  # that is the misbehaviour
+    NEEDS_A_FILE = ("--needs-file", "needed.txt")
+    ACCEPTS_AND_HANGS = ("--hang-after", "0")
+    HANGS_LATER = ("--hang-after", "1")
+    ANSWERS_SLOWLY = ("--answer-delay", "1")
+    SPEAKS_FIRST = ("--banner", "hello")
+    CLOSES_AFTER_ONE_ANSWER = ("--lines-limit", "1")
+    TURNS_UNWELL = ("--unwell-after-lines", "1")
+
+
+def misbehaving_command(how: Misbehaviour, *flags: str, version: str = "bad") -> tuple[str, ...]:
+    """The command of a daemon that misbehaves, with ``{port}`` to be filled in.
+
+    Args:
+        how: in which way.
+        flags: further ones of :mod:`turnout.demo.daemon`; of two that are the same, the last counts.
+        version: the first word of each of its answers, should it come to that.
+    """
+    return demo_command(version, *how.value, *flags)
 
 
 def demo_command(version: str, *flags: str) -> tuple[str, ...]:

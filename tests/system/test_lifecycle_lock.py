@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from faulty_files import names_in
-from support import eventually
+from support import eventually, scaled
 from turnout.errors import LockTimeoutError, StateUnwritableError
 from turnout.system.flock import advice, command_of, holder_pid
 from turnout.system.lifecycle_lock import Holder, LifecycleLock, lock_timeout
@@ -59,6 +60,29 @@ def test_whoever_cannot_get_it_is_told_verb_pid_and_since_when(tmp_path: Path, d
     assert [(holder.verb, holder.pid) for holder in waited] == [("deploy", deploy.pid)]
     assert deploy.poll() is None
     assert holder_pid(lock.path) == deploy.pid
+
+
+def test_a_lock_that_changes_hands_all_the_time_is_never_refused_without_a_name(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom turnout.system.lifecycle_lock import LifecycleLock\n"
+        "while True:\n with LifecycleLock(Path(sys.argv[1]), timeout_s=60, verb='busy'):\n  time.sleep(0.02)\n"
+    )
+    busy = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
+    try:
+        eventually(lambda: holder_pid(tmp_path / "lifecycle.lock"), why="nobody has it")
+        refused: list[str] = []
+        for _ in range(scaled(10, 200)):
+            try:
+                with LifecycleLock(tmp_path, timeout_s=0.1, verb="stop"):
+                    pass
+            except LockTimeoutError as error:
+                refused.append(error.message)
+        pids = "|".join(str(child.pid) for child in busy)
+        assert [text for text in refused if not re.match(rf"busy \(pid ({pids}), since \d", text)] == []
+    finally:
+        for child in busy:
+            child.kill()
+            child.wait()
 
 
 def test_a_stopped_holder_is_named_with_the_way_to_let_it_go_on(tmp_path: Path, deploy: subprocess.Popen[str]) -> None:

@@ -5,13 +5,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from probe_support import here, serve
 from process_support import Running, Started, entry, line_of, open_descriptors
 from support import eventually
 from turnout.core.model import Daemon, Identity
@@ -40,42 +41,12 @@ def opened() -> Iterator[ExitStack]:
         yield stack
 
 
-def expect(send: bytes = b"hello\n", match: bytes = b"hello", **more: bool) -> ProbeSpec:
-    return ProbeSpec("expect", send, match, **more)
+def expect(send: bytes = b"hello\n", match: bytes = b"hello", *, verify_owner: bool = True) -> ProbeSpec:
+    return ProbeSpec("expect", send, match, verify_owner)
 
 
 def spec_of(kind: str) -> ProbeSpec:
     return {"alive": ALIVE, "tcp": TCP, "expect": expect(), "none": ProbeSpec("none")}[kind]
-
-
-def here(opened: ExitStack, host: str = "127.0.0.1", backlog: int = 16) -> tuple[socket.socket, Daemon]:
-    """A listener of this process, which is the daemon."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = opened.enter_context(socket.create_server((host, 0), family=family, backlog=backlog))
-    return sock, entry(own_identity(), sock.getsockname()[1], host=host)
-
-
-def serve(opened: ExitStack, talk: Callable[[socket.socket], None]) -> Daemon:
-    """A daemon in a thread of this process: ``talk`` has each connection in turn."""
-    sock, daemon = here(opened)
-
-    def run() -> None:
-        while True:
-            try:
-                client, _ = sock.accept()
-            except OSError:
-                return
-            with client:
-                try:
-                    talk(client)
-                except OSError:
-                    continue
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    opened.callback(thread.join, TIMEOUT_S)
-    opened.callback(sock.shutdown, socket.SHUT_RDWR)
-    return daemon
 
 
 # -- well --------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from support import eventually, scaled
 from turnout.core.model import Identity
 from turnout.errors import SpawnError, StateUnwritableError
 from turnout.system import spawn as spawn_module
+from turnout.system.daemon_log import older
 from turnout.system.process import identify, is_alive
 from turnout.system.spawn import (
     EndRecord,
@@ -484,3 +485,17 @@ def test_old_records_go_with_their_logs_and_what_runs_or_is_named_stays(tmp_path
     prune_records(records, keep=2, spare={"b0"})
     assert set(read_records(records)) == {"b0", "b1", "b4", "b5"}
     assert {path.name for path in tmp_path.glob("*.log")} == {"b0.log", "b1.log", "b4.log", "b5.log"}
+
+
+def test_logs_of_ended_daemons_are_bounded_together_and_the_newest_stays(tmp_path: Path) -> None:
+    for number in range(5):
+        log = tmp_path / f"b{number}.log"
+        log.write_bytes(b"x" * 1000)
+        older(log).write_bytes(b"x" * 1000)
+        record = SpawnRecord(f"b{number}", "svc", Identity(1), str(log), 0.0, EndRecord(0, float(number)))
+        write_record(tmp_path / f"b{number}.json", record)
+    prune_records(tmp_path, keep=50, keep_bytes=4500)
+    assert sorted(read_records(tmp_path)) == ["b3", "b4"]
+    assert sorted(path.name for path in tmp_path.glob("*.log*")) == ["b3.log", "b3.log.1", "b4.log", "b4.log.1"]
+    prune_records(tmp_path, keep=50, keep_bytes=0)
+    assert sorted(read_records(tmp_path)) == ["b4"]

@@ -62,6 +62,9 @@ def _print(path: Path, lines: int, current: Any) -> None:
             offset += len(data)
             click.echo(data.decode(errors="replace"), nl=False)
             continue
+        if path.stat().st_size < offset:  # it was cut at its bound: what comes now stands at its beginning
+            offset = 0
+            continue
         path_now = current()
         if path_now and path_now != path and path_now.exists():
             click.echo(f"-- {path_now.stem} --", err=True)

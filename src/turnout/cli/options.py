@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import click
 import msgspec
 
+from turnout.build_stamp import stamped
 from turnout.cli.report import Reporter
 from turnout.config import (
     DEFAULT_LISTEN,
@@ -117,6 +118,8 @@ def resolve(
         known = Wanted(settings=settings)
     settings = _shaped(known.settings, chosen)
     if command:
+        # what somebody types is in no file: from here on there is none to watch
+        settings = msgspec.structs.replace(settings, source="", watch=(), version_command=())
         known = Wanted(settings=settings, command=tuple(command), version=version)
     wanted = msgspec.structs.replace(known, settings=settings, version=version or known.version)
     reason = owns_its_data(wanted.command) if chosen.strategy is None and creates else None
@@ -125,11 +128,17 @@ def resolve(
             f"{reason}; only blue-green is there so far",
             hint="Redis: add --save ''. Otherwise wait for the recreate strategy, or insist: --strategy blue-green",
         )
-    return wanted
+    return stamped(wanted) if creates else wanted
 
 
 def open_lifecycle(
-    chosen: Choice, wanted: Wanted, verb: str, reporter: Reporter, *, automatic: bool = False
+    chosen: Choice,
+    wanted: Wanted,
+    verb: str,
+    reporter: Reporter,
+    *,
+    automatic: bool = False,
+    from_router: bool = False,
 ) -> Lifecycle:
     """The service under its lock, with progress going to ``reporter``."""
     timeout_s, warning = lock_timeout(chosen.lock_timeout)
@@ -141,9 +150,16 @@ def open_lifecycle(
         verb,
         lock_timeout_s=timeout_s,
         automatic=automatic,
+        from_router=from_router,
         on_step=reporter.step,
         on_wait=reporter.waiting,
     )
+
+
+def watched_file(chosen: Choice) -> Choice:
+    """The same, with the configuration file that the service was brought up from: what the router goes by."""
+    settings = remembered(Home.find().service(chosen.service or DEFAULT_SERVICE))
+    return replace(chosen, config=settings.source or None) if settings else chosen
 
 
 def _only(services: dict[str, Wanted]) -> str:

@@ -12,12 +12,13 @@ from turnout.cli.report import Reporter
 
 @click.command()
 @click.option("--automatic", is_flag=True, hidden=True, help="The router asks, with the settings that it runs on.")
+@click.option("--unwell", default="", metavar="ID", hidden=True, help="Replace this one, if it still fails its probe.")
 @changing
-def start(*, automatic: bool, **options: Any) -> None:
+def start(*, automatic: bool, unwell: str, **options: Any) -> None:
     """Start the daemon of the build that was active last; never deploys another."""
     chosen = choice(options)
     wanted = resolve(chosen, remembered_only=automatic)
     reporter = Reporter(quiet=chosen.quiet)
-    with open_lifecycle(chosen, wanted, "start", reporter, automatic=automatic) as lifecycle:
-        done = lifecycle.start()
+    with open_lifecycle(chosen, wanted, "start", reporter, automatic=automatic, from_router=automatic) as lifecycle:
+        done = lifecycle.start(unwell=unwell)
     click.echo(done.text)

@@ -63,10 +63,14 @@ def _print(service: dict[str, Any], *, verbose: bool) -> None:
         click.echo(f"  last rollout ended: {block['rollback_reason']}")
     for what in _unsettled(service["settings"] or {}):
         click.echo(f"  not taken over: {what}")
-    restart = service["restart"]
+    unwell, restart = service["unwell"], service["restart"]
+    if unwell:
+        since = f"{unwell['failures']} in a row, for {unwell['for_s']:.0f} s"
+        click.echo(f"  the active daemon runs and fails its checks, {since}: {unwell['reason']}")
     if restart:
+        what = "hangs" if restart.get("hung") else "died"
         click.echo(
-            f"  the daemon died ({restart['reason']}): restart {restart['attempt']} of {restart['most']}"
+            f"  the daemon {what} ({restart['reason']}): restart {restart['attempt']} of {restart['most']}"
             f" in {restart['in_s']:.0f} s"
         )
     if service["held"]:

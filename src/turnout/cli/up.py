@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from turnout.cli.options import choice, open_lifecycle, resolve, shaping
+from turnout.cli.options import choice, open_lifecycle, resolve, shaping, watched_file
 from turnout.cli.report import Reporter
 from turnout.keeper_client import tell_service_manager
 from turnout.verdict import await_verdict
@@ -16,21 +16,38 @@ from turnout.verdict import await_verdict
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--version", "version", default="", help="What this build calls itself.")
 @click.option("--supersede", is_flag=True, help="Also when the last rollout is still observed.")
+@click.option("--automatic", is_flag=True, help="For programs: never back to an older version, never in turns.")
+@click.option("--from-router", is_flag=True, hidden=True, help="The router asks, by the file that it watches.")
 @click.option("--if-generation", type=int, metavar="N", help="Only if the deployment stands at generation N.")
 @shaping
-def up(command: tuple[str, ...], version: str, *, supersede: bool, if_generation: int | None, **options: Any) -> None:
+def up(
+    command: tuple[str, ...],
+    version: str,
+    *,
+    supersede: bool,
+    automatic: bool,
+    from_router: bool,
+    if_generation: int | None,
+    **options: Any,
+) -> None:
     """Have the service running: keeper, router, and a daemon of the configured build.
 
     What runs already is left alone; another build is deployed. {port} in the command is where the daemon must listen is
     in $PORT too).
+
+    With --automatic a build is deployed if its version is newer, or the configuration has changed; nothing is deployed
+    that was rolled back, and what was stopped stays so. It returns after the switch.
     """
-    chosen = choice(options)
+    chosen = watched_file(choice(options)) if from_router else choice(options)
     wanted = resolve(chosen, command, version=version, creates=True)
-    with open_lifecycle(chosen, wanted, "up", reporter := Reporter(quiet=chosen.quiet)) as lifecycle:
+    reporter = Reporter(quiet=chosen.quiet)
+    with open_lifecycle(
+        chosen, wanted, "up", reporter, automatic=automatic or from_router, from_router=from_router
+    ) as lifecycle:
         done = lifecycle.up(supersede=supersede, expected_generation=if_generation)
         lifecycle.unlock()
         tell_service_manager(lifecycle.home)
-        if done.switched and done.switched.observed:
+        if done.switched and done.switched.observed and not automatic:
             reporter.say(f"observing for {wanted.settings.observe_s:g} s")
             await_verdict(lifecycle.service, done.switched)
     click.echo(done.text)

@@ -11,7 +11,10 @@ LATE_INTERVALS: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One check. ``at``: its end on the monotonic clock; ``lag_s``: how late it began; ``gone``: the process ended."""
+    """One check. ``at``: its end on the monotonic clock; ``gone``: the process ended.
+
+    ``lag_s``: how late it began, and by how much it outran its own time-out: the machine's doing, not the daemon's.
+    """
 
     ok: bool
     reason: str
@@ -28,8 +31,29 @@ def next_check_at(now: float, last: CheckResult | None, interval_s: float) -> fl
     return max(now, last.at + pause_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Unwell:
+    """An active daemon that runs and fails its checks: ``failures`` in a row, the first at ``since`` (monotonic)."""
+
+    boot_id: str
+    failures: int
+    since: float
+    reason: str
+
+
+def unwell_after(before: Unwell | None, boot_id: str, result: CheckResult, interval_s: float) -> Unwell | None:
+    """How a daemon outside any window stands after one more check."""
+    if result.ok or result.gone:
+        return None
+    known = before if before and before.boot_id == boot_id else None
+    if not counts(result, interval_s):
+        return known
+    since = known.since if known else result.at
+    return Unwell(boot_id, (known.failures if known else 0) + 1, since, result.reason)
+
+
 def counts(result: CheckResult, interval_s: float) -> bool:
-    """Whether a check says something of the daemon: one that began very late met a machine that had stalled.
+    """Whether a check says something of the daemon: one that came or ended very late met a machine that had stalled.
 
     A success always counts; a process that is gone is gone whatever the machine did.
     """

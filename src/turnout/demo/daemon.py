@@ -158,6 +158,8 @@ class LineDaemon:
             well = not options.unwell_after_lines or self._lines < options.unwell_after_lines
             return b"ok\n" if well else b"unwell\n"
         self._lines += 1
+        if options.answer_delay:
+            time.sleep(options.answer_delay)  # everybody waits: that is what a daemon that is too slow does
         return b"%s %d %s\n" % (options.version.encode(), os.getpid(), line)
 
     def _watch(self, connection: Connection, *, reads: bool) -> None:
@@ -207,12 +209,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--exit-after", type=float, default=None, metavar="S", help="seconds after the start")
     parser.add_argument("--exit-code", type=int, default=1, metavar="N", help="for --exit-after and --die-on-line")
     parser.add_argument("--hang-after", type=float, default=None, metavar="S", help="accept, but answer nothing more")
+    parser.add_argument("--answer-delay", type=float, default=0.0, metavar="S", help="wait before each answer")
     parser.add_argument("--die-on-line", default=None, metavar="WORD", help="exit at a line that is just this")
     parser.add_argument("--sick-file", default="", metavar="PATH", help="while it exists, nothing is answered")
     parser.add_argument("--unwell-after-lines", type=int, default=0, metavar="N", help="then HEALTH is not ok any more")
     parser.add_argument("--lines-limit", type=int, default=0, metavar="N", help="close a connection after N answers")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--fork-twice", action="store_true", help="go to the background, as daemons once did")
+    parser.add_argument(
+        "--grandchildren", type=int, default=0, metavar="N", help="leave N processes in sessions of their own"
+    )
+    parser.add_argument("--needs-file", default="", metavar="NAME", help="exit at once unless it is in the directory")
     parser.add_argument("--spew", type=int, default=0, metavar="BYTES", help="log output at the start")
     return parser.parse_args(argv)
 
@@ -225,6 +232,11 @@ def main(argv: Sequence[str]) -> int:
         os.setsid()
         if os.fork():
             os._exit(0)
+    if options.needs_file and not Path(options.needs_file).exists():
+        print(f"{options.needs_file} is not in {Path.cwd()}", file=sys.stderr)  # noqa: T201  # its log
+        return 1
+    for _ in range(options.grandchildren):
+        _leave_a_grandchild()
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if options.exit_after is not None:
@@ -244,6 +256,20 @@ def main(argv: Sequence[str]) -> int:
     while options.never_listen:
         signal.pause()
     return _serve(options)
+
+
+def _leave_a_grandchild() -> None:
+    """As programs do that start a helper in the background: it belongs to nobody, and TERM does not end it."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        signal.pause()
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -39,17 +39,20 @@ class Build:
         cwd: the absolute working directory.
         env: what is set on top of the inherited environment.
         version: whatever the operator calls it; may be empty.
+        watched: a hash of what the watched files contained; may be empty.
     """
 
     command: tuple[str, ...]
     cwd: str
     env: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)
     version: str = ""
+    watched: str = ""
 
     @property
     def id(self) -> str:
         """12 hexadecimal digits of a SHA-256 over all of it."""
-        canonical = json.dumps([self.command, self.cwd, sorted(self.env.items()), self.version], separators=(",", ":"))
+        parts = [self.command, self.cwd, sorted(self.env.items()), self.version]
+        canonical = json.dumps([*parts, self.watched] if self.watched else parts, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
@@ -78,6 +81,7 @@ class _Format:
 @dataclass(frozen=True, slots=True)
 class _Content(_Format):
     latest: str = ""
+    considered: str = ""
     builds: dict[str, Build] = field(default_factory=dict[str, Build])
     rollouts: tuple[Rollout, ...] = ()
     quarantine: dict[str, _Quarantine] = field(default_factory=dict[str, _Quarantine])
@@ -114,6 +118,14 @@ class Builds:
         """The build that was remembered last."""
         content = self._read()
         return content.builds.get(content.latest)
+
+    def consider(self, build_id: str) -> None:
+        """Note that the configuration names this build and that it was decided upon, whatever the decision was."""
+        self._change(lambda was: replace(was, considered=build_id))
+
+    def considered(self) -> str:
+        """The id of the build that the configuration named when it was last decided upon; empty: never."""
+        return self._read().considered
 
     # -- rollouts ----------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,8 @@ from turnout.system.process import own_identity
 DEFAULT_TIMEOUT_S: Final = 8.0
 SHORTEST_TIMEOUT_S: Final = 0.1
 _LONGEST_TIMEOUT_S: Final = 86400.0
+_SIGNS_WITHIN_S: Final = 0.2
+_TRIES_BETWEEN_HOLDERS: Final = 50
 _guard = threading.Lock()
 _held: set[tuple[int, str]] = set()  # with the pid: a forked child has not got what its parent holds
 
@@ -87,12 +89,23 @@ class LifecycleLock:
         self._key = key
         try:
             self._lock = take(self.path, timeout_s=self._timeout_s, on_wait=self._waits)
-            if self._lock is None:
-                holder = self.holder()
+            for _ in range(_TRIES_BETWEEN_HOLDERS):
+                if self._lock:
+                    break
+                holder = self._signed_holder()
+                if not holder.pid:  # between two holders nobody is to be named, and it may be free
+                    self._lock = take(self.path, timeout_s=0)
+                    continue
                 raise LockTimeoutError(
                     f"{holder} has held the lifecycle lock for the {self._timeout_s:g} s that {self._verb} may wait; "
                     "nothing was changed",
                     hint=advice(holder.pid),
+                )
+            if self._lock is None:
+                raise LockTimeoutError(
+                    f"other verbs have held the lifecycle lock for the {self._timeout_s:g} s that {self._verb} may "
+                    "wait; nothing was changed",
+                    hint=advice(None),
                 )
             self._sign()
         except BaseException:
@@ -118,6 +131,15 @@ class LifecycleLock:
             if pid in {None, told.pid}:
                 return told
         return Holder(command_of(pid), pid) if pid else Holder()
+
+    def _signed_holder(self) -> Holder:
+        """As :meth:`holder`, but one that took it a moment ago is given the time to say its name."""
+        deadline = time.monotonic() + _SIGNS_WITHIN_S
+        while True:
+            holder = self.holder()
+            if holder.since or not holder.pid or time.monotonic() > deadline:
+                return holder
+            time.sleep(_SIGNS_WITHIN_S / 20)
 
     def _waits(self) -> None:
         if self._on_wait:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from turnout.core.model import Daemon
+from turnout.system.probe_exec import run_check
+from turnout.system.probe_http import MAX_ANSWER_BYTES, NotHttpError, get, is_within
+from turnout.system.probe_http import left as _left
+from turnout.system.probe_http import show as _show
 from turnout.system.process import is_alive, out_of_sight, provably_dead, state_of, tree_of
 from turnout.system.sockets import (
     Holder,
@@ -25,11 +29,9 @@ from turnout.system.sockets import (
     who_listens,
 )
 
-MAX_ANSWER_BYTES: Final = 65536
 ELSEWHERE_AFTER_S: Final = 1.0
 QUEUE_LOOK_S: Final = 0.02
 QUEUE_WATCH_S: Final = 0.5
-SHOWN_BYTES: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +40,30 @@ class ProbeSpec:
 
     Args:
         kind: ``alive`` opens no connection: the process runs, owns its listener, and accepts. ``tcp`` connects as well.
-            ``expect`` connects, sends and waits for a match. ``none`` asks only whether the process runs.
+            ``expect`` connects, sends and waits for a match. ``http`` connects and asks for a path. ``exec`` runs a
+            program that judges by its exit code. ``none`` asks only whether the process runs.
         send: what ``expect`` sends first.
-        match: a regular expression (re), searched in what came so far, 64 KiB at most.
+        match: a regular expression (re), searched in what came so far, 64 KiB at most; with ``http`` in the body, and
+            empty matches all.
         verify_owner: whether the listener must belong to the process that was started. False for a daemon of another
             user or in a container: then anything that listens there will do.
+        path: what ``http`` asks for.
+        host: the Host header of ``http``; empty: the daemon's address and port.
+        statuses: the answers of ``http`` that are well, as ranges with both ends.
+        command: what ``exec`` runs, with ``{port}`` filled in; it is told TURNOUT_HOST, TURNOUT_PORT, TURNOUT_PID,
+            TURNOUT_BOOT_ID and TURNOUT_VERSION.
+        cwd: where it runs.
     """
 
-    kind: Literal["alive", "tcp", "expect", "none"] = "alive"
+    kind: Literal["alive", "tcp", "expect", "http", "exec", "none"] = "alive"
     send: bytes = b""
     match: bytes = b""
     verify_owner: bool = True
+    path: str = "/"
+    host: str = ""
+    statuses: tuple[tuple[int, int], ...] = ((200, 399),)
+    command: tuple[str, ...] = ()
+    cwd: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +103,9 @@ def probe(daemon: Daemon, spec: ProbeSpec, *, timeout_s: float) -> ProbeResult:
         result = _listener(daemon, spec)
         if result.ok and spec.kind == "alive":
             result = _queue(daemon, min(deadline, began + QUEUE_WATCH_S)) or result
+        elif result.ok and spec.kind == "exec":
+            ok, reason = run_check(spec.command, _told(daemon), daemon.port, spec.cwd, deadline)
+            result = ProbeResult(ok=ok, reason=reason)
         elif result.ok:
             result = _talk(daemon, spec, deadline)
     return replace(result, took_s=time.monotonic() - began)
@@ -236,7 +254,7 @@ def _queue(daemon: Daemon, deadline: float) -> ProbeResult | None:
 
 
 def _talk(daemon: Daemon, spec: ProbeSpec, deadline: float) -> ProbeResult:
-    """Connect and, for ``expect``, send and read until it matches; one deadline for all of it."""
+    """Connect and, for ``expect`` and ``http``, ask and judge the answer; one deadline for all of it."""
     heard = b""
     try:
         with socket.create_connection((daemon.host, daemon.port), _left(deadline)) as sock:
@@ -245,6 +263,8 @@ def _talk(daemon: Daemon, spec: ProbeSpec, deadline: float) -> ProbeResult:
             if spec.kind == "tcp":
                 return ProbeResult(ok=True, reason=f"port {daemon.port} accepts connections")
             pattern = re.compile(spec.match)
+            if spec.kind == "http":
+                return _http(sock, daemon, spec, pattern, deadline)
             sock.settimeout(_left(deadline))
             sock.sendall(spec.send)
             while len(heard) < MAX_ANSWER_BYTES:
@@ -264,16 +284,35 @@ def _talk(daemon: Daemon, spec: ProbeSpec, deadline: float) -> ProbeResult:
     return ProbeResult(ok=False, reason=f"no match in {len(heard)} bytes, which begin with {_show(heard)}")
 
 
-def _left(deadline: float) -> float:
-    """Seconds until the deadline; a time-out of 0 would mean not to block at all."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+def _http(
+    sock: socket.socket, daemon: Daemon, spec: ProbeSpec, pattern: re.Pattern[bytes], deadline: float
+) -> ProbeResult:
+    try:
+        answer = get(sock, spec.path, spec.host or _authority(daemon), deadline)
+    except NotHttpError as error:
+        return ProbeResult(ok=False, reason=str(error))
+    except TimeoutError:
+        return ProbeResult(ok=False, reason=f"no whole answer to GET {spec.path} in time")
+    if not is_within(answer.status, spec.statuses):
+        return ProbeResult(ok=False, reason=f"GET {spec.path} answered {answer.status}: {_show(answer.body)}")
+    if not pattern.search(answer.body):
+        return ProbeResult(ok=False, reason=f"GET {spec.path}: no match in {_show(answer.body)}")
+    return ProbeResult(ok=True, reason=f"GET {spec.path} answered {answer.status}")
 
 
-def _show(heard: bytes) -> str:
-    return repr(heard[:SHOWN_BYTES])[1:] if heard else "nothing"
+def _authority(daemon: Daemon) -> str:
+    host = f"[{daemon.host}]" if ":" in daemon.host else daemon.host
+    return f"{host}:{daemon.port}"
+
+
+def _told(daemon: Daemon) -> Mapping[str, str]:
+    """What a check that is a program learns of the daemon, beside its port."""
+    return {
+        "TURNOUT_HOST": daemon.host,
+        "TURNOUT_PID": str(daemon.pid),
+        "TURNOUT_BOOT_ID": daemon.boot_id,
+        "TURNOUT_VERSION": daemon.version,
+    }
 
 
 def _name(holder: Holder) -> str:

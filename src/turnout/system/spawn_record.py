@@ -17,9 +17,11 @@ from typing import Any, Final
 
 from turnout.core.model import Identity
 from turnout.errors import StateUnwritableError
+from turnout.system.daemon_log import older
 
 MAX_RECORD_BYTES: Final = 65536
 KEPT_ENDED: Final = 50
+KEPT_LOG_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,15 @@ def read_records(directory: Path) -> dict[str, SpawnRecord]:
     return {record.boot_id: record for record in found if record}
 
 
-def prune_records(directory: Path, *, keep: int = KEPT_ENDED, spare: Container[str] = ()) -> None:
+def prune_records(
+    directory: Path, *, keep: int = KEPT_ENDED, keep_bytes: int = KEPT_LOG_BYTES, spare: Container[str] = ()
+) -> None:
     """Drop the oldest records of ended daemons, each with its log: they are looked through once a second.
 
     Args:
         directory: where the records lie.
         keep: how many of ended daemons stay, 0 or more.
+        keep_bytes: how large their logs may be together; the newest stays, however large.
         spare: boot ids that stay, whatever their age.
     """
     ended = [
@@ -61,10 +66,23 @@ def prune_records(directory: Path, *, keep: int = KEPT_ENDED, spare: Container[s
         for boot_id, record in read_records(directory).items()
         if record.ended and boot_id not in spare
     ]
-    for _, boot_id, log in sorted(ended, reverse=True)[keep:]:
-        with contextlib.suppress(OSError):  # the log first: without its record nobody would find it again
-            Path(log).unlink(missing_ok=True)
+    total_bytes = 0
+    for number, (_, boot_id, log) in enumerate(sorted(ended, reverse=True)):
+        files = (Path(log), older(Path(log)))
+        total_bytes += sum(_size_bytes(path) for path in files)
+        if number < keep and (total_bytes <= keep_bytes or number == 0):
+            continue
+        with contextlib.suppress(OSError):  # the logs first: without its record nobody would find them again
+            for path in files:
+                path.unlink(missing_ok=True)
             (directory / f"{boot_id}.json").unlink(missing_ok=True)
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def record_end(record_path: Path, status: int | None) -> None:

@@ -1,0 +1,161 @@
+"""Daemons as the keeper has them: their environment, their ports, and that nobody is ended too early or forgotten."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from e2e_support import Turnout, ask, line_daemon, under_load
+from support import eventually
+from turnout.config import load_file
+from turnout.core.model import Identity, State
+from turnout.drainer import STRAY_EVERY_S
+from turnout.keeper_client import KeeperClient
+from turnout.lifecycle import Lifecycle
+from turnout.rollout import Step
+from turnout.system.flock import holder_pid
+
+# A daemon that binds as simple programs do, without SO_REUSEADDR.
+SIMPLE = """
+import socket, sys
+sock = socket.socket()
+sock.bind(("127.0.0.1", int(sys.argv[1])))
+sock.listen()
+while True:
+    client, _ = sock.accept()
+    client.recv(100)
+    client.sendall(b"simple\\n")
+    client.close()
+"""
+
+
+def lifecycle(turnout: Turnout, verb: str, steps: list[tuple[Step, int | None]]) -> Lifecycle:
+    """A verb within this process, with who holds the lock at each of its steps."""
+    wanted = load_file(turnout.home.root.parent / "turnout.toml")["default"]
+    lock = turnout.home.service("default").root / "lifecycle.lock"
+
+    def on_step(step: Step, _text: str) -> None:
+        steps.append((step, holder_pid(lock)))
+
+    return Lifecycle(turnout.home, wanted, verb, lock_timeout_s=8, on_step=on_step)
+
+
+def test_refresh_is_one_critical_section_from_its_begin_until_after_its_switch(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    before = turnout.active()["boot_id"]
+    steps: list[tuple[Step, int | None]] = []
+    with under_load(turnout), lifecycle(turnout, "refresh", steps) as verb:
+        verb.refresh()
+    assert [step for step, _ in steps] == list(Step), "each once: it begins no second rollout inside"
+    assert {pid for _, pid in steps} == {os.getpid()}, "the lock is never let go in between"
+    assert turnout.active()["boot_id"] != before
+
+
+class SlowKeeper(KeeperClient):
+    """A keeper whose answer to a spawn comes late: for so long the daemon runs and is in no registry."""
+
+    def spawn(self, service: str, boot_id: str, argv: Sequence[str], *, cwd: str, env: Mapping[str, str]) -> Identity:
+        identity = super().spawn(service, boot_id, argv, cwd=cwd, env=env)
+        time.sleep(3 * STRAY_EVERY_S)  # the reaper looks several times
+        return identity
+
+
+def test_a_candidate_that_is_not_yet_registered_is_not_taken_for_a_stray(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    with lifecycle(turnout, "deploy", []) as verb:
+        keeper = verb._ground.keeper
+        keeper.__class__ = SlowKeeper
+        done = verb.deploy()
+    assert done.switched
+    assert turnout.active()["boot_id"] == done.switched.daemon.boot_id
+    assert "stopping_stray" not in [event["event"] for event in turnout.journal()]
+
+
+def test_a_draining_daemon_with_a_connection_is_not_reaped(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), observe="0s")
+    turnout.tune(drain='{ grace = "1h", deadline = "none" }')
+    turnout.run("up")
+    with socket.create_connection(turnout.address, 20) as client, client.makefile("rw") as file:
+        file.write("one\n")
+        file.flush()
+        assert file.readline().startswith("v1")
+        turnout.run("deploy", "--version", "v2")
+        eventually(lambda: turnout.snapshot().deployment.state is State.IDLE)
+        for verb in ("up", "refresh", "up"):
+            turnout.run(verb)
+        file.write("two\n")
+        file.flush()
+        assert file.readline().startswith("v1")
+    eventually(lambda: len(turnout.daemons()) == 1, timeout_s=60, why="drained, and not stopped")
+
+
+def test_a_daemon_that_binds_without_reuseaddr_gets_its_port_at_the_second_try(turnout: Turnout) -> None:
+    turnout.configure([sys.executable, "-c", SIMPLE, "{port}"])
+    turnout.run("up")
+    assert ask(turnout.address) == "simple"
+    assert turnout.snapshot().deployment.generation == 1, "within one rollout"
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1:{own}", "localhost:{own}", "[::1]:{own}", "{own}"])
+def test_a_daemon_that_is_told_to_listen_at_the_fixed_address_is_refused(turnout: Turnout, where: str) -> None:
+    turnout.configure(["server", "--listen", where.format(own=turnout.port)])
+    said = turnout.run("up", code=2).stderr
+    assert str(turnout.port) in said
+    assert "{port}" in said
+    assert turnout.processes() == {}
+
+
+def test_nothing_that_an_outer_turnout_or_systemd_said_reaches_a_daemon(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    outer = {
+        "TURNOUT_PORT": "1",
+        "TURNOUT_LOCK_TIMEOUT": "7",
+        "TURNOUT_BOOT_ID": "outer",
+        "LISTEN_FDS": "1",
+        "LISTEN_PID": "1",
+        "NOTIFY_SOCKET": "/outer",
+    }
+    turnout.run("up", env={**turnout.env, **outer})
+    active = turnout.active()
+    found = dict(
+        word.split("=", 1)
+        for word in Path(f"/proc/{active['pid']}/environ").read_bytes().decode().split("\0")
+        if word.partition("=")[0] in {*outer, "TURNOUT_HOME", "PORT"}
+    )
+    port = str(active["port"])
+    assert found == {"PORT": port, "TURNOUT_PORT": port, "TURNOUT_BOOT_ID": active["boot_id"]}
+    keeper = Path(f"/proc/{turnout.keeper_pid()}/environ").read_bytes()
+    assert b"TURNOUT_BOOT_ID" not in keeper, "a keeper that is started from within a daemon is no part of that"
+
+
+def test_zombies_are_collected_also_those_of_grandchildren(turnout: Turnout) -> None:
+    script = "for i in 1 2 3 4 5; do (setsid sleep 0.1 &) ; done; exec " + " ".join(line_daemon("--version", "v1"))
+    turnout.configure(["sh", "-c", script])
+    turnout.run("up")
+    keeper = turnout.keeper_pid()
+
+    def zombies() -> list[str]:
+        children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        states = (Path(f"/proc/{pid}/stat") for pid in children)
+        return [str(path) for path in states if path.exists() and path.read_text().rpartition(")")[2].split()[0] == "Z"]
+
+    only = {turnout.active()["pid"], turnout.router_pid()}
+    eventually(lambda: turnout.everything() == only, why="they are still there")
+    eventually(lambda: not zombies(), why="nobody waited for them")
+
+
+def test_the_exit_status_of_every_daemon_is_recorded(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1", "--die-on-line", "DIE", "--exit-code", "41"))
+    turnout.run("up")
+    (boot_id,) = turnout.daemons()
+    ask(turnout.address, "DIE")
+    record = turnout.home.service("default").record(boot_id)
+    eventually(lambda: f'"status": {41 << 8}' in record.read_text(), why=record.read_text())
