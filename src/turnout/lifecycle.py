@@ -302,9 +302,15 @@ class Lifecycle:
         service = self.service
         if listen:
             self._ground.check()
+        before = service.home.settings.read_bytes() if service.home.settings.exists() else None
         write_durably(Files(), service.home.settings, dump_settings(service.settings))
         if listen:
-            self._ground.lay()
+            try:
+                self._ground.lay()
+            except BaseException:
+                if before is not None:  # what does not listen as it says is not in force
+                    write_durably(Files(), service.home.settings, before)
+                raise
         snapshot = service.registry.read().snapshot
         block = snapshot.deployment
         prune_records(service.home.records, spare=snapshot.daemons)

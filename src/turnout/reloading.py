@@ -18,10 +18,10 @@ from turnout.system.watcher import Watcher
 
 # Fields that a running router cannot change, and who can.
 NEEDS: Final[Mapping[str, str]] = {
-    "listen": "turnout down, then turnout up",
+    "listen": "turnout up",
+    "expose": "turnout up",
     "registry": "turnout down, then turnout up",
     "plane": "turnout up, then turnout router --replace",
-    "hold_max": "turnout up, then turnout router --replace",
 }
 BUILD_FIELDS: Final = ("command", "cwd", "env", "version")
 

@@ -9,6 +9,7 @@ import math
 import socket
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import asdict
 from typing import Any, Final
 
 from turnout.automatic import run_verb
@@ -25,7 +26,7 @@ from turnout.leaving import Leaving
 from turnout.planes.plane import Carried, Plane, Target
 from turnout.reloading import Reload, Reloading
 from turnout.restarter import Restarter, Started
-from turnout.service import Service
+from turnout.service import Service, policy
 from turnout.supervisor import Change, Supervisor
 from turnout.system.home import Home, ServiceHome
 from turnout.system.loading import Read
@@ -34,6 +35,7 @@ from turnout.system.probe import ProbeResult, probe
 from turnout.system.sockets import established_to
 from turnout.system.spawn_record import read_records
 from turnout.system.watcher import Watcher
+from turnout.troubles import Troubles
 
 POLL_S: Final = 0.02
 HINTED_POLL_S: Final = 0.25  # where the kernel tells of changes, looking is only for what it may have missed
@@ -45,6 +47,7 @@ BUSY_S: Final = 0.1  # a file that changed a moment ago may change again behind 
 REFUSED_PATIENCE_S: Final = 0.25
 UNREADABLE_AGAIN_S: Final = 1.0
 KEEP_EVERY_S: Final = 1.0
+TROUBLES_S: Final = 1.0
 FAILED_GRACE_S: Final = 5.0
 log = logging.getLogger("turnout.router")
 
@@ -102,6 +105,8 @@ class Served:
         self._notice: Notice | None = None
         self._busy_until = 0.0
         self._hints_at = 0.0
+        self._troubles = Troubles()
+        self._troubles_at = 0.0
         self._poller: asyncio.Handle = loop.call_soon(self._poll)
 
     async def run(self) -> None:
@@ -127,10 +132,18 @@ class Served:
             self._close()
 
     def take(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these listeners, now or once this router leads; they are owned here from now on."""
-        self.sockets.extend(sockets)
-        if self._leads.is_set():
-            for sock in sockets:
+        """Accept on these and on no other listeners, now or once this router leads; they are owned here."""
+        before = {sock.getsockname()[:2]: sock for sock in self.sockets}
+        wanted = {sock.getsockname()[:2]: sock for sock in sockets}
+        self.sockets = [before.get(address, sock) for address, sock in wanted.items()]
+        for address, sock in before.items():
+            if address not in wanted:
+                self.plane.remove_listener(address)
+                sock.close()
+        for address, sock in wanted.items():
+            if address in before:
+                sock.close()  # another descriptor of the same listener
+            elif self._leads.is_set():
                 self.plane.add_listener(sock)
 
     @property
@@ -177,6 +190,10 @@ class Served:
     def _poll(self) -> None:
         """Look by mtime: often while something happens or nobody gives a hint, else now and then."""
         now = self._loop.time()
+        if now >= self._troubles_at:
+            self._troubles_at = now + TROUBLES_S
+            for line in self._troubles.look(self.plane.counters, now):
+                log.warning("%s: %s", self.service.name, line)
         if self._watcher.poll():
             self._busy_until = now + BUSY_S
             self._news.set()
@@ -275,10 +292,18 @@ class Served:
             self._reloaded = Reload(self.service.settings)
         except (TurnoutError, OSError) as error:
             log.warning("%s: the old settings stay: %s", self.service.name, error)
+            return
+        self._take_over()
         if self.service.registry.path != before:
             self._watcher = Watcher(self.service.registry.path)
             self._drop_notice()
             self._hints_at = 0.0
+
+    def _take_over(self) -> None:
+        """Hold the plane to the settings as they are now."""
+        self.plane.apply(policy(self.service.settings))
+        if self.ready:
+            self._point()
 
     def _reload_file(self) -> None:
         """A person wrote them, with no verb so far."""
@@ -286,7 +311,7 @@ class Served:
         name = self.service.name
         if done.changed:
             self.service = Service.open(self.service.home, done.settings)
-            self._point()
+            self._take_over()
         if done.error:
             log.warning("%s: the old settings stay: %s", name, done.error)
         else:
@@ -510,8 +535,10 @@ class Served:
         census = self.plane.census()
         return {
             "applied_revision": self.applied_revision,
-            "plane": "relay",
+            "plane": self.plane.name,
             "held": self.plane.counters.held_now,
+            "counters": asdict(self.plane.counters),
+            "troubles": self._troubles.lately(self.now()),
             "restart": self._restart(),
             "settings": {"later": list(self._reloaded.later), "error": self._reloaded.error},
             "observe_remaining_s": self.supervisor.observe_remaining_s,

@@ -40,8 +40,8 @@ def opened() -> Iterator[ExitStack]:
         yield stack
 
 
-def expect(send: bytes = b"hello\n", match: bytes = b"hello", **more: bool) -> ProbeSpec:
-    return ProbeSpec("expect", send, match, **more)
+def expect(send: bytes = b"hello\n", match: bytes = b"hello", *, verify_owner: bool = True) -> ProbeSpec:
+    return ProbeSpec("expect", send, match, verify_owner)
 
 
 def spec_of(kind: str) -> ProbeSpec:

@@ -43,12 +43,14 @@ class ProbeSpec:
         match: a regular expression (re), searched in what came so far, 64 KiB at most.
         verify_owner: whether the listener must belong to the process that was started. False for a daemon of another
             user or in a container: then anything that listens there will do.
+        preamble: what every connection to this daemon begins with (a PROXY header), whatever the kind.
     """
 
     kind: Literal["alive", "tcp", "expect", "none"] = "alive"
     send: bytes = b""
     match: bytes = b""
     verify_owner: bool = True
+    preamble: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,7 @@ def _talk(daemon: Daemon, spec: ProbeSpec, deadline: float) -> ProbeResult:
         with socket.create_connection((daemon.host, daemon.port), _left(deadline)) as sock:
             if sock.getsockname() == sock.getpeername():  # RFC 9293, 3.5: with nobody listening, TCP can meet itself
                 return ProbeResult(ok=False, reason=f"nothing listens on port {daemon.port}")
+            sock.sendall(spec.preamble)
             if spec.kind == "tcp":
                 return ProbeResult(ok=True, reason=f"port {daemon.port} accepts connections")
             pattern = re.compile(spec.match)
