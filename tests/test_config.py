@@ -6,6 +6,8 @@ import pytest
 
 from turnout.config import Address, Settings, dump_settings, duration, load_file, load_settings, parse_address
 from turnout.errors import ConfigError, UsageError
+from turnout.planes.policy import Policy, networks
+from turnout.service import policy
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -38,6 +40,14 @@ def test_resolved_settings_survive_being_written_and_read(tmp_path: Path) -> Non
         ("[service.a]\nlisten = 5\n", "listen"),
         ('[service.a]\nlisten = "127.0.0.1"\n', "127.0.0.1"),
         ('[service.a]\nlisten = "8.8.8.8:80"\n', "loopback"),
+        ('[service.a]\nlisten = "8.8.8.8:80"\nexpose = true\n', "clients-look-local"),
+        ('[service.a]\nlisten = ["127.0.0.1:80", "0.0.0.0:80"]\nexpose = "clients-look-local"\n', "are one"),
+        ('[service.a]\nexpose = "yes"\n', "clients-look-local"),
+        ('[service.a]\nproxy_protocol = "v1"\n', "v2"),
+        ('[service.a]\nallow = ["10.0.0.1/8"]\n', "10.0.0.1/8"),
+        ("[service.a]\nlimits = { connections = -1 }\n", "limits.connections"),
+        ('[service.a]\nlimits = { idle_timeout = "1ms" }\n', "limits.idle_timeout"),
+        ("[service.a]\nlimits = { conections = 1 }\n", "'connections'"),
         ("[service.a]\nlisten = []\n", "no address"),
         ('[service.a]\ncommand = "redis-server"\n', "command"),
         ('[service.a]\nobserve = "soon"\n', "observe"),
@@ -63,6 +73,37 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, where: str)
     assert str(path) in caught.value.message
     assert where in f"{caught.value.message} {caught.value.hint}"
     assert "\n" not in caught.value.message
+
+
+def test_policies_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    text = """[service.a]
+listen = ["0.0.0.0:1", "[::]:1"]
+plane = "stream"
+proxy_protocol = "v2"
+expose = true
+allow = ["10.0.0.0/8", "::1"]
+limits = { connections = 500, idle_timeout = "1h", user_timeout = "30s" }
+"""
+    settings = load_file(write(tmp_path, text))["a"].settings
+    assert load_settings(dump_settings(settings)) == settings
+    found = policy(settings)
+    assert found == Policy(
+        connections=500,
+        idle_timeout_s=3600.0,
+        user_timeout_s=30.0,
+        proxy_protocol=True,
+        allow=networks(["10.0.0.0/8", "::1/128"]),
+    )
+    assert found.admits("10.9.9.9")
+    assert found.admits("::1")
+    assert not found.admits("11.0.0.1")
+    assert settings.plane == "stream"
+
+
+def test_without_policies_nothing_is_limited() -> None:
+    found = policy(Settings(name="a", listen=()))
+    assert (found.connections, found.idle_timeout_s, found.user_timeout_ms(), found.allow) == (0, None, 0, ())
+    assert not found.proxy_protocol
 
 
 @pytest.mark.parametrize(
