@@ -26,7 +26,8 @@ def configure(turnout: Turnout, command: list[str], *lines: str, probe: str = "a
 
 def test_listen_addresses_come_and_go_while_connections_go_on(turnout: Turnout) -> None:
     turnout.configure(line_daemon("--version", "v1"))
-    first, second = f"127.0.0.1:{turnout.port}", ("127.0.0.1", choose_port())
+    with choose_port(avoid={turnout.port}) as reserved:
+        first, second = f"127.0.0.1:{turnout.port}", ("127.0.0.1", reserved.port)
     turnout.run("up")
     with socket.create_connection(turnout.address, 20) as sock, sock.makefile("rb") as lines:
         turnout.run("up", "--listen", f"{first},127.0.0.1:{second[1]}")
