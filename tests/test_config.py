@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from turnout.config import Address, Settings, dump_settings, duration, load_file, load_settings, parse_address
+from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import ConfigError, UsageError
 from turnout.planes.policy import Policy, networks
-from turnout.service import policy
+from turnout.service import policy, probe_spec
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -91,19 +92,18 @@ limits = { connections = 500, idle_timeout = "1h", user_timeout = "30s" }
         connections=500,
         idle_timeout_s=3600.0,
         user_timeout_s=30.0,
-        proxy_protocol=True,
         allow=networks(["10.0.0.0/8", "::1/128"]),
     )
     assert found.admits("10.9.9.9")
     assert found.admits("::1")
     assert not found.admits("11.0.0.1")
-    assert settings.plane == "stream"
+    assert (settings.plane, settings.proxy_protocol) == ("stream", "v2")
+    assert probe_spec(settings).preamble == LOCAL_HEADER
 
 
 def test_without_policies_nothing_is_limited() -> None:
     found = policy(Settings(name="a", listen=()))
     assert (found.connections, found.idle_timeout_s, found.user_timeout_ms(), found.allow) == (0, None, 0, ())
-    assert not found.proxy_protocol
 
 
 @pytest.mark.parametrize(

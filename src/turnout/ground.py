@@ -119,6 +119,15 @@ class Ground:
                 )
             _try_bind(address)
 
+    def other_plane(self) -> str:
+        """The plane that the service runs on, where its settings name another one: that comes with the next router."""
+        settings = self._wanted.settings
+        try:
+            runs = str(self._router.status(timeout_s=1.0)["services"][settings.name]["plane"])
+        except (NotRunningError, TimedOutError, OSError, KeyError):
+            return ""
+        return "" if settings.plane in {"auto", runs} else runs
+
     def _wait_for_attached(self) -> None:
         """A router that outlived its keeper brings the listeners that it has: before that, they look taken."""
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -109,6 +109,12 @@ class Lifecycle:
 
     def up(self, *, supersede: bool = False, expected_generation: int | None = None) -> Done:
         """Make it so: keeper, router, and an active daemon of the wanted build."""
+        done = self._up(supersede=supersede, expected_generation=expected_generation)
+        runs = self._ground.other_plane()
+        note = f"; it runs on plane {runs} until: turnout router --replace" if runs else ""
+        return replace(done, text=done.text + note)
+
+    def _up(self, *, supersede: bool, expected_generation: int | None) -> Done:
         snapshot = self._prepare()
         active = snapshot.active
         build = self._wanted_build(required=active is None)

@@ -9,7 +9,7 @@ import math
 import socket
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from turnout.automatic import run_verb
@@ -19,12 +19,13 @@ from turnout.core.membership import forget_daemon
 from turnout.core.model import Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome
 from turnout.core.policy import RESTART_DELAYS_S
+from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.drainer import Drainer
 from turnout.errors import ConflictError, LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.leaving import Leaving
 from turnout.planes.plane import Carried, Plane, Target
-from turnout.reloading import Reload, Reloading
+from turnout.reloading import NEEDS, Reload, Reloading
 from turnout.restarter import Restarter, Started
 from turnout.service import Service, policy
 from turnout.supervisor import Change, Supervisor
@@ -105,6 +106,7 @@ class Served:
         self._notice: Notice | None = None
         self._busy_until = 0.0
         self._hints_at = 0.0
+        self._headers: dict[str, bool] = {}  # by boot
         self._troubles = Troubles()
         self._troubles_at = 0.0
         self._poller: asyncio.Handle = loop.call_soon(self._poll)
@@ -289,7 +291,8 @@ class Served:
         try:
             self.service = Service.open(home, _settings(home))
             self._reloading = Reloading(self.service.settings, home.settings.stat().st_mtime_ns)
-            self._reloaded = Reload(self.service.settings)
+            later = () if self.service.settings.plane in {"auto", self.plane.name} else (f"plane: {NEEDS['plane']}",)
+            self._reloaded = Reload(self.service.settings, later=later)
         except (TurnoutError, OSError) as error:
             log.warning("%s: the old settings stay: %s", self.service.name, error)
             return
@@ -354,11 +357,24 @@ class Served:
             self.plane.point_at(None, patience_s=hold_s)
         elif active:
             coming = block.state is not State.IDLE or self.restarter.due is not None
-            target = Target(active.boot_id, active.host, active.port)
+            target = Target(
+                active.boot_id, active.host, active.port, proxy_protocol=self._expects_header(active.boot_id)
+            )
             self.plane.point_at(target, patience_s=hold_s if coming else REFUSED_PATIENCE_S)
         else:
             coming = block.in_flight or block.generation == 0 or self.restarter.due is not None
             self.plane.point_at(None, patience_s=hold_s if coming else 0.0)
+
+    def _expects_header(self, boot_id: str) -> bool:
+        """Whether a daemon is told its clients' addresses: as the settings had it when it first came to be active.
+
+        A changed setting goes with the daemons that come after it; the old one may be gone back to.
+        """
+        expects = self._headers.get(boot_id)
+        if expects is None:
+            self._headers = {known: self._headers[known] for known in self._headers if known in self.snapshot.daemons}
+            expects = self._headers[boot_id] = self.service.settings.proxy_protocol == "v2"
+        return expects
 
     def when_applied(self, revision: int, reply: Callable[[int], None]) -> None:
         """Call ``reply`` with the applied revision once it is ``revision`` or later; look at the registry now."""
@@ -384,7 +400,8 @@ class Served:
 
     async def probe(self, daemon: Daemon) -> ProbeResult:
         health = self.service.settings.health
-        spec = self.service.probe_spec
+        preamble = LOCAL_HEADER if self._expects_header(daemon.boot_id) else b""
+        spec = replace(self.service.probe_spec, preamble=preamble)
 
         def check() -> ProbeResult:
             return probe(daemon, spec, timeout_s=health.timeout_s)

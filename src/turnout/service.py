@@ -73,7 +73,6 @@ def policy(settings: Settings) -> Policy:
         connections=settings.connections,
         idle_timeout_s=settings.idle_timeout_s,
         user_timeout_s=settings.user_timeout_s,
-        proxy_protocol=settings.proxy_protocol == "v2",
         allow=networks(settings.allow),
     )
 

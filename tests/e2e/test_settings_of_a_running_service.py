@@ -57,19 +57,18 @@ def test_an_address_that_is_taken_leaves_everything_as_it_was(turnout: Turnout) 
     assert ask(turnout.address) == "v1"
 
 
-def test_another_plane_is_refused_while_the_service_runs_and_taken_after_down(turnout: Turnout) -> None:
+def test_another_plane_comes_with_another_router_and_until_then_status_says_which_one_runs(turnout: Turnout) -> None:
     turnout.configure(line_daemon("--version", "v1"))
     turnout.run("up", "--plane", "stream")
     assert turnout.status()["router"]["plane"] == "stream"
-    assert ask(turnout.address) == "v1"
-    done = turnout.run("up", "--plane", "relay", code=6)
-    assert "stream" in done.stderr
-    assert "hint: turnout down" in done.stderr
-    assert turnout.status()["router"]["plane"] == "stream"
-    turnout.run("up")  # auto: what runs is as good as any
-    turnout.run("down")
-    turnout.run("up", "--plane", "relay")
-    assert turnout.status()["router"]["plane"] == "relay"
+    with socket.create_connection(turnout.address, 20) as sock, sock.makefile("rb") as lines:
+        assert "router --replace" in turnout.run("up", "--plane", "relay").stdout
+        assert turnout.status()["router"]["plane"] == "stream"
+        turnout.run("router", "--replace")
+        assert turnout.status()["router"]["plane"] == "relay"
+        assert ask(turnout.address) == "v1"
+        sock.sendall(b"still here\n")
+        assert lines.readline().startswith(b"v1"), "the router that leaves has it still"
 
 
 def test_an_allow_list_is_in_force_with_the_next_up_and_counted_in_status(turnout: Turnout) -> None:

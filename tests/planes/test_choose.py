@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from turnout.errors import ConfigError
-from turnout.planes.choose import choose, lacking, make
+from turnout.planes.choose import Planes, choose, lacking
 from turnout.planes.policy import Policy
 
 
@@ -39,11 +39,12 @@ def test_here_the_relay_can_run() -> None:
 
 @pytest.mark.parametrize("name", ["relay", "stream"])
 def test_what_is_made_is_what_was_chosen(name: str) -> None:
-    async def made() -> str:
-        plane = make(name, asyncio.get_running_loop(), Policy())
-        try:
-            return plane.name
-        finally:
+    async def made() -> set[str]:
+        planes = Planes(asyncio.get_running_loop())
+        both = [planes.make(name, Policy()) for _ in range(2)]
+        for plane in both:
             plane.close()
+        planes.close()
+        return {plane.name for plane in both}
 
-    assert asyncio.run(made()) == name
+    assert asyncio.run(made()) == {name}

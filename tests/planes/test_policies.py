@@ -183,9 +183,17 @@ def test_a_client_outside_the_allow_list_is_reset_at_once_and_counted(kind: str,
 # -- the PROXY protocol ----------------------------------------------------------------------------------------------
 
 
+def introduced(stage: Stage) -> Daemon:
+    """A daemon that expects a header."""
+    daemon = stage.daemon("v1", point=False)
+    daemon.target = replace(daemon.target, proxy_protocol=True)
+    stage.point_at(daemon)
+    return daemon
+
+
 def test_the_daemon_is_told_its_client_before_any_byte_of_the_client(kind: str, opened: Opened) -> None:
-    stage = staged(opened, kind, Policy(proxy_protocol=True))
-    daemon = stage.daemon("v1")
+    stage = staged(opened, kind, Policy())
+    daemon = introduced(stage)
     client = stage.client()
     client.sendall(b"mine")
     far = daemon.accept()
@@ -200,15 +208,15 @@ def test_the_daemon_is_told_its_client_before_any_byte_of_the_client(kind: str, 
 
 
 def test_held_clients_and_retried_connects_are_introduced_once(kind: str, opened: Opened) -> None:
-    stage = staged(opened, kind, Policy(proxy_protocol=True))
-    dead = stage.daemon("dead")
+    stage = staged(opened, kind, Policy())
+    dead = introduced(stage)
     address = dead.listener.getsockname()
     dead.listener.close()
     client = stage.client()
     client.sendall(b"patient")
     client.shutdown(socket.SHUT_WR)
     eventually(lambda: stage.plane.counters.connect_failed > 1)
-    reborn = Daemon("dead", address)
+    reborn = Daemon("v1", address)
     opened.callback(reborn.listener.close)
     far = reborn.accept()
     assert read_header(far).source == client.getsockname()
@@ -218,8 +226,8 @@ def test_held_clients_and_retried_connects_are_introduced_once(kind: str, opened
 
 
 def test_a_client_over_ipv6_is_told_as_such(kind: str, opened: Opened) -> None:
-    stage = staged(opened, kind, Policy(proxy_protocol=True))
-    daemon = stage.daemon("v1")
+    stage = staged(opened, kind, Policy())
+    daemon = introduced(stage)
     with ipv6_listener() as front, socket.socket(socket.AF_INET6) as client:
         stage.call(lambda: stage.plane.add_listener(front))
         client.settimeout(20)

@@ -297,7 +297,7 @@ class Front:
             waiting.daemon, waiting.daemon_fd, waiting.target = None, -1, None
 
     def _hand_over(self, waiting: Waiting, daemon: socket.socket, target: Target) -> None:
-        if self._policy.proxy_protocol and not self._introduce(waiting, daemon):
+        if target.proxy_protocol and not self._introduce(waiting, daemon):
             return
         waiting.gone = True
         waiting.daemon = None

@@ -19,7 +19,8 @@ class Sources:
     """Connects from the next loopback address where one has no port left.
 
     127.0.0.1 is what daemons know as local (``pg_hba.conf``), so it is gone back to every few seconds: by then some
-    connections may have ended. In between the last one that had a port is tried first, since finding none costs a walk through all.
+    connections may have ended. In between the last one that had a port is tried first, for finding none costs a walk
+    through all.
 
     Args:
         counters: ``other_source`` and ``ports_exhausted`` are kept here.
