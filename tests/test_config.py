@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from turnout.config import Address, Settings, dump_settings, duration, load_file, load_settings, parse_address
+from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import ConfigError, UsageError
-from turnout.service import probe_spec
+from turnout.planes.policy import Policy, networks
+from turnout.service import policy, probe_spec
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -50,6 +52,14 @@ def test_the_probes_http_and_exec_are_read(tmp_path: Path) -> None:
         ("[service.a]\nlisten = 5\n", "listen"),
         ('[service.a]\nlisten = "127.0.0.1"\n', "127.0.0.1"),
         ('[service.a]\nlisten = "8.8.8.8:80"\n', "loopback"),
+        ('[service.a]\nlisten = "8.8.8.8:80"\nexpose = true\n', "clients-look-local"),
+        ('[service.a]\nlisten = ["127.0.0.1:80", "0.0.0.0:80"]\nexpose = "clients-look-local"\n', "are one"),
+        ('[service.a]\nexpose = "yes"\n', "clients-look-local"),
+        ('[service.a]\nproxy_protocol = "v1"\n', "v2"),
+        ('[service.a]\nallow = ["10.0.0.1/8"]\n', "10.0.0.1/8"),
+        ("[service.a]\nlimits = { connections = -1 }\n", "limits.connections"),
+        ('[service.a]\nlimits = { idle_timeout = "1ms" }\n', "limits.idle_timeout"),
+        ("[service.a]\nlimits = { conections = 1 }\n", "'connections'"),
         ("[service.a]\nlisten = []\n", "no address"),
         ('[service.a]\ncommand = "redis-server"\n', "command"),
         ('[service.a]\nobserve = "soon"\n', "observe"),
@@ -81,6 +91,36 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, where: str)
     assert str(path) in caught.value.message
     assert where in f"{caught.value.message} {caught.value.hint}"
     assert "\n" not in caught.value.message
+
+
+def test_policies_are_read_as_they_are_meant(tmp_path: Path) -> None:
+    text = """[service.a]
+listen = ["0.0.0.0:1", "[::]:1"]
+plane = "stream"
+proxy_protocol = "v2"
+expose = true
+allow = ["10.0.0.0/8", "::1"]
+limits = { connections = 500, idle_timeout = "1h", user_timeout = "30s" }
+"""
+    settings = load_file(write(tmp_path, text))["a"].settings
+    assert load_settings(dump_settings(settings)) == settings
+    found = policy(settings)
+    assert found == Policy(
+        connections=500,
+        idle_timeout_s=3600.0,
+        user_timeout_s=30.0,
+        allow=networks(["10.0.0.0/8", "::1/128"]),
+    )
+    assert found.admits("10.9.9.9")
+    assert found.admits("::1")
+    assert not found.admits("11.0.0.1")
+    assert (settings.plane, settings.proxy_protocol) == ("stream", "v2")
+    assert probe_spec(settings).preamble == LOCAL_HEADER
+
+
+def test_without_policies_nothing_is_limited() -> None:
+    found = policy(Settings(name="a", listen=()))
+    assert (found.connections, found.idle_timeout_s, found.user_timeout_ms(), found.allow) == (0, None, 0, ())
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ def test_what_can_change_is_taken_over_and_what_cannot_is_named_with_what_it_nee
     reloading = Reloading(settings, time.time_ns())
     write(path, port=5001, version="2", observe="5s", hold=10)
     done = reloading.reload(settings)
-    assert done.changed == ("observe_s",)
-    assert (done.settings.observe_s, done.settings.listen, done.settings.hold_max) == (5.0, settings.listen, 9)
-    assert [what.partition(":")[0] for what in done.later] == ["listen", "hold_max", "command, cwd, env or version"]
+    assert done.changed == ("observe_s", "hold_max")
+    assert (done.settings.observe_s, done.settings.listen, done.settings.hold_max) == (5.0, settings.listen, 10)
+    assert [what.partition(":")[0] for what in done.later] == ["listen", "command, cwd, env or version"]
     assert done.error == ""
 
 

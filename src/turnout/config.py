@@ -14,11 +14,13 @@ import signal
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeVar, get_args
 
 import msgspec
 
+from turnout.core.listen import exposure_problem, overlap
 from turnout.errors import ConfigError, UsageError
+from turnout.planes.policy import networks
 from turnout.system.probe_http import parse_statuses
 
 DEFAULT_LISTEN: Final = "127.0.0.1:47777"
@@ -26,12 +28,15 @@ DEFAULT_SERVICE: Final = "default"
 FILE_NAME: Final = "turnout.toml"
 
 ProbeKind = Literal["alive", "tcp", "expect", "http", "exec", "none"]
-PlaneName = Literal["auto", "relay"]
+PlaneName = Literal["auto", "relay", "stream"]
 OnUnhealthy = Literal["report", "restart"]
+ProxyProtocol = Literal["none", "v2"]
+Expose = Literal["clients-look-local"]
+T = TypeVar("T")
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where clients connect to; ``host`` is a numeric loopback address."""
+    """Where clients connect to; ``host`` is numeric."""
 
     host: str
     port: int
@@ -58,7 +63,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One service, resolved. Times in seconds; ``drain_deadline_s`` None: connections are never cut."""
+    """One service, resolved. Times in seconds; None: without end. ``connections`` 0: no limit; ``allow`` empty: all."""
 
     name: str
     listen: tuple[Address, ...]
@@ -75,6 +80,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_max: int = 3
     hold_max: int = 1024
     hold_timeout_s: float = 70.0
+    connections: int = 0
+    idle_timeout_s: float | None = None
+    user_timeout_s: float | None = None
+    proxy_protocol: ProxyProtocol = "none"
+    allow: tuple[str, ...] = ()
+    expose: bool | Expose = False
     on_unhealthy: OnUnhealthy = "report"
     auto_deploy: bool = False
     watch: tuple[str, ...] = ()
@@ -129,6 +140,12 @@ class _RawHold(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     timeout: Duration = "70s"
 
 
+class _RawLimits(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    connections: int = 0
+    idle_timeout: Duration = "none"
+    user_timeout: Duration = "none"
+
+
 class _RawService(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     listen: str | list[str] = DEFAULT_LISTEN
     command: list[str] = []
@@ -144,6 +161,10 @@ class _RawService(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     observe: Duration = "30s"
     drain: _RawDrain = msgspec.field(default_factory=_RawDrain)
     hold: _RawHold = msgspec.field(default_factory=_RawHold)
+    limits: _RawLimits = msgspec.field(default_factory=_RawLimits)
+    proxy_protocol: str = "none"
+    allow: list[str] = []
+    expose: bool | str = False
     registry: str = ""
     on_unhealthy: str = "report"
     auto_deploy: bool = False
@@ -177,8 +198,12 @@ def duration_or_none(value: Duration, *, what: str) -> float | None:
     return None if value in {"none", "never"} else duration(value, what=what)
 
 
-def parse_address(text: str) -> Address:
-    """``HOST:PORT`` with a numeric loopback host, ``localhost``, or ``[::1]:PORT``.
+def parse_address(text: str, *, beyond_loopback: bool = False) -> Address:
+    """``HOST:PORT`` with a numeric host, ``localhost``, or ``[::1]:PORT``.
+
+    Args:
+        text: that.
+        beyond_loopback: whether another host than a loopback one will do.
 
     Raises:
         UsageError: it is none of these, or lies beyond loopback.
@@ -192,11 +217,8 @@ def parse_address(text: str) -> Address:
         parsed = ipaddress.ip_address(bare)
     except ValueError:
         raise UsageError(f"{text!r}: {bare!r} is no numeric address", hint="write it like 127.0.0.1:47777") from None
-    if not parsed.is_loopback:
-        raise UsageError(
-            f"{text!r} lies beyond loopback: behind a relay every client would look local to the daemon",
-            hint="listen on 127.0.0.1 or [::1]; exposing other addresses is not supported yet",
-        )
+    if not parsed.is_loopback and not beyond_loopback:
+        raise UsageError(f"{text!r} lies beyond loopback", hint="a daemon is reached on 127.0.0.1 or [::1]")
     return Address(str(parsed), int(port_text))
 
 
@@ -257,7 +279,7 @@ def _explain(path: Path, text: str) -> ConfigError:
             f"{path}: {where}: {text.split(' - at ', maxsplit=1)[0]}", hint="see the README's table of settings"
         )
     known: set[str] = set()
-    for struct in (_RawFile, _RawService, _RawHealth, _RawStop, _RawDrain, _RawHold):
+    for struct in (_RawFile, _RawService, _RawHealth, _RawStop, _RawDrain, _RawHold, _RawLimits):
         known |= set(struct.__struct_fields__)
     near = difflib.get_close_matches(unknown[1], sorted(known), n=1)
     hint = f"did you mean {near[0]!r}?" if near else "see the README's table of settings"
@@ -269,7 +291,7 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
     base = path.parent.absolute()
     settings = Settings(
         name=name,
-        listen=tuple(parse_address(text) for text in listen),
+        listen=tuple(parse_address(text, beyond_loopback=True) for text in listen),
         registry=str(base / Path(raw.registry).expanduser()) if raw.registry else "",
         plane=plane_name(raw.plane),
         strategy=raw.strategy,
@@ -296,6 +318,12 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
         drain_max=raw.drain.max_draining,
         hold_max=raw.hold.max,
         hold_timeout_s=duration(raw.hold.timeout, what="hold.timeout"),
+        connections=raw.limits.connections,
+        idle_timeout_s=duration_or_none(raw.limits.idle_timeout, what="limits.idle_timeout"),
+        user_timeout_s=duration_or_none(raw.limits.user_timeout, what="limits.user_timeout"),
+        proxy_protocol=_one_of(get_args(ProxyProtocol), raw.proxy_protocol, "proxy_protocol"),
+        allow=tuple(raw.allow),
+        expose=raw.expose if isinstance(raw.expose, bool) else _one_of(get_args(Expose), raw.expose, "expose"),
         on_unhealthy=on_unhealthy(raw.on_unhealthy),
         auto_deploy=raw.auto_deploy,
         watch=tuple(str(base / Path(text).expanduser()) for text in raw.watch),
@@ -317,9 +345,8 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
 
 
 def plane_name(text: str) -> PlaneName:
-    if text not in get_args(PlaneName):
-        raise UsageError(f"there is no plane {text!r}", hint=f"one of {', '.join(get_args(PlaneName))}")
-    return "relay" if text == "relay" else "auto"
+    planes: tuple[PlaneName, ...] = get_args(PlaneName)
+    return _one_of(planes, text, "plane")
 
 
 def on_unhealthy(text: str) -> OnUnhealthy:
@@ -330,10 +357,14 @@ def on_unhealthy(text: str) -> OnUnhealthy:
 
 def probe_kind(text: str) -> ProbeKind:
     kinds: tuple[ProbeKind, ...] = get_args(ProbeKind)
-    for kind in kinds:
-        if kind == text:
-            return kind
-    raise UsageError(f"there is no probe {text!r}", hint=f"one of {', '.join(kinds)}")
+    return _one_of(kinds, text, "probe")
+
+
+def _one_of(known: tuple[T, ...], text: str, what: str) -> T:
+    for one in known:
+        if one == text:
+            return one
+    raise UsageError(f"there is no {what} {text!r}", hint=f"one of {', '.join(map(str, known))}")
 
 
 def check(settings: Settings) -> None:
@@ -350,6 +381,16 @@ def check(settings: Settings) -> None:
         )
     if not settings.listen:
         raise UsageError("listen names no address", hint=f'for example listen = "{DEFAULT_LISTEN}"')
+    both = overlap([(address.host, address.port) for address in settings.listen])
+    if both:
+        raise UsageError(f"listen names {Address(*both[0])} and {Address(*both[1])}, which are one", hint="drop one")
+    problem = exposure_problem(
+        [address.host for address in settings.listen],
+        settings.expose,
+        proxy_protocol=settings.proxy_protocol != "none",
+    )
+    if problem:
+        raise UsageError(problem[0], hint=problem[1])
     if not hasattr(signal, f"SIG{settings.stop_signal}"):
         raise UsageError(f"there is no signal {settings.stop_signal!r}", hint="for example TERM, INT or QUIT")
     if not 1 <= settings.health.failures <= 1000:
@@ -362,6 +403,15 @@ def check(settings: Settings) -> None:
         raise UsageError("drain.max_draining must lie in 1..1000")
     if not 0 <= settings.hold_max <= 1_000_000:
         raise UsageError("hold.max must lie in 0..1000000")
+    if not 0 <= settings.connections <= 10_000_000:
+        raise UsageError("limits.connections must lie in 0..10000000; 0 means no limit")
+    for name, timeout_s in (("idle_timeout", settings.idle_timeout_s), ("user_timeout", settings.user_timeout_s)):
+        if timeout_s is not None and not 0.1 <= timeout_s <= 1_000_000:
+            raise UsageError(f"limits.{name} must be 100ms or more, and 11d at most", hint='"none" turns it off')
+    try:
+        networks(settings.allow)
+    except ValueError as error:
+        raise UsageError(f"allow: {error}", hint='for example allow = ["10.0.0.0/8", "::1"]') from error
     if settings.health.probe == "expect" and not settings.health.match:
         raise UsageError(
             "probe = expect needs a match", hint='for example health = { probe = "expect", match = "PONG" }'

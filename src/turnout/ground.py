@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from turnout.admin import RouterClient
 from turnout.config import Address, Wanted
+from turnout.core.listen import overlap
 from turnout.core.self_loop import names_own_port
-from turnout.errors import NotRunningError, TimedOutError, TurnoutError, UsageError
+from turnout.errors import ConflictError, NotRunningError, TimedOutError, TurnoutError, UsageError
 from turnout.keeper_client import KeeperClient, bind_error, ensure_keeper
 from turnout.system.home import Home
 from turnout.system.process import is_alive
@@ -90,7 +91,13 @@ class Ground:
         return True
 
     def check(self) -> None:
-        """Find out what cannot work before anything is started."""
+        """Find out what cannot work before anything is started or changed.
+
+        Raises:
+            AddressInUseError: an address is taken.
+            ConflictError: the service runs, and cannot be changed into what is wanted while it does.
+            SpawnError: the command cannot be run.
+        """
         if self._wanted.command:
             own = names_own_port(self._wanted.command, {address.port for address in self._wanted.settings.listen})
             if own:
@@ -99,16 +106,34 @@ class Ground:
                     hint="put {port} in its place; the daemon gets a port of its own",
                 )
             resolve_command(self._wanted.command, self._wanted.cwd or str(Path.cwd()), os.environ)
+        settings = self._wanted.settings
+        known: Sequence[tuple[str, int]] = ()
         try:
             with KeeperClient.connect(self._home) as keeper:
-                if self._wanted.settings.name in keeper.hello().services:
-                    return
+                known = keeper.hello().services.get(settings.name, ())
         except NotRunningError:
             if any(is_alive(router.identity) for router in read_records(self._home.root).values()):
                 return  # it outlived its keeper and has the addresses; a new keeper takes them over from it
             self._fresh = True
-        for address in self._wanted.settings.listen:
+        for address in settings.listen:
+            if (address.host, address.port) in known:
+                continue
+            both = overlap([*known, (address.host, address.port)])
+            if both:
+                raise ConflictError(
+                    f"{address} cannot be bound beside {Address(*both[0])}, where {settings.name} listens now",
+                    hint="turnout down, then up again",
+                )
             _try_bind(address)
+
+    def other_plane(self) -> str:
+        """The plane that the service runs on, where its settings name another one: that comes with the next router."""
+        settings = self._wanted.settings
+        try:
+            runs = str(self._router.status(timeout_s=1.0)["services"][settings.name]["plane"])
+        except (NotRunningError, TimedOutError, OSError, KeyError):
+            return ""
+        return "" if settings.plane in {"auto", runs} else runs
 
     def _wait_for_attached(self) -> None:
         """A router that outlived its keeper brings the listeners that it has: before that, they look taken."""
@@ -149,6 +174,8 @@ def _try_bind(address: Address) -> None:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             sock.bind((address.host, address.port))
             sock.listen(1)

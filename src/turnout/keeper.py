@@ -200,13 +200,9 @@ class Keeper:
         name = check_name(message["service"])
         addresses = [(str(host), int(port)) for host, port in message["addresses"]]
         served = self._served.get(name)
-        if served and served.addresses != addresses:
-            raise ConflictError(
-                f"service {name} already listens on {spell(served.addresses)}", hint="turnout down, then up again"
-            )
-        if not served:
+        if served is None or served.addresses != addresses:
             try:
-                self._served[name] = Listening.at(addresses)
+                self._served[name] = served.moved_to(addresses) if served else Listening.at(addresses)
             except OSError as error:
                 reply({"ok": False, "error": "bind", "errno": error.errno, "address": error.filename})
                 return

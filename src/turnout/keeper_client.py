@@ -84,7 +84,7 @@ class KeeperClient:
         addresses = [[address.host, address.port] for address in settings.listen]
         answer = self._ask({"op": "listen", "service": settings.name, "addresses": addresses}, refusable=True)
         if not answer["ok"]:
-            raise bind_error(parse_address(answer["address"]), answer["errno"])
+            raise bind_error(parse_address(answer["address"], beyond_loopback=True), answer["errno"])
 
     def unlisten(self, service: str) -> list[str]:
         """Give the service's addresses back; answers the services that are left."""

@@ -120,7 +120,10 @@ class Lifecycle:
             self._want(wanted)
         with caution:
             done = self._make_so(supersede=supersede, expected_generation=expected_generation)
-        return replace(done, text=f"{done.text}; not deployed: {refused}") if refused else done
+        runs = self._ground.other_plane()
+        notes = f"; not deployed: {refused}" if refused else ""
+        notes += f"; it runs on plane {runs} until: turnout router --replace" if runs else ""
+        return replace(done, text=done.text + notes)
 
     def _want(self, wanted: Wanted) -> None:
         """Go on with other settings or another build than was asked for."""
@@ -354,9 +357,15 @@ class Lifecycle:
         service = self.service
         if listen:
             self._ground.check()
+        before = service.home.settings.read_bytes() if service.home.settings.exists() else None
         write_durably(Files(), service.home.settings, dump_settings(service.settings))
         if listen:
-            self._ground.lay()
+            try:
+                self._ground.lay()
+            except BaseException:
+                if before is not None:  # what does not listen as it says is not in force
+                    write_durably(Files(), service.home.settings, before)
+                raise
         snapshot = service.registry.read().snapshot
         block = snapshot.deployment
         prune_records(service.home.records, spare=snapshot.daemons)

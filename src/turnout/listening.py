@@ -28,14 +28,29 @@ class Listening:
         Raises:
             OSError: why one could not be bound; its ``filename`` is that address, as host:port.
         """
-        made = cls(list(addresses), [])
+        return cls([], []).moved_to(addresses)
+
+    def moved_to(self, addresses: Sequence[tuple[str, int]]) -> Self:
+        """Listen on these instead: what is there already is kept, what is new is bound, what is left over is closed.
+
+        Raises:
+            OSError: as :meth:`at`, and nothing has changed.
+        """
+        known = dict(zip(self.addresses, self.sockets, strict=True))
+        new: dict[tuple[str, int], socket.socket] = {}
         for host, port in addresses:
             try:
-                made.sockets.append(bind(host, port))
+                if (host, port) not in known:
+                    new[host, port] = bind(host, port)
             except OSError as error:
-                made.close()
+                for sock in new.values():
+                    sock.close()
                 raise OSError(error.errno, error.strerror, spell([(host, port)])) from error
-        return made
+        for address, sock in known.items():
+            if address not in addresses:
+                sock.close()
+        known |= new
+        return type(self)(list(addresses), [known[address] for address in addresses])
 
 
 def bind(host: str, port: int) -> socket.socket:

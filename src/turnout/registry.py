@@ -59,6 +59,7 @@ from pathlib import Path
 
 from turnout.config import DEFAULT_LISTEN, DEFAULT_SERVICE, parse_address
 from turnout.core import deployment, membership
+from turnout.core.listen import reachable
 from turnout.core.model import Cause, Daemon, DrainCause, Identity, Snapshot
 from turnout.core.outcome import Outcome
 from turnout.core.resolve import upstream
@@ -131,7 +132,7 @@ class Registry:
 
     def resolve(self) -> tuple[str, int]:
         """The fixed address, host and port: the one to use for whoever wants to notice no rollout."""
-        return self._listen.host, self._listen.port
+        return reachable(self._listen.host), self._listen.port
 
     def resolve_upstream(self, workspace: str | None = None) -> Daemon | None:
         """The daemon behind the fixed address; None where there is none.

@@ -18,10 +18,10 @@ from turnout.system.watcher import Watcher
 
 # Fields that a running router cannot change, and who can.
 NEEDS: Final[Mapping[str, str]] = {
-    "listen": "turnout down, then turnout up",
+    "listen": "turnout up",
+    "expose": "turnout up",
     "registry": "turnout down, then turnout up",
     "plane": "turnout up, then turnout router --replace",
-    "hold_max": "turnout up, then turnout router --replace",
 }
 BUILD_FIELDS: Final = ("command", "cwd", "env", "version")
 
@@ -94,6 +94,7 @@ class Reloading:
         needs = dict(NEEDS)
         if self._undeployed:  # the daemon that runs must not be judged by the checks of its successor
             needs["health"] = "turnout up, with the build that it goes with"
+            needs["proxy_protocol"] = needs["health"]
         later = [f"{name}: {needs[name]}" for name in differs if name in needs]
         if before and self._undeployed:
             later.append("command, cwd, env or version: turnout up deploys it")

@@ -30,10 +30,9 @@ from turnout.config import load_settings
 from turnout.errors import ConflictError, NotRunningError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.logfile import CHECK_EVERY_S, LogFile
-from turnout.planes.policy import Policy
-from turnout.planes.poller import Poller
-from turnout.planes.relay import Relay
+from turnout.planes.choose import Planes, choose, lacking
 from turnout.served import Served
+from turnout.service import policy
 from turnout.system.home import Home
 from turnout.system.lead_lock import LeadLock
 
@@ -58,7 +57,7 @@ class Router:
         # one thread: the journal has the decisions in the order in which they were made
         self._scribe = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._services: dict[str, tuple[Served, asyncio.Task[None]]] = {}
-        self._poller = Poller(loop)  # one for all services: none of them waits for another's events
+        self._planes = Planes(loop)
         self._group = asyncio.TaskGroup()
         self._link = KeeperLink(loop, home, self)
         self._lead = LeadLock(home.router_lock)
@@ -93,7 +92,7 @@ class Router:
             if self._admin:
                 self._admin.close()
             self._link.close()
-            self._poller.close()
+            self._planes.close()
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._scribe.shutdown(wait=True)  # what was decided is told, also by one that ends
             self._lead.release()
@@ -235,6 +234,7 @@ class Router:
     # -- listeners, from and to the keeper ---------------------------------------------------------------------------
 
     def take(self, service: str, sockets: Sequence[socket.socket]) -> None:
+        """All listeners that the service is to have from now on."""
         if self._leave.is_set():  # its successor gets them as well
             for sock in sockets:
                 sock.close()
@@ -277,7 +277,9 @@ class Router:
     def _compose(self, service: str) -> Served:
         home = self._home.service(service)
         settings = load_settings(home.settings.read_bytes())
-        plane = Relay(self._loop, poller=self._poller, policy=Policy(hold_max=settings.hold_max))
+        chosen = choose(settings.plane, lacks=lacking())
+        log.info("%s: plane %s: %s", service, chosen.name, chosen.reason)
+        plane = self._planes.make(chosen.name, policy(settings))
         return Served(self._loop, self._executor, self._scribe, self._home, service, plane, self._link)
 
     # -- answers for the admin socket --------------------------------------------------------------------------------

@@ -205,7 +205,11 @@ class Routers:
             else:
                 self._served[name] = served
         before, router.channel = router.channel, channel
-        lacks = [name for name in self._served if name not in brought]
+        lacks = [
+            name
+            for name, served in self._served.items()
+            if name not in brought or brought[name].addresses != served.addresses
+        ]
         phase = message.get("phase")
         router.leaving = phase == "leaving"
         self._send(channel, {"re": message.get("id"), "ok": True, "services": sorted(self._served)}, ())

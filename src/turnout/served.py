@@ -9,6 +9,7 @@ import math
 import socket
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 from turnout.automatic import run_verb
@@ -18,6 +19,7 @@ from turnout.core.membership import forget_daemon
 from turnout.core.model import Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome
 from turnout.core.policy import RESTART_DELAYS_S
+from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.deploy_world import DeployWorld
 from turnout.deployer import Deployer
 from turnout.drainer import Drainer
@@ -25,9 +27,9 @@ from turnout.errors import ConflictError, LockTimeoutError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.leaving import Leaving
 from turnout.planes.plane import Carried, Plane, Target
-from turnout.reloading import Reload, Reloading
+from turnout.reloading import NEEDS, Reload, Reloading
 from turnout.restarter import Restarter, Started
-from turnout.service import Service
+from turnout.service import Service, policy
 from turnout.supervisor import Change, Supervisor
 from turnout.system.home import Home, ServiceHome
 from turnout.system.loading import Read
@@ -36,6 +38,7 @@ from turnout.system.probe import ProbeResult, probe
 from turnout.system.sockets import established_to
 from turnout.system.spawn_record import read_records
 from turnout.system.watcher import Watcher
+from turnout.troubles import Troubles
 
 POLL_S: Final = 0.02
 HINTED_POLL_S: Final = 0.25  # where the kernel tells of changes, looking is only for what it may have missed
@@ -47,6 +50,7 @@ BUSY_S: Final = 0.1  # a file that changed a moment ago may change again behind 
 REFUSED_PATIENCE_S: Final = 0.25
 UNREADABLE_AGAIN_S: Final = 1.0
 KEEP_EVERY_S: Final = 1.0
+TROUBLES_S: Final = 1.0
 FAILED_GRACE_S: Final = 5.0
 log = logging.getLogger("turnout.router")
 
@@ -105,6 +109,9 @@ class Served:
         self._notice: Notice | None = None
         self._busy_until = 0.0
         self._hints_at = 0.0
+        self._headers: dict[str, bool] = {}  # by boot
+        self._troubles = Troubles()
+        self._troubles_at = 0.0
         self._poller: asyncio.Handle = loop.call_soon(self._poll)
 
     async def run(self) -> None:
@@ -131,10 +138,18 @@ class Served:
             self._close()
 
     def take(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these listeners, now or once this router leads; they are owned here from now on."""
-        self.sockets.extend(sockets)
-        if self._leads.is_set():
-            for sock in sockets:
+        """Accept on these and on no other listeners, now or once this router leads; they are owned here."""
+        before = {sock.getsockname()[:2]: sock for sock in self.sockets}
+        wanted = {sock.getsockname()[:2]: sock for sock in sockets}
+        self.sockets = [before.get(address, sock) for address, sock in wanted.items()]
+        for address, sock in before.items():
+            if address not in wanted:
+                self.plane.remove_listener(address)
+                sock.close()
+        for address, sock in wanted.items():
+            if address in before:
+                sock.close()  # another descriptor of the same listener
+            elif self._leads.is_set():
                 self.plane.add_listener(sock)
 
     @property
@@ -181,6 +196,10 @@ class Served:
     def _poll(self) -> None:
         """Look by mtime: often while something happens or nobody gives a hint, else now and then."""
         now = self._loop.time()
+        if now >= self._troubles_at:
+            self._troubles_at = now + TROUBLES_S
+            for line in self._troubles.look(self.plane.counters, now):
+                log.warning("%s: %s", self.service.name, line)
         if self._watcher.poll():
             self._busy_until = now + BUSY_S
             self._news.set()
@@ -276,13 +295,22 @@ class Served:
         try:
             self.service = Service.open(home, _settings(home))
             self._reloading = Reloading(self.service.settings, home.settings.stat().st_mtime_ns)
-            self._reloaded = Reload(self.service.settings)
+            later = () if self.service.settings.plane in {"auto", self.plane.name} else (f"plane: {NEEDS['plane']}",)
+            self._reloaded = Reload(self.service.settings, later=later)
         except (TurnoutError, OSError) as error:
             log.warning("%s: the old settings stay: %s", self.service.name, error)
+            return
+        self._take_over()
         if self.service.registry.path != before:
             self._watcher = Watcher(self.service.registry.path)
             self._drop_notice()
             self._hints_at = 0.0
+
+    def _take_over(self) -> None:
+        """Hold the plane to the settings as they are now."""
+        self.plane.apply(policy(self.service.settings))
+        if self.ready:
+            self._point()
 
     def _reload_file(self) -> None:
         """A person wrote them, with no verb so far."""
@@ -290,7 +318,7 @@ class Served:
         name = self.service.name
         if done.changed:
             self.service = Service.open(self.service.home, done.settings)
-            self._point()
+            self._take_over()
         if done.error:
             log.warning("%s: the old settings stay: %s", name, done.error)
         else:
@@ -333,11 +361,24 @@ class Served:
             self.plane.point_at(None, patience_s=hold_s)
         elif active:
             coming = block.state is not State.IDLE or self.restarter.due is not None
-            target = Target(active.boot_id, active.host, active.port)
+            target = Target(
+                active.boot_id, active.host, active.port, proxy_protocol=self._expects_header(active.boot_id)
+            )
             self.plane.point_at(target, patience_s=hold_s if coming else REFUSED_PATIENCE_S)
         else:
             coming = block.in_flight or block.generation == 0 or self.restarter.due is not None
             self.plane.point_at(None, patience_s=hold_s if coming else 0.0)
+
+    def _expects_header(self, boot_id: str) -> bool:
+        """Whether a daemon is told its clients' addresses: as the settings had it when it first came to be active.
+
+        A changed setting goes with the daemons that come after it; the old one may be gone back to.
+        """
+        expects = self._headers.get(boot_id)
+        if expects is None:
+            self._headers = {known: self._headers[known] for known in self._headers if known in self.snapshot.daemons}
+            expects = self._headers[boot_id] = self.service.settings.proxy_protocol == "v2"
+        return expects
 
     def when_applied(self, revision: int, reply: Callable[[int], None]) -> None:
         """Call ``reply`` with the applied revision once it is ``revision`` or later; look at the registry now."""
@@ -363,7 +404,8 @@ class Served:
 
     async def probe(self, daemon: Daemon) -> ProbeResult:
         health = self.service.settings.health
-        spec = self.service.probe_spec
+        preamble = LOCAL_HEADER if self._expects_header(daemon.boot_id) else b""
+        spec = replace(self.service.probe_spec, preamble=preamble)
 
         def check() -> ProbeResult:
             return probe(daemon, spec, timeout_s=health.timeout_s)
@@ -524,8 +566,10 @@ class Served:
         census = self.plane.census()
         return {
             "applied_revision": self.applied_revision,
-            "plane": "relay",
+            "plane": self.plane.name,
             "held": self.plane.counters.held_now,
+            "counters": asdict(self.plane.counters),
+            "troubles": self._troubles.lately(self.now()),
             "restart": self._restart(),
             "settings": {"later": list(self._reloaded.later), "error": self._reloaded.error},
             "unwell": self._unwell(),

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turnout.config import Settings, load_settings
+from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import StateUnwritableError
+from turnout.planes.policy import Policy, networks
 from turnout.system.builds import Builds
 from turnout.system.home import ServiceHome
 from turnout.system.journal import Journal
@@ -58,6 +60,7 @@ def probe_spec(settings: Settings) -> ProbeSpec:
     health = settings.health
     return ProbeSpec(
         kind=health.probe,
+        preamble=LOCAL_HEADER if settings.proxy_protocol == "v2" else b"",
         send=health.send.encode(),
         match=health.match.encode(),
         verify_owner=health.verify_owner,
@@ -66,6 +69,17 @@ def probe_spec(settings: Settings) -> ProbeSpec:
         statuses=parse_statuses(health.status),
         command=health.command,
         cwd=health.cwd,
+    )
+
+
+def policy(settings: Settings) -> Policy:
+    """What the plane is to hold its connections to."""
+    return Policy(
+        hold_max=settings.hold_max,
+        connections=settings.connections,
+        idle_timeout_s=settings.idle_timeout_s,
+        user_timeout_s=settings.user_timeout_s,
+        allow=networks(settings.allow),
     )
 
 

@@ -62,6 +62,8 @@ def service_status(service: Service, router: dict[str, Any] | None) -> dict[str,
         "strategy": service.settings.strategy,
         "desired": block.desired.value,
         "held": said.get("held"),
+        "counters": said.get("counters"),
+        "troubles": said.get("troubles"),
         "restart": said.get("restart"),
         # what the configuration file says and the router could not take over, None without a router
         "settings": said.get("settings"),

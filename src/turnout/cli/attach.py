@@ -7,9 +7,9 @@ from typing import Any
 import click
 import msgspec
 
-from turnout.cli.options import changing, choice, open_lifecycle, resolve, shaping
+from turnout.cli.options import changing, choice, listening, open_lifecycle, resolve, shaping
 from turnout.cli.report import Reporter
-from turnout.config import DEFAULT_LISTEN, Settings, Wanted, parse_address
+from turnout.config import DEFAULT_LISTEN, Settings, Wanted, check, parse_address
 from turnout.errors import NoSuchServiceError
 from turnout.verdict import await_verdict
 
@@ -25,8 +25,9 @@ def attach(address: str, *, return_early: bool, **options: Any) -> None:
     try:
         wanted = resolve(chosen)
     except NoSuchServiceError:  # attaching is a way to begin, too
-        listen = parse_address(chosen.listen or DEFAULT_LISTEN)
-        wanted = Wanted(settings=Settings(name=chosen.service or "default", listen=(listen,)))
+        settings = Settings(name=chosen.service or "default", listen=listening(chosen.listen or DEFAULT_LISTEN))
+        check(settings)
+        wanted = Wanted(settings=settings)
     wanted = msgspec.structs.replace(wanted, command=())
     with open_lifecycle(chosen, wanted, "attach", reporter := Reporter(quiet=chosen.quiet)) as lifecycle:
         done = lifecycle.attach(target)

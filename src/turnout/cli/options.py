@@ -14,6 +14,7 @@ from turnout.cli.report import Reporter
 from turnout.config import (
     DEFAULT_LISTEN,
     DEFAULT_SERVICE,
+    Address,
     Settings,
     Wanted,
     check,
@@ -70,10 +71,10 @@ def changing(function: F) -> F:
 def shaping(function: F) -> F:
     """Options that shape a service where it is first set up, or change its settings."""
     function = changing(function)
-    function = click.option("--listen", envvar="TURNOUT_LISTEN", metavar="ADDR", help=f"Default {DEFAULT_LISTEN}.")(
+    function = click.option("--listen", envvar="TURNOUT_LISTEN", metavar="ADDR[,…]", help=f"Default {DEFAULT_LISTEN}.")(
         function
     )
-    function = click.option("--plane", metavar="P", help="auto or relay.")(function)
+    function = click.option("--plane", metavar="P", help="auto, relay or stream.")(function)
     function = click.option("--strategy", metavar="S", help="blue-green.")(function)
     return click.option("--observe", metavar="D", help="Observe window, e.g. 30s.")(function)
 
@@ -162,6 +163,11 @@ def watched_file(chosen: Choice) -> Choice:
     return replace(chosen, config=settings.source or None) if settings else chosen
 
 
+def listening(text: str) -> tuple[Address, ...]:
+    """One address, or several with commas in between. Raises UsageError: one of them is none."""
+    return tuple(parse_address(one.strip(), beyond_loopback=True) for one in text.split(","))
+
+
 def _only(services: dict[str, Wanted]) -> str:
     if len(services) > 1 and DEFAULT_SERVICE not in services:
         raise UsageError(f"which service? the file has {', '.join(sorted(services))}", hint="name it with --service")
@@ -178,7 +184,7 @@ def _unknown(name: str, known: list[str]) -> NoSuchServiceError:
 def _shaped(settings: Settings, chosen: Choice) -> Settings:
     changes: dict[str, Any] = {}
     if chosen.listen:
-        changes["listen"] = tuple(parse_address(text.strip()) for text in chosen.listen.split(","))
+        changes["listen"] = listening(chosen.listen)
     if chosen.plane:
         changes["plane"] = plane_name(chosen.plane)
     if chosen.strategy:

@@ -17,7 +17,7 @@ from turnout.system.home import Home
 
 @click.command(name="status")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, stable.")
-@click.option("-v", "--verbose", is_flag=True, help="Also what each daemon's last check said.")
+@click.option("-v", "--verbose", is_flag=True, help="Also what each daemon's last check said, and the counters.")
 @reading
 def status(*, as_json: bool, verbose: bool, **options: Any) -> None:
     """Show services, their deployment and their daemons. Works with nothing running, too."""
@@ -75,6 +75,11 @@ def _print(service: dict[str, Any], *, verbose: bool) -> None:
         )
     if service["held"]:
         click.echo(f"  {service['held']} connections are held")
+    for trouble in service["troubles"] or ():
+        click.echo(f"  {trouble}")
+    if verbose and service["counters"]:
+        told = ", ".join(f"{name} {count}" for name, count in service["counters"].items() if count)
+        click.echo(f"  counted: {told or 'nothing yet'}")
     for daemon in service["daemons"]:
         health = {True: "healthy", False: "UNHEALTHY", None: ""}[daemon["healthy"]] if daemon["alive"] else "DEAD"
         count = "" if daemon["connections"] is None else f"{daemon['connections']} connections"

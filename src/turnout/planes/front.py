@@ -110,6 +110,7 @@ class Front:
         if target is not None:
             self._family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
             self._far = not is_loopback(target.host)
+        self._sources.last = 1
         self._probe_pause_s = PROBE_FIRST_S
         self._probe_at = 0.0
         for waiting in reversed(list(self.connecting.values())):  # the first of them ends up in front again
@@ -296,7 +297,7 @@ class Front:
             waiting.daemon, waiting.daemon_fd, waiting.target = None, -1, None
 
     def _hand_over(self, waiting: Waiting, daemon: socket.socket, target: Target) -> None:
-        if self._policy.proxy_protocol and not self._introduce(waiting, daemon):
+        if target.proxy_protocol and not self._introduce(waiting, daemon):
             return
         waiting.gone = True
         waiting.daemon = None

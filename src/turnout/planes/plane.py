@@ -12,11 +12,15 @@ from turnout.planes.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where new connections go: a daemon, by its boot and its address (a numeric host)."""
+    """Where new connections go: a daemon, by its boot and its address (a numeric host).
+
+    ``proxy_protocol``: it expects a PROXY protocol v2 header before the first byte of each.
+    """
 
     boot_id: str
     host: str
     port: int
+    proxy_protocol: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ class Policy:
         idle_timeout_s: a connection without a byte in either direction for so many seconds is ended; None: never.
         user_timeout_s: seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT, tcp(7)); None: the system's
             own. It also ends a live peer that merely stops reading.
-        proxy_protocol: begin every connection to the daemon with a PROXY protocol v2 header.
         allow: networks that clients may come from; empty: all of them.
     """
 
@@ -28,7 +27,6 @@ class Policy:
     connections: int = 0
     idle_timeout_s: float | None = None
     user_timeout_s: float | None = None
-    proxy_protocol: bool = False
     allow: tuple[Network, ...] = ()
 
     def admits(self, host: str) -> bool:

@@ -11,15 +11,16 @@ from turnout.planes.plane import Counters
 from turnout.planes.tcp import is_loopback
 
 SOURCES: Final = 64  # 127.0.0.1 … 127.0.0.64: 1.8 million connections
-FIRST_AGAIN_S: Final = 1.0
+FIRST_AGAIN_S: Final = 5.0
 _LATE_PORT: Final = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # ip(7), Linux 4.2; Python names it from 3.12 on
 
 
 class Sources:
     """Connects from the next loopback address where one has no port left.
 
-    127.0.0.1 is what daemons know as local (``pg_hba.conf``), so it is gone back to once a second: by then connections
-    may have ended. In between the last one that had a port is tried first, since finding none costs a walk through all.
+    127.0.0.1 is what daemons know as local (``pg_hba.conf``), so it is gone back to every few seconds: by then some
+    connections may have ended. In between the last one that had a port is tried first, for finding none costs a walk
+    through all.
 
     Args:
         counters: ``other_source`` and ``ports_exhausted`` are kept here.

@@ -47,6 +47,7 @@ class ProbeSpec:
             empty matches all.
         verify_owner: whether the listener must belong to the process that was started. False for a daemon of another
             user or in a container: then anything that listens there will do.
+        preamble: what every connection to this daemon begins with (a PROXY header), whatever the kind.
         path: what ``http`` asks for.
         host: the Host header of ``http``; empty: the daemon's address and port.
         statuses: the answers of ``http`` that are well, as ranges with both ends.
@@ -59,6 +60,7 @@ class ProbeSpec:
     send: bytes = b""
     match: bytes = b""
     verify_owner: bool = True
+    preamble: bytes = b""
     path: str = "/"
     host: str = ""
     statuses: tuple[tuple[int, int], ...] = ((200, 399),)
@@ -260,6 +262,7 @@ def _talk(daemon: Daemon, spec: ProbeSpec, deadline: float) -> ProbeResult:
         with socket.create_connection((daemon.host, daemon.port), _left(deadline)) as sock:
             if sock.getsockname() == sock.getpeername():  # RFC 9293, 3.5: with nobody listening, TCP can meet itself
                 return ProbeResult(ok=False, reason=f"nothing listens on port {daemon.port}")
+            sock.sendall(spec.preamble)
             if spec.kind == "tcp":
                 return ProbeResult(ok=True, reason=f"port {daemon.port} accepts connections")
             pattern = re.compile(spec.match)
