@@ -48,7 +48,7 @@ def test_resolved_settings_survive_being_written_and_read(tmp_path: Path) -> Non
         ('[service.a]\nhealth = { probe = "expect" }\n', "match"),
         ('[service.a]\nhealth = { probe = "expect", match = "(" }\n', "regular expression"),
         ("[service.a]\nhealth = { failures = 0 }\n", "failures"),
-        ('[service.a]\nstrategy = "recreate"\n', "not available yet"),
+        ('[service.a]\nstrategy = "recreate"\nhold = { timeout = "60s" }\n', "must outlast"),
         ('[service.a]\nstrategy = "canary"\n', "unknown"),
         ('[service.a]\nplane = "magic"\n', "magic"),
         ("[service.a]\nenv = { A = 1 }\n", "env"),

@@ -79,6 +79,9 @@ class World:
     def died(self, daemon: Daemon, reason: str) -> None:
         self.events.append(f"died {daemon.boot_id}")
 
+    async def nothing_to_restore(self, failed: Daemon, reason: str) -> None:
+        self.events.append(f"nothing to restore for {failed.boot_id}")
+
     async def rolled_back(self, outcome: Outcome, failed: Daemon, build: str, reason: str) -> None:
         self.rollbacks.append(f"{failed.boot_id}: {reason}")
 

@@ -7,25 +7,27 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from turnout.admin import RouterClient
+from turnout.choice import build_to_return_to, last_good_build, wanted_build
 from turnout.config import Address, Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, rollback_active, set_desired
 from turnout.core.membership import hasten_drain
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, explain
 from turnout.errors import (
+    CandidateError,
     ConflictError,
-    NoSuchServiceError,
     NotRunningError,
+    SpawnError,
     TimedOutError,
     UsageError,
 )
 from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, SILENT_AFTER_S, Ground
-from turnout.rollout import OnStep, RolloutRun, Step, Switched, attached_boot_id, daemon_name
+from turnout.recreate import RecreateRun
+from turnout.rollout import OnStep, RolloutRun, Step, Switched, attached_boot_id, daemon_name, serving
 from turnout.service import Service
 from turnout.system.builds import Build
 from turnout.system.files import Files, write_durably
@@ -58,6 +60,7 @@ class Lifecycle:
         automatic: the router asks, not a person: no keeper is started, and a service that is to be stopped stays so.
         on_step: called with each step before it is taken.
         on_wait: called once with the holder when the lock has to be waited for.
+        on_slow: told what takes so long that clients may feel it.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Lifecycle:
         automatic: bool = False,
         on_step: OnStep = lambda _step, _text: None,
         on_wait: Callable[[Holder], None] | None = None,
+        on_slow: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.home = home
         self.wanted = wanted
@@ -78,6 +82,7 @@ class Lifecycle:
         self._verb = verb
         self._on_step = on_step
         self._on_wait = on_wait
+        self._on_slow = on_slow
         self._lock_timeout_s = lock_timeout_s
         self._lock: LifecycleLock | None = None
         self._automatic = automatic
@@ -109,9 +114,9 @@ class Lifecycle:
 
     def up(self, *, supersede: bool = False, expected_generation: int | None = None) -> Done:
         """Make it so: keeper, router, and an active daemon of the wanted build."""
-        snapshot = self._prepare()
+        snapshot = self._settled(self._prepare())
         active = snapshot.active
-        build = self._wanted_build(required=active is None)
+        build = wanted_build(self.service, self.wanted, required=active is None)
         barred = self.service.builds.quarantined(build.id) if build else None
         if active and is_alive(active.identity):
             same = build is None or not active.owned or active.build == build.id
@@ -123,28 +128,26 @@ class Lifecycle:
                 )
             assert build is not None
             return self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
-        if active:
-            self._clear_dead(snapshot, active)
         if build is None or barred:
-            build = self._last_good_build()
+            build = last_good_build(self.service, self.wanted)
+        supersede = supersede or snapshot.deployment.state is State.SWITCHED
         return self._roll(build, Cause.START, supersede=supersede, expected_generation=expected_generation)
 
     def start(self) -> Done:
         """Start the daemon of the build that was active last; never deploys another."""
-        snapshot = self._prepare()
+        snapshot = self._settled(self._prepare())
         if self._automatic and snapshot.deployment.desired is Desired.STOPPED:
             return Done(f"{self.service.name} is to be {snapshot.deployment.desired}", changed=False)
         active = snapshot.active
         if active and is_alive(active.identity):
             self._say_desired(Desired.RUNNING)
             return Done(f"{self.service.name} runs already: {daemon_name(active)}", changed=False)
-        if active:
-            self._clear_dead(snapshot, active)
-        return self._roll(self._last_good_build(), Cause.START)
+        supersede = snapshot.deployment.state is State.SWITCHED
+        return self._roll(last_good_build(self.service, self.wanted), Cause.START, supersede=supersede)
 
     def deploy(self, *, force: bool = False, supersede: bool = False, expected_generation: int | None = None) -> Done:
         """A new candidate of the wanted build, whatever runs now."""
-        build = self._wanted_build(required=True)
+        build = wanted_build(self.service, self.wanted, required=True)
         assert build is not None
         reason = self.service.builds.quarantined(build.id)
         if reason and not force:
@@ -152,9 +155,9 @@ class Lifecycle:
                 f"build {build.id} is quarantined: {reason}",
                 hint="change the build, or deploy it all the same: --force",
             )
-        snapshot = self._prepare()
+        snapshot = self._settled(self._prepare())
         if snapshot.active and not is_alive(snapshot.active.identity):
-            self._clear_dead(snapshot, snapshot.active)
+            supersede = supersede or snapshot.deployment.state is State.SWITCHED
         done = self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
         if reason:
             self.service.builds.pardon(build.id)
@@ -175,11 +178,17 @@ class Lifecycle:
         return self._roll(build, Cause.REFRESH, expected_active=active.boot_id)
 
     def rollback(self, generation: int | None) -> Done:
-        """In the window back to the warm daemon by one write; else a new rollout of the recorded build."""
+        """In the window back to the warm daemon by one write; else a new rollout of the recorded build.
+
+        The router asks (``automatic``) where a window's daemon failed and the previous one is gone.
+        """
         self._must_run()
         snapshot = self._prepare()
         block = snapshot.deployment
         old = snapshot.old
+        failed = block.state is State.SWITCHED and block.health_fail_streak >= self.service.settings.health.failures
+        if self._automatic and (not failed or block.desired is Desired.STOPPED):
+            return Done("nothing is to be rolled back", changed=False)
         if generation is None and block.state is State.SWITCHED and old:
             result = probe(old, self.service.probe_spec, timeout_s=self.service.settings.health.timeout_s)
             if result.ok:
@@ -191,8 +200,11 @@ class Lifecycle:
                 self.service.builds.set_result(block.generation, "rolled_back")
                 self._applied(outcome.deployment.revision)
                 return Done(f"rolled back to {daemon_name(old)}; generation {block.generation} is ended")
-        build = self._build_of(generation, snapshot)
-        return self._roll(build, Cause.ROLLBACK, supersede=block.state is State.SWITCHED)
+        build = build_to_return_to(self.service, snapshot, generation)
+        done = self._roll(build, Cause.ROLLBACK, supersede=block.state is State.SWITCHED)
+        if block.state is State.SWITCHED:
+            self.service.builds.set_result(block.generation, "rolled_back")
+        return done
 
     def attach(self, address: Address) -> Done:
         """A rollout to a daemon that something else started and owns."""
@@ -323,8 +335,22 @@ class Lifecycle:
             snapshot = outcome.snapshot
         return snapshot
 
+    def _settled(self, snapshot: Snapshot) -> Snapshot:
+        """In a window whose daemon has died the router is about to put the previous one back: let it."""
+        deadline = time.monotonic() + SILENT_AFTER_S
+        while snapshot.deployment.state is State.SWITCHED and time.monotonic() < deadline:
+            active = snapshot.active
+            if active is None or is_alive(active.identity) or snapshot.old is None:
+                break
+            if not is_alive(snapshot.old.identity):
+                break
+            time.sleep(POLL_S)
+            snapshot = self.service.registry.read().snapshot
+        return snapshot
+
     def _run(self) -> RolloutRun:
-        return RolloutRun(self.service, self._ground.keeper, self.router, on_step=self._on_step)
+        kind = RecreateRun if self.service.settings.strategy == "recreate" else RolloutRun
+        return kind(self.service, self._ground, self.router, on_step=self._on_step, on_slow=self._on_slow)
 
     def _roll(
         self,
@@ -344,60 +370,16 @@ class Lifecycle:
                 expected_generation=expected_generation,
                 expected_active=expected_active,
             )
+        except (CandidateError, SpawnError) as error:
+            told = f"{error.message}; {serving(self.service)}"
+            self._ground.take_back()
+            raise type(error)(told, hint=error.hint, detail=error.detail) from error
         except BaseException:
             self._ground.take_back()
             raise
         did = {Cause.START: "started", Cause.REFRESH: "refreshed", Cause.ROLLBACK: "rolled back to"}
         text = f"{did.get(cause, 'switched to')} {daemon_name(switched.daemon)} as generation {switched.generation}"
         return Done(f"{text}, behind {self._where()}", switched=switched)
-
-    def _wanted_build(self, *, required: bool) -> Build | None:
-        """The build that the command line or the file names; else the one remembered (None where that may be)."""
-        wanted = self.wanted
-        if wanted.command:
-            cwd = wanted.cwd or str(Path.cwd())
-            return Build(wanted.command, cwd, wanted.env, wanted.version)
-        if not required:
-            return None
-        build = self.service.builds.latest()
-        if build is None:
-            raise NoSuchServiceError(
-                f"service {self.service.name} has no command", hint="turnout up -- COMMAND --port {port}"
-            )
-        return build
-
-    def _last_good_build(self) -> Build:
-        builds = self.service.builds
-        for rollout in reversed(builds.rollouts()):
-            build = builds.get(rollout.build) if rollout.result == "active" else None
-            if build:
-                return build
-        build = self._wanted_build(required=True)
-        assert build is not None
-        return build
-
-    def _build_of(self, generation: int | None, snapshot: Snapshot) -> Build:
-        builds = self.service.builds
-        if generation is None:
-            current = snapshot.active.build if snapshot.active else ""
-            build = builds.previous(current)
-            if build is None:
-                raise UsageError("there is no earlier build to go back to", hint="turnout deploy -- COMMAND")
-            return build
-        for rollout in builds.rollouts():
-            build = builds.get(rollout.build) if rollout.generation == generation else None
-            if build:
-                return build
-        raise UsageError(f"no build is recorded for generation {generation}", hint="turnout status")
-
-    def _clear_dead(self, snapshot: Snapshot, active: Daemon) -> None:
-        """The active daemon is dead: say so in the registry, so that what comes next is a plain start."""
-        block = snapshot.deployment
-        self.service.registry.update(
-            lambda snap: deactivate(
-                snap, block.generation, active.boot_id, reason="it was found dead", cause=DrainCause.STOPPED
-            )
-        )
 
     def _deactivate(self, active: Daemon, reason: str, cause: DrainCause) -> None:
         block = self.service.registry.read().snapshot.deployment

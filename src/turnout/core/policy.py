@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 _POSTGRES: Final = frozenset({"postgres", "postmaster", "pg_ctl", "pg_ctlcluster"})
@@ -15,19 +16,33 @@ RESTART_DELAYS_S: Final = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 STEADY_AFTER_S: Final = 60.0  # one that lived this long is not in a crash loop
 
 
-def owns_its_data(command: Sequence[str]) -> str | None:
+@dataclass(frozen=True, slots=True)
+class DataOwner:
+    """A daemon that must not run twice on its data.
+
+    Args:
+        reason: why, for people.
+        stop_signal: the one that ends it soon and in order.
+    """
+
+    reason: str
+    stop_signal: str = "TERM"
+
+
+def owns_its_data(command: Sequence[str]) -> DataOwner | None:
     """Say why two instances of ``command`` at once would damage its data; None where nothing is known against it.
 
     A second PostgreSQL on one data directory exits; a second Redis on one directory starts silently without the unsaved
-    keys, and what the first one saves as it stops overwrites the newer file.
+    keys, and what the first one saves as it stops overwrites the newer file. PostgreSQL outlives TERM, its smart
+    shutdown, for as long as a client stays: INT is its fast one (PostgreSQL documentation, 19.5).
     """
     words = _words(command)
     names = [word.rpartition("/")[2] for word in words]
     if any(name in _POSTGRES for name in names):
-        return "PostgreSQL owns its data directory: two servers cannot run on it side by side"
+        return DataOwner("PostgreSQL owns its data directory: two servers cannot run on it side by side", "INT")
     redis = next((i for i, name in enumerate(names) if name in _REDIS), None)
     if redis is not None and not _is_memory_only(words[redis + 1 :]):
-        return f"{names[redis]} with persistence owns its files: two at once overwrite each other's"
+        return DataOwner(f"{names[redis]} with persistence owns its files: two at once overwrite each other's")
     return None
 
 
