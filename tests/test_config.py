@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from turnout.config import Address, Settings, dump_settings, duration, load_file, load_settings, parse_address
+from turnout.config import Address, Settings, dump_settings, duration, fit, load_file, load_settings, parse_address
 from turnout.errors import ConfigError, UsageError
 
 
@@ -63,6 +64,52 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, where: str)
     assert str(path) in caught.value.message
     assert where in f"{caught.value.message} {caught.value.hint}"
     assert "\n" not in caught.value.message
+
+
+POSTGRES = 'command = ["postgres", "-D", "d", "-p", "{port}"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "strategy", "stop_signal", "says"),
+    [
+        (POSTGRES, "recreate", "INT", "strategy recreate and stop signal INT"),
+        (POSTGRES + 'stop = { signal = "TERM" }\n', "recreate", "TERM", "strategy recreate"),
+        (POSTGRES + 'strategy = "blue-green"\n', "blue-green", "INT", "stop signal INT"),
+        (POSTGRES + 'strategy = "recreate"\nstop = { signal = "QUIT" }\n', "recreate", "QUIT", ""),
+        ('command = ["redis-server", "--appendonly", "yes"]\n', "recreate", "TERM", "strategy recreate"),
+        ('command = ["redis-server", "--save", ""]\n', "blue-green", "TERM", ""),
+        ('command = ["./server"]\nstrategy = "recreate"\n', "recreate", "TERM", ""),
+    ],
+)
+def test_a_daemon_that_owns_its_data_gets_what_fits_it_unless_the_operator_named_it(
+    tmp_path: Path, text: str, strategy: str, stop_signal: str, says: str
+) -> None:
+    wanted = load_file(write(tmp_path, "[service.a]\n" + text))["a"]
+    assert (wanted.settings.strategy, wanted.settings.stop_signal) == (strategy, stop_signal)
+    assert says in wanted.fitted
+    assert bool(says) == bool(wanted.fitted)
+
+
+def test_a_strategy_that_was_found_stays_when_the_same_daemon_hides_in_a_wrapper() -> None:
+    settings = Settings(name="a", listen=())
+    found, said = fit(settings, ["postgres", "-D", "d"])
+    assert said
+    assert fit(found, ["./run-database.sh"]) == (found, "")
+    assert fit(found, []) == (found, "")
+
+
+def test_recreate_is_refused_unless_the_hold_outlasts_stop_and_start(tmp_path: Path) -> None:
+    text = '[service.a]\nstrategy = "recreate"\nstart_timeout = "40s"\nstop = { grace = "30s" }\n'
+    with pytest.raises(ConfigError) as caught:
+        load_file(write(tmp_path, text + 'hold = { timeout = "70s" }\n'))
+    for number in ("70 s", "30 s", "40 s"):
+        assert number in caught.value.message
+    assert caught.value.hint
+    assert "80s" in caught.value.hint
+    settings = load_file(write(tmp_path, text + 'hold = { timeout = "80s" }\n'))["a"].settings
+    assert settings.retire_s == 5.0
+    assert msgspec.structs.replace(settings, hold_timeout_s=71.0).retire_s == 0.5
+    assert msgspec.structs.replace(settings, drain_grace_s=0.0).retire_s == 0.0
 
 
 @pytest.mark.parametrize(

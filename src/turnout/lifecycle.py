@@ -23,11 +23,12 @@ from turnout.errors import (
     NotRunningError,
     SpawnError,
     TimedOutError,
+    TurnoutError,
     UsageError,
 )
 from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, SILENT_AFTER_S, Ground
 from turnout.recreate import RecreateRun
-from turnout.rollout import OnStep, RolloutRun, Step, Switched, attached_boot_id, daemon_name, serving
+from turnout.rollout import OnStep, RolloutRun, Step, Switched, attached_boot_id, daemon_name
 from turnout.service import Service
 from turnout.system.builds import Build
 from turnout.system.files import Files, write_durably
@@ -38,6 +39,7 @@ from turnout.system.process import identify, is_alive, provably_dead
 from turnout.system.sockets import who_listens
 from turnout.system.spawn import resolve_command
 from turnout.system.spawn_record import prune_records
+from turnout.verdict import serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +315,10 @@ class Lifecycle:
         """Keeper, listener, router, and a registry without the rollout of a dead owner."""
         service = self.service
         if listen:
-            self._ground.check()
+            try:
+                self._ground.check()
+            except SpawnError as error:
+                raise self._and_who_serves(error) from error
         write_durably(Files(), service.home.settings, dump_settings(service.settings))
         if listen:
             self._ground.lay()
@@ -371,9 +376,9 @@ class Lifecycle:
                 expected_active=expected_active,
             )
         except (CandidateError, SpawnError) as error:
-            told = f"{error.message}; {serving(self.service)}"
+            told = self._and_who_serves(error)
             self._ground.take_back()
-            raise type(error)(told, hint=error.hint, detail=error.detail) from error
+            raise told from error
         except BaseException:
             self._ground.take_back()
             raise
@@ -396,6 +401,11 @@ class Lifecycle:
     def _applied(self, revision: int) -> None:
         with suppress(NotRunningError, TimedOutError, OSError):  # it polls the file anyway
             self.router.wait_applied(self.service.name, revision, timeout_s=SILENT_AFTER_S)
+
+    def _and_who_serves(self, error: TurnoutError) -> TurnoutError:
+        """The same error with what became of the service, which is what matters most."""
+        told = f"{error.message}; {serving(self.service)}"
+        return type(error)(told, hint=error.hint, detail=error.detail)
 
     def _say_desired(self, desired: Desired) -> None:
         """Keep what is wanted; a paused service stays paused until somebody resumes or stops it."""

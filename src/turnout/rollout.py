@@ -387,17 +387,6 @@ def daemon_name(daemon: Daemon | None) -> str:
     return f"{daemon.boot_id} ({version}pid {daemon.pid}, port {daemon.port})"
 
 
-def serving(service: Service) -> str:
-    """Who serves after a rollout that failed, for its message."""
-    active = service.registry.read().snapshot.active
-    if active is None or (active.owned and not is_alive(active.identity)):
-        return "nothing is serving"
-    for rollout in reversed(service.builds.rollouts()):
-        if rollout.result == "active" and rollout.build == active.build:
-            return f"still serving generation {rollout.generation}" + (f" ({active.version})" if active.version else "")
-    return f"still serving {daemon_name(active)}"
-
-
 def new_boot_id() -> str:
     """A name for one boot of a daemon: sorts by time, never repeats."""
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"

@@ -7,12 +7,24 @@ from typing import Final
 
 from turnout.core.model import Cause, Snapshot, State
 from turnout.errors import CandidateError, ConflictError, RolledBackError, TimedOutError
-from turnout.rollout import Switched, daemon_name, log_tail, serving
+from turnout.rollout import Switched, daemon_name, log_tail
 from turnout.service import Service
+from turnout.system.process import is_alive
 from turnout.system.watcher import Watcher
 
 POLL_S: Final = 0.02
 WINDOW_SLACK_S: Final = 60.0
+
+
+def serving(service: Service) -> str:
+    """Who serves after a rollout that failed, for its message."""
+    active = service.registry.read().snapshot.active
+    if active is None or (active.owned and not is_alive(active.identity)):
+        return "nothing is serving"
+    for rollout in reversed(service.builds.rollouts()):
+        if rollout.result == "active" and rollout.build == active.build:
+            return f"still serving generation {rollout.generation}" + (f" ({active.version})" if active.version else "")
+    return f"still serving {daemon_name(active)}"
 
 
 def await_verdict(service: Service, switched: Switched, *, timeout_s: float | None = None) -> None:
