@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -12,15 +11,6 @@ from pathlib import Path
 from typing import Self
 
 NOBODY = 65534
-
-
-def find_binaries() -> Path | None:
-    """The package's bin directory; None where it has no wheel."""
-    spec = importlib.util.find_spec("pgserver")
-    if spec is None or spec.origin is None:
-        return None
-    found = Path(spec.origin).parent / "pginstall" / "bin"
-    return found if (found / "postgres").exists() else None
 
 
 class Postgres:

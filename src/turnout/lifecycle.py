@@ -88,6 +88,7 @@ class Lifecycle:
         self._lock_timeout_s = lock_timeout_s
         self._lock: LifecycleLock | None = None
         self._automatic = automatic
+        self._takes_over = False
         self._ground = Ground(home, wanted, starts_keeper=not automatic)
 
     def __enter__(self) -> Self:
@@ -116,7 +117,7 @@ class Lifecycle:
 
     def up(self, *, supersede: bool = False, expected_generation: int | None = None) -> Done:
         """Make it so: keeper, router, and an active daemon of the wanted build."""
-        snapshot = self._settled(self._prepare())
+        snapshot = self._settled(self._prepare(rolls=True))
         active = snapshot.active
         build = wanted_build(self.service, self.wanted, required=active is None)
         barred = self.service.builds.quarantined(build.id) if build else None
@@ -137,7 +138,7 @@ class Lifecycle:
 
     def start(self) -> Done:
         """Start the daemon of the build that was active last; never deploys another."""
-        snapshot = self._settled(self._prepare())
+        snapshot = self._settled(self._prepare(rolls=True))
         if self._automatic and snapshot.deployment.desired is Desired.STOPPED:
             return Done(f"{self.service.name} is to be {snapshot.deployment.desired}", changed=False)
         active = snapshot.active
@@ -157,7 +158,7 @@ class Lifecycle:
                 f"build {build.id} is quarantined: {reason}",
                 hint="change the build, or deploy it all the same: --force",
             )
-        snapshot = self._settled(self._prepare())
+        snapshot = self._settled(self._prepare(rolls=True))
         if snapshot.active and not is_alive(snapshot.active.identity):
             supersede = supersede or snapshot.deployment.state is State.SWITCHED
         done = self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
@@ -311,8 +312,13 @@ class Lifecycle:
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, *, listen: bool = True) -> Snapshot:
-        """Keeper, listener, router, and a registry without the rollout of a dead owner."""
+    def _prepare(self, *, listen: bool = True, rolls: bool = False) -> Snapshot:
+        """Keeper, listener, router, and a registry without the rollout of a dead owner.
+
+        Args:
+            listen: have all of it up.
+            rolls: a rollout follows, unless something serves already.
+        """
         service = self.service
         if listen:
             try:
@@ -326,18 +332,20 @@ class Lifecycle:
         block = snapshot.deployment
         prune_records(service.home.records, spare=snapshot.daemons)
         if block.in_flight and provably_dead(block.owner):
-            outcome = service.registry.update(
-                lambda snap: abort_deploy(snap, block.generation, reason="its owner died")
-            )
+            # where nothing serves clients are held: whoever rolls out next takes over in one write
+            self._takes_over = rolls and not block.active_boot_id
+            if not self._takes_over:
+                snapshot = service.registry.update(
+                    lambda snap: abort_deploy(snap, block.generation, reason="its owner died")
+                ).snapshot
             service.journal.write(
                 "abort",
                 generation=block.generation,
-                revision=outcome.deployment.revision,
+                revision=snapshot.deployment.revision,
                 reason="its owner died",
                 owner_pid=block.owner.pid,
             )
             service.builds.set_result(block.generation, "aborted")
-            snapshot = outcome.snapshot
         return snapshot
 
     def _settled(self, snapshot: Snapshot) -> Snapshot:
@@ -371,7 +379,7 @@ class Lifecycle:
             switched = self._run().run(
                 build,
                 cause,
-                supersede=supersede,
+                supersede=supersede or self._takes_over,
                 expected_generation=expected_generation,
                 expected_active=expected_active,
             )

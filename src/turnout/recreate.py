@@ -20,7 +20,7 @@ from turnout.errors import CandidateError, NotRunningError, SpawnError, TimedOut
 from turnout.rollout import RolloutRun, Step, Switched, daemon_name, new_boot_id
 from turnout.system.builds import Build, Rollout
 from turnout.system.probe import ProbeResult
-from turnout.system.process import is_alive
+from turnout.system.process import is_alive, provably_dead
 from turnout.system.spawn_record import read_records
 
 LOOK_S: Final = 0.02
@@ -34,6 +34,7 @@ class RecreateRun(RolloutRun):
     """One rollout with ``strategy = "recreate"``."""
 
     _previous: Daemon | None = None
+    _was_dead = False
     _stopping = False
     _held_at: float | None = None
     _hold_told = False
@@ -54,7 +55,7 @@ class RecreateRun(RolloutRun):
             CandidateError: as there; the message says whether the previous build came back.
         """
         active = self._registry.read().snapshot.active
-        if active and not active.owned and is_alive(active.identity):
+        if active and not active.owned and not provably_dead(active.identity):
             raise UsageError(
                 f"{daemon_name(active)} was not started by turnout, so it cannot be stopped for its successor",
                 hint="turnout detach, stop it yourself, then deploy",
@@ -72,6 +73,7 @@ class RecreateRun(RolloutRun):
     def _make_room(self) -> None:
         self._previous = active = self._registry.read().snapshot.active
         if active:
+            self._was_dead = not is_alive(active.identity)
             self._on_step(Step.HOLD, f"new connections, {active.boot_id} makes room")
             self._held_at = time.monotonic()
             self._retire(active, "its successor cannot run beside it")
@@ -97,8 +99,10 @@ class RecreateRun(RolloutRun):
             return 0  # they ended with their router
         except TimedOutError:
             return None
-        census = services.get(self._service.name, {}).get("census", {}).get(boot_id)
-        return int(census["connections"]) if census else 0
+        said = services.get(self._service.name, {})
+        here = said.get("census", {}).get(boot_id) or {"connections": 0}
+        elsewhere = said.get("elsewhere", {}).get(boot_id) or 0  # in a router that was replaced and still drains
+        return None if here["connections"] is None else int(here["connections"]) + int(elsewhere)
 
     def _stop_everything(self, first: Daemon | None) -> None:
         """Every daemon of this service that may run: two on one directory destroy it."""
@@ -171,7 +175,8 @@ class RecreateRun(RolloutRun):
             running = previous is not None and is_alive(previous.identity)
             self._abort(boot_id, build_id, error, restore=block.retired_boot_id if running else "")
             return ""
-        if previous is None or block.active_boot_id == boot_id:
+        again = previous is not None and self._was_dead and build_id == previous.build
+        if previous is None or again or block.active_boot_id == boot_id:  # again: it died, and the restarter counts
             self._abort(boot_id, build_id, error)
             return ""
         self._service.builds.set_result(self._generation, "aborted")

@@ -38,7 +38,7 @@ from turnout.ground import Ground
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
 from turnout.system.probe import ProbeResult, probe, wait_healthy
-from turnout.system.process import is_alive, own_identity
+from turnout.system.process import is_alive, own_identity, provably_dead
 from turnout.system.spawn import choose_port, clean_environment, fill_port
 from turnout.system.spawn_record import read_records
 
@@ -192,7 +192,7 @@ class RolloutRun:
     def _make_room(self) -> None:
         """Blue-green needs none; but an active daemon that is dead already serves nobody, and that is said."""
         active = self._registry.read().snapshot.active
-        if active and active.owned and not is_alive(active.identity):
+        if active and provably_dead(active.identity):
             self._retire(active, "it was found dead")
 
     def _retire(self, active: Daemon, reason: str) -> None:

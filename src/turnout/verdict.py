@@ -78,11 +78,12 @@ def _is_back(service: Service, snapshot: Snapshot, switched: Switched) -> bool:
     if block.in_flight:
         return False
     reason = service.builds.quarantined(daemon.build) or "by hand"
-    if snapshot.active and snapshot.active.boot_id != daemon.boot_id and not block.rollback_reason:
+    came_back = block.generation == switched.generation + 1 and not block.rollback_reason
+    if came_back and snapshot.active and snapshot.active.boot_id != daemon.boot_id:
         raise _rolled_back(service, snapshot, switched, reason)
     raise CandidateError(
-        f"generation {switched.generation} failed ({reason}), and so did its rollback ({block.rollback_reason});"
-        f" {serving(service)}",
+        f"generation {switched.generation} failed ({reason}), and so did its rollback"
+        f" ({block.rollback_reason or 'it was started again'}); {serving(service)}",
         hint="turnout status",
         detail=log_tail(service.home.log(daemon.boot_id)),
     )

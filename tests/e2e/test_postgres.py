@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from e2e_support import Turnout
-from postgres_support import Pgbench, Postgres, find_binaries
+from postgres_support import Pgbench, Postgres
+from programs import wheel
 from support import eventually, report, scaled
-
-pytestmark = pytest.mark.postgres
 
 
 @pytest.fixture
 def postgres(tmp_path: Path) -> Postgres:
-    found = find_binaries()
-    if found is None:
-        if "postgres" in os.environ.get("TURNOUT_REQUIRE", ""):
-            pytest.fail("a PostgreSQL is required here and there is none")
-        pytest.skip("no PostgreSQL: pip install pgserver")
-    return Postgres(found, tmp_path)
+    return Postgres(wheel("pgserver") / "pginstall" / "bin", tmp_path)
 
 
 def up(turnout: Turnout, *command: str, strategy: str | None = None) -> str:

@@ -133,6 +133,28 @@ def test_a_deploy_killed_at_any_step_is_repaired_while_clients_wait_and_the_next
     eventually(lambda: len(turnout.snapshot().daemons) == 1, why="an entry is left")
 
 
+@pytest.mark.parametrize("by", ["up", "deploy"])
+def test_the_next_verb_takes_over_from_a_killed_one_without_turning_away_who_is_held(owner: Owner, by: str) -> None:
+    turnout = owner.turnout
+    owner.configure("v1")
+    turnout.run("up")
+    with Writers(owner) as writers:
+        eventually(lambda: len(writers.acknowledged) > 10)
+        owner.configure("v2", "--start-delay", "60")
+        killed = turnout.begin("deploy")
+        eventually(lambda: turnout.snapshot().candidate is not None, why="no candidate")
+        owner.configure("v2")
+        killed.kill()
+        killed.communicate()
+        turnout.run(by)
+        goal = len(writers.acknowledged) + 20
+        eventually(lambda: len(writers.acknowledged) > goal, why="clients do not get on")
+    assert writers.errors == []
+    assert writers.lost() == set()
+    assert not owner.collided
+    assert owner.set("x") == "v2"
+
+
 def test_without_anybody_who_could_repair_it_the_next_up_does(owner: Owner) -> None:
     """The verb dies half-way, and keeper and router with it."""
     turnout = owner.turnout
