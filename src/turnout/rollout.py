@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -33,17 +33,20 @@ from turnout.core.deployment import (
 from turnout.core.membership import forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, explain
+from turnout.core.policy import DataOwner, owns_its_data
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import Ground
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
 from turnout.system.probe import ProbeResult, probe, wait_healthy
 from turnout.system.process import is_alive, own_identity, provably_dead
+from turnout.system.readiness import says_not_ready
 from turnout.system.spawn import choose_port, clean_environment, fill_port
 from turnout.system.spawn_record import read_records
 
 APPLY_TIMEOUT_S: Final = 10.0
 SPAWN_TRIES: Final = 3
+READY_AGAIN_S: Final = 0.05
 END_RECORD_TIMEOUT_S: Final = 0.5
 LOG_TAIL_LINES: Final = 12
 PORT_TAKEN: Final = ("address already in use", "eaddrinuse", "address in use")
@@ -144,7 +147,7 @@ class RolloutRun:
         try:
             RolloutRun._make_room(self)
             self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
-            result = self._wait_healthy(daemon)
+            result = self._wait_ready(daemon, None)
             if not result.ok:
                 raise self._candidate_error(daemon, result)
             return self._switch(daemon, window=True)
@@ -217,7 +220,7 @@ class RolloutRun:
                 if attempt > 1:  # for daemons that bind without SO_REUSEADDR
                     reserved.release()
                 daemon = self._spawn(boot_id, build, build_id, reserved.port)
-                result = self._wait_healthy(daemon)
+                result = self._wait_ready(daemon, owns_its_data(build.command))
             if result.ok:
                 return daemon
             tail = log_tail(self._service.home.log(boot_id)).lower()
@@ -256,13 +259,32 @@ class RolloutRun:
             return record.identity  # it was started, and only the answer was lost
         return self._ground.keeper.spawn(name, boot_id, argv, cwd=cwd, env=env)
 
-    def _wait_healthy(self, daemon: Daemon) -> ProbeResult:
+    def _wait_ready(self, daemon: Daemon, known: DataOwner | None) -> ProbeResult:
+        """Healthy, and of a kind of daemon that is known to listen too early: not refusing its clients either."""
         settings = self._service.settings
+        deadline = time.monotonic() + settings.start_timeout_s
         self._on_step(Step.PROBE, daemon.boot_id)
+        while True:
+            result = self._wait_healthy(daemon, max(0.1, deadline - time.monotonic()))
+            if known is None or not result.ok:
+                return result
+            waits = says_not_ready(
+                daemon.host, daemon.port, known.asks, known.not_ready, timeout_s=settings.health.timeout_s
+            )
+            if not waits:
+                return result
+            result = replace(result, ok=False, reason=f"not healthy within {settings.start_timeout_s:g} s: {waits}")
+            if time.monotonic() > deadline:
+                return result
+            self._attempted(result)
+            time.sleep(READY_AGAIN_S)
+
+    def _wait_healthy(self, daemon: Daemon, timeout_s: float) -> ProbeResult:
+        settings = self._service.settings
         return wait_healthy(
             daemon,
             self._service.probe_spec,
-            timeout_s=settings.start_timeout_s,
+            timeout_s=timeout_s,
             check_timeout_s=settings.health.timeout_s,
             on_attempt=self._attempted,
         )

@@ -109,3 +109,22 @@ def test_a_second_redis_on_one_directory_would_start_without_the_unsaved_keys_so
     turnout.run("refresh")
     assert keys(turnout.address) == 2, "and no older dump was written over the newer one"
     assert len(turnout.daemons()) == 1
+
+
+def test_a_redis_that_listens_while_it_is_loading_its_data_is_not_switched_to_yet(
+    turnout: Turnout, redis: str, tmp_path: Path
+) -> None:
+    slow = ["--key-load-delay", "500"]  # microseconds for each of these keys
+    up(turnout, redis, "--port", "{port}", "--appendonly", "yes", "--dir", str(tmp_path), *slow)
+    count = 3000  # it answers while loading after each thousand
+    with socket.create_connection(turnout.address, 80) as sock:
+        sock.sendall(b"".join(b"SET k%d 1\r\n" % number for number in range(count)))
+        answers = sock.makefile("rb")
+        assert {answers.readline() for _ in range(count)} == {b"+OK\r\n"}
+    with Setters(turnout.address, clients=3) as load:
+        eventually(lambda: load.acknowledged)
+        turnout.run("refresh")
+        goal = len(load.acknowledged) + 10
+        eventually(lambda: len(load.acknowledged) > goal)
+    assert load.errors == []
+    assert keys(turnout.address) == count + len(load.acknowledged)

@@ -9,6 +9,10 @@ from typing import Final
 
 _POSTGRES: Final = frozenset({"postgres", "postmaster", "pg_ctl", "pg_ctlcluster"})
 _REDIS: Final = frozenset({"redis-server", "valkey-server", "keydb-server"})
+# PostgreSQL documentation, 55.7: a StartupMessage of protocol 3.0 for the user postgres; and SQLSTATE 57P03
+# (cannot_connect_now), with which it is refused while the server starts up or recovers.
+_POSTGRES_STARTUP: Final = b"\0\0\0\x17\0\x03\0\0user\0postgres\0\0"
+_POSTGRES_STARTING: Final = rb"\AE.*\0C57P03\0"
 
 
 # Pauses before each restart of a daemon that died: the first at once, for clients are waiting; then less often.
@@ -23,10 +27,14 @@ class DataOwner:
     Args:
         reason: why, for people.
         stop_signal: the one that ends it soon and in order.
+        asks: it listens before it has read its data; what to send it to hear of that.
+        not_ready: a regular expression (re) that finds that in its answer; any other answer is as good as ready.
     """
 
     reason: str
-    stop_signal: str = "TERM"
+    stop_signal: str
+    asks: bytes
+    not_ready: bytes
 
 
 def owns_its_data(command: Sequence[str]) -> DataOwner | None:
@@ -39,10 +47,12 @@ def owns_its_data(command: Sequence[str]) -> DataOwner | None:
     words = _words(command)
     names = [word.rpartition("/")[2] for word in words]
     if any(name in _POSTGRES for name in names):
-        return DataOwner("PostgreSQL owns its data directory: two servers cannot run on it side by side", "INT")
+        reason = "PostgreSQL owns its data directory: two servers cannot run on it side by side"
+        return DataOwner(reason, "INT", _POSTGRES_STARTUP, _POSTGRES_STARTING)
     redis = next((i for i, name in enumerate(names) if name in _REDIS), None)
     if redis is not None and not _is_memory_only(words[redis + 1 :]):
-        return DataOwner(f"{names[redis]} with persistence owns its files: two at once overwrite each other's")
+        reason = f"{names[redis]} with persistence owns its files: two at once overwrite each other's"
+        return DataOwner(reason, "TERM", b"PING\r\n", rb"\A-LOADING")
     return None
 
 
