@@ -2,9 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from turnout.config import Address, Settings, dump_settings, duration, load_file, load_settings, parse_address
+from turnout.config import Address, Settings, dump_settings, duration, fit, load_file, load_settings, parse_address
 from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import ConfigError, UsageError
 from turnout.planes.policy import Policy, networks
@@ -76,7 +77,7 @@ def test_the_probes_http_and_exec_are_read(tmp_path: Path) -> None:
         ('[service.a]\nhealth = { probe = "http", status = "fine" }\n', "health.status"),
         ('[service.a]\nhealth = { probe = "exec" }\n', "command"),
         ('[service.a]\nhealth = { probe = "exec", command = "true" }\n', "command"),
-        ('[service.a]\nstrategy = "recreate"\n', "not available yet"),
+        ('[service.a]\nstrategy = "recreate"\nhold = { timeout = "60s" }\n', "must outlast"),
         ('[service.a]\nstrategy = "canary"\n', "unknown"),
         ('[service.a]\nplane = "magic"\n', "magic"),
         ("[service.a]\nenv = { A = 1 }\n", "env"),
@@ -121,6 +122,52 @@ limits = { connections = 500, idle_timeout = "1h", user_timeout = "30s" }
 def test_without_policies_nothing_is_limited() -> None:
     found = policy(Settings(name="a", listen=()))
     assert (found.connections, found.idle_timeout_s, found.user_timeout_ms(), found.allow) == (0, None, 0, ())
+
+
+POSTGRES = 'command = ["postgres", "-D", "d", "-p", "{port}"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "strategy", "stop_signal", "says"),
+    [
+        (POSTGRES, "recreate", "INT", "strategy recreate and stop signal INT"),
+        (POSTGRES + 'stop = { signal = "TERM" }\n', "recreate", "TERM", "strategy recreate"),
+        (POSTGRES + 'strategy = "blue-green"\n', "blue-green", "INT", "stop signal INT"),
+        (POSTGRES + 'strategy = "recreate"\nstop = { signal = "QUIT" }\n', "recreate", "QUIT", ""),
+        ('command = ["redis-server", "--appendonly", "yes"]\n', "recreate", "TERM", "strategy recreate"),
+        ('command = ["redis-server", "--save", ""]\n', "blue-green", "TERM", ""),
+        ('command = ["./server"]\nstrategy = "recreate"\n', "recreate", "TERM", ""),
+    ],
+)
+def test_a_daemon_that_owns_its_data_gets_what_fits_it_unless_the_operator_named_it(
+    tmp_path: Path, text: str, strategy: str, stop_signal: str, says: str
+) -> None:
+    wanted = load_file(write(tmp_path, "[service.a]\n" + text))["a"]
+    assert (wanted.settings.strategy, wanted.settings.stop_signal) == (strategy, stop_signal)
+    assert says in wanted.fitted
+    assert bool(says) == bool(wanted.fitted)
+
+
+def test_a_strategy_that_was_found_stays_when_the_same_daemon_hides_in_a_wrapper() -> None:
+    settings = Settings(name="a", listen=())
+    found, said = fit(settings, ["postgres", "-D", "d"])
+    assert said
+    assert fit(found, ["./run-database.sh"]) == (found, "")
+    assert fit(found, []) == (found, "")
+
+
+def test_recreate_is_refused_unless_the_hold_outlasts_stop_and_start(tmp_path: Path) -> None:
+    text = '[service.a]\nstrategy = "recreate"\nstart_timeout = "40s"\nstop = { grace = "30s" }\n'
+    with pytest.raises(ConfigError) as caught:
+        load_file(write(tmp_path, text + 'hold = { timeout = "70s" }\n'))
+    for number in ("70 s", "30 s", "40 s"):
+        assert number in caught.value.message
+    assert caught.value.hint
+    assert "80s" in caught.value.hint
+    settings = load_file(write(tmp_path, text + 'hold = { timeout = "80s" }\n'))["a"].settings
+    assert settings.retire_s == 5.0
+    assert msgspec.structs.replace(settings, hold_timeout_s=71.0).retire_s == 0.5
+    assert msgspec.structs.replace(settings, drain_grace_s=0.0).retire_s == 0.0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from fake_time import SkippingLoop
 from turnout.config import Address, Settings
-from turnout.core.model import Daemon, Deployment, DrainCause, Snapshot
+from turnout.core.model import Daemon, Deployment, DrainCause, Snapshot, State
 from turnout.drainer import Drainer
 from turnout.planes.plane import Carried
 
@@ -192,3 +192,33 @@ def test_one_that_is_hastened_by_hand_loses_its_quiet_connections_at_once() -> N
     assert world.stopped() == ["old"]
     busy = run(World({"old": 50}), draining(DrainCause.HASTENED), for_s=3)
     assert busy.events == []
+
+
+def retiring(cause: DrainCause = DrainCause.RETIRED) -> Snapshot:
+    """A rollout is under way, and the old daemon makes room for its successor."""
+    old = Daemon("old", port=1, draining=True, drain_cause=cause, owned=True)
+    block = Deployment(2, state=State.STARTING, candidate_boot_id="new", old_boot_id="old")
+    return Snapshot({"old": old}, deployment=block)
+
+
+def test_of_a_retired_daemon_only_the_connections_are_ended_for_its_verb_stops_it() -> None:
+    assert run(World({"old": 3}), retiring(), for_s=4.5).events == [], "they wait for an answer"
+    world = run(World({"old": 3}), retiring(), for_s=30)
+    assert [event for event, _ in world.events] == ["cut"], "once, at the bound"
+    assert world.gone == []
+
+
+def test_quiet_connections_of_a_retired_daemon_are_ended_without_grace_or_spread() -> None:
+    world = run(World({"old": 40}, quiet=True), retiring(), for_s=2)
+    assert world.counts["old"] == 0
+    assert world.stopped() == []
+
+
+def test_a_retired_daemon_that_no_rollout_names_any_more_is_stopped_and_forgotten() -> None:
+    def abandoned(drainer: Drainer) -> None:
+        snapshot = retiring()
+        drainer.observe(replace(snapshot, deployment=Deployment(2)))
+
+    world = run(World({"old": 0}), retiring(), for_s=30, at={10: abandoned})
+    assert world.stopped() == ["old"]
+    assert world.gone == ["old"]

@@ -85,6 +85,9 @@ class World:
     def well_again(self, daemon: Daemon) -> None:
         self.events.append(f"well again {daemon.boot_id}")
 
+    async def nothing_to_restore(self, failed: Daemon, reason: str) -> None:
+        self.events.append(f"nothing to restore for {failed.boot_id}")
+
     async def rolled_back(self, outcome: Outcome, failed: Daemon, build: str, reason: str) -> None:
         self.rollbacks.append(f"{failed.boot_id}: {reason}")
 
@@ -154,7 +157,16 @@ def test_nothing_is_rolled_back_to_a_daemon_that_does_not_pass_a_probe_now() -> 
     assert world.snapshot.deployment.active_boot_id == "v2"
     assert world.snapshot.deployment.health_fail_streak == 3
     assert "rollback_refused" in world.events
+    assert "nothing to restore for v2" in world.events
     assert world.snapshot.deployment.state is State.SWITCHED
+
+
+def test_a_stored_streak_at_the_threshold_with_nobody_to_go_back_to_is_handed_on_by_a_restarted_router_too() -> None:
+    world = World({"v2": [BAD], "v1": [GONE]})
+    block = world.snapshot.deployment
+    world.snapshot = replace(world.snapshot, deployment=replace(block, health_fail_streak=3))
+    watch(world, for_s=0.2)
+    assert "nothing to restore for v2" in world.events
 
 
 def test_it_is_rolled_back_as_soon_as_the_previous_daemon_is_well_again() -> None:

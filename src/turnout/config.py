@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import math
 import os
 import re
 import signal
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeVar, get_args
 
 import msgspec
 
 from turnout.core.listen import exposure_problem, overlap
+from turnout.core.policy import owns_its_data
 from turnout.errors import ConfigError, UsageError
 from turnout.planes.policy import networks
 from turnout.system.probe_http import parse_statuses
 
 DEFAULT_LISTEN: Final = "127.0.0.1:47777"
 DEFAULT_SERVICE: Final = "default"
+DEFAULT_STOP_SIGNAL: Final = "TERM"
 FILE_NAME: Final = "turnout.toml"
 
 ProbeKind = Literal["alive", "tcp", "expect", "http", "exec", "none"]
 PlaneName = Literal["auto", "relay", "stream"]
+StrategyName = Literal["blue-green", "recreate"]
 OnUnhealthy = Literal["report", "restart"]
 ProxyProtocol = Literal["none", "v2"]
 Expose = Literal["clients-look-local"]
 T = TypeVar("T")
+RETIRE_MOST_S: Final = 5.0
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -69,10 +74,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     listen: tuple[Address, ...]
     registry: str = ""  # empty: in the service's own directory
     plane: PlaneName = "auto"
-    strategy: str = "blue-green"
+    strategy: StrategyName = "blue-green"
+    strategy_named: bool = False  # the operator said so; else it follows from the command
     health: Health = Health()
     start_timeout_s: float = 30.0
-    stop_signal: str = "TERM"
+    stop_signal: str = DEFAULT_STOP_SIGNAL
+    stop_named: bool = False  # as strategy_named
     stop_grace_s: float = 30.0
     observe_s: float = 30.0
     drain_grace_s: float = 30.0
@@ -93,6 +100,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cwd: str = ""  # where version_command runs
     source: str = ""  # the configuration file it came from, which the router watches
 
+    @property
+    def retire_s(self) -> float:
+        """How long connections may go on once a daemon makes room for its successor: new clients wait meanwhile."""
+        spare_s = self.hold_timeout_s - self.stop_grace_s - self.start_timeout_s
+        return max(0.0, min(self.drain_grace_s, RETIRE_MOST_S, spare_s / 2))
+
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """A service's settings and the build the operator asks for; an empty command means: the one remembered."""
@@ -104,6 +117,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     source: str = ""  # the file it came from, for messages
     watched: str = ""  # what the watched files contained, as one hash
+    fitted: str = ""  # what was chosen for this daemon because nobody named it, in words
 
 
 # -- the file, as people write it ------------------------------------------------------------------------------------
@@ -125,7 +139,7 @@ class _RawHealth(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class _RawStop(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    signal: str = "TERM"
+    signal: str | None = None
     grace: Duration = "30s"
 
 
@@ -152,7 +166,7 @@ class _RawService(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     version: str = ""
     cwd: str = ""
     env: dict[str, str] = {}
-    strategy: str = "blue-green"
+    strategy: str | None = None
     plane: str = "auto"
     health: _RawHealth = msgspec.field(default_factory=_RawHealth)
     verify_owner: bool = True
@@ -294,7 +308,8 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
         listen=tuple(parse_address(text, beyond_loopback=True) for text in listen),
         registry=str(base / Path(raw.registry).expanduser()) if raw.registry else "",
         plane=plane_name(raw.plane),
-        strategy=raw.strategy,
+        strategy=strategy_name(raw.strategy or "blue-green"),
+        strategy_named=raw.strategy is not None,
         health=Health(
             probe=probe_kind(raw.health.probe),
             interval_s=duration(raw.health.interval, what="health.interval"),
@@ -310,7 +325,8 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
             cwd=str(base / Path(raw.cwd).expanduser()) if raw.cwd else str(base),
         ),
         start_timeout_s=duration(raw.start_timeout, what="start_timeout"),
-        stop_signal=raw.stop.signal.upper().removeprefix("SIG"),
+        stop_signal=(raw.stop.signal or DEFAULT_STOP_SIGNAL).upper().removeprefix("SIG"),
+        stop_named=raw.stop.signal is not None,
         stop_grace_s=duration(raw.stop.grace, what="stop.grace"),
         observe_s=duration(raw.observe, what="observe"),
         drain_grace_s=duration(raw.drain.grace, what="drain.grace"),
@@ -333,9 +349,11 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
     )
     if raw.version and raw.version_command:
         raise UsageError("version and version_command are both given", hint="keep one of them")
+    settings, fitted = fit(settings, raw.command)
     check(settings)
     return Wanted(
         settings=settings,
+        fitted=fitted,
         command=tuple(raw.command),
         cwd=str(base / Path(raw.cwd).expanduser()) if raw.cwd else str(base),
         env=raw.env,
@@ -353,6 +371,38 @@ def on_unhealthy(text: str) -> OnUnhealthy:
     if text not in get_args(OnUnhealthy):
         raise UsageError(f"on_unhealthy: {text!r} is nothing to do", hint=f"one of {', '.join(get_args(OnUnhealthy))}")
     return "restart" if text == "restart" else "report"
+
+
+def strategy_name(text: str) -> StrategyName:
+    kinds: tuple[StrategyName, ...] = get_args(StrategyName)
+    for kind in kinds:
+        if kind == text:
+            return kind
+    raise UsageError(f"strategy {text!r} is unknown", hint=f"one of {', '.join(kinds)}")
+
+
+def fit(settings: Settings, command: Sequence[str]) -> tuple[Settings, str]:
+    """Choose strategy and stop signal for a daemon that is known to own its data, where the operator named none.
+
+    Args:
+        settings: as they are so far.
+        command: what is to be run; empty: nothing is said about it.
+
+    Returns:
+        The settings, and what was chosen and why in one line; empty where nothing was. A strategy that was found once
+        stays: a wrapper around the same daemon would not be recognised.
+    """
+    owner = owns_its_data(command)
+    if owner is None:
+        return settings, ""
+    chosen: list[str] = []
+    if not settings.strategy_named:
+        settings = msgspec.structs.replace(settings, strategy="recreate")
+        chosen.append("strategy recreate")
+    if not settings.stop_named and owner.stop_signal != DEFAULT_STOP_SIGNAL:
+        settings = msgspec.structs.replace(settings, stop_signal=owner.stop_signal)
+        chosen.append(f"stop signal {owner.stop_signal}")
+    return settings, f"{owner.reason}: {' and '.join(chosen)}" if chosen else ""
 
 
 def probe_kind(text: str) -> ProbeKind:
@@ -373,12 +423,6 @@ def check(settings: Settings) -> None:
     Raises:
         UsageError: a value out of its range.
     """
-    if settings.strategy != "blue-green":
-        known = settings.strategy == "recreate"
-        raise UsageError(
-            f"strategy {settings.strategy!r} is {'not available yet' if known else 'unknown'}",
-            hint="only blue-green is there so far: two instances side by side that share no state",
-        )
     if not settings.listen:
         raise UsageError("listen names no address", hint=f'for example listen = "{DEFAULT_LISTEN}"')
     both = overlap([(address.host, address.port) for address in settings.listen])
@@ -399,6 +443,14 @@ def check(settings: Settings) -> None:
         raise UsageError("health.interval and health.timeout must be 10ms or more")
     if settings.start_timeout_s <= 0:
         raise UsageError("start_timeout must be more than zero")
+    needed_s = settings.stop_grace_s + settings.start_timeout_s
+    if settings.strategy == "recreate" and settings.hold_timeout_s <= needed_s:
+        raise UsageError(
+            f"strategy recreate: hold.timeout ({settings.hold_timeout_s:g} s) must outlast stop.grace"
+            f" ({settings.stop_grace_s:g} s) plus start_timeout ({settings.start_timeout_s:g} s), for clients are held"
+            " while the old daemon stops and the new one starts",
+            hint=f'hold = {{ timeout = "{math.ceil(needed_s) + 10}s" }}, or a shorter stop.grace or start_timeout',
+        )
     if not 1 <= settings.drain_max <= 1000:
         raise UsageError("drain.max_draining must lie in 1..1000")
     if not 0 <= settings.hold_max <= 1_000_000:

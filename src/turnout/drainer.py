@@ -1,12 +1,14 @@
 """Lets daemons that take no new connections go: drained first, then stopped, then forgotten. Also finds strays.
 
 Runs in the router. What it may stop: daemons of our own that the registry marks as draining, and processes with a spawn
-record that the registry does not know. Nothing else, and the keeper signals only what it can prove.
+record that the registry does not know. Nothing else, and the keeper signals only what it can prove. Of a daemon that a
+rollout under way retired only the connections are ended here: its verb stops it, and goes on when it is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -67,13 +69,15 @@ class Drainer:
         self._world = world
         self._settings = settings
         self._draining: dict[str, Daemon] = {}
+        self._retired = ""
         self.drains: dict[str, Drain] = {}
         self._stopping: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
 
     def observe(self, snapshot: Snapshot) -> None:
         """Take notice of what the registry says now; a drain's clock starts here."""
-        named = snapshot.deployment.named
+        self._retired = snapshot.deployment.retired_boot_id
+        named = snapshot.deployment.named - {self._retired}
         self._draining = {b: d for b, d in snapshot.daemons.items() if d.draining and b not in named}
         for gone in set(self.drains) - set(self._draining):
             del self.drains[gone]
@@ -135,12 +139,15 @@ class Drainer:
             cut = self._world.cut(boot_id, drain.decision.cut)
             self._world.say("cut", boot_id, connections=cut, left=len(remaining or ()) - cut)
         if drain.decision.step is DrainStep.STOP:
-            self._begin_stop(boot_id, daemon)
+            if boot_id == self._retired:
+                drain.look_at = math.inf  # until the registry says something new of it
+            else:
+                self._begin_stop(boot_id, daemon)
 
     @property
     def policy(self) -> DrainPolicy:
         settings = self._settings()
-        return DrainPolicy(settings.drain_grace_s, settings.drain_deadline_s)
+        return DrainPolicy(settings.drain_grace_s, settings.drain_deadline_s, retired_s=settings.retire_s)
 
     def _cause(self, boot_id: str, daemon: Daemon, drain: Drain) -> DrainCause:
         """Of more daemons than may drain at once the oldest is hastened."""

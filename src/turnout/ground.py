@@ -75,6 +75,42 @@ class Ground:
             self.take_back()
             raise
 
+    def renew(self) -> None:
+        """The keeper was lost in the middle of something: have another, which adopts daemons and router.
+
+        Raises:
+            NotRunningError: none may be started here. Else as :meth:`lay`.
+        """
+        self.close()
+        self.lay()
+
+    def stop(self, boot_id: str, *, wait_s: float) -> bool:
+        """Have a daemon stopped: its signal, its grace, KILL. Asking again begins nothing anew.
+
+        Args:
+            boot_id: which.
+            wait_s: seconds to wait for its end.
+
+        Returns:
+            Whether it is gone. False too where the keeper was lost over it: then there is another one now.
+        """
+        settings = self._wanted.settings
+        try:
+            with KeeperClient.connect(self._home) as keeper:  # of its own: one that timed out can ask nothing more
+                keeper.stop(
+                    settings.name,
+                    boot_id,
+                    stop_signal=settings.stop_signal,
+                    grace_s=settings.stop_grace_s,
+                    wait_s=wait_s,
+                )
+        except NotRunningError:
+            self.renew()
+            return False
+        except TimedOutError:
+            return False
+        return True
+
     def take_back(self) -> None:
         """A first start that failed leaves no process behind; what ran before this verb runs on."""
         if self._fresh and self._line:

@@ -100,10 +100,23 @@ class KeeperClient:
         answer = self._ask({**request, "env": dict(env)})
         return Identity(answer["pid"], answer["start_ticks"], answer["machine_boot_id"], answer["pid_ns"])
 
-    def stop(self, service: str, boot_id: str, *, stop_signal: str, grace_s: float) -> None:
-        """Stop a daemon of this keeper and wait until it is gone; a dead one is gone already."""
+    def stop(
+        self, service: str, boot_id: str, *, stop_signal: str, grace_s: float, wait_s: float | None = None
+    ) -> None:
+        """Stop a daemon of this keeper and wait until it is gone; a dead one is gone already.
+
+        Args:
+            service: its service.
+            boot_id: which.
+            stop_signal: its name without SIG.
+            grace_s: seconds from that signal to KILL. Asking once more does not begin them anew.
+            wait_s: seconds to wait for its end; None: the grace and a while.
+
+        Raises:
+            TimedOutError: it is still there. This conversation is over; another one may ask again.
+        """
         request = {"op": "stop", "service": service, "boot_id": boot_id, "signal": stop_signal, "grace_s": grace_s}
-        self._ask(request, timeout_s=grace_s + ANSWER_TIMEOUT_S)
+        self._ask(request, timeout_s=grace_s + ANSWER_TIMEOUT_S if wait_s is None else wait_s)
 
     def replace_router(self) -> int:
         """Have another router take over; answers its pid once it leads and the one before only drains.

@@ -7,25 +7,28 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from turnout.admin import RouterClient
 from turnout.caution import Caution
+from turnout.choice import build_to_return_to, last_good_build, wanted_build
 from turnout.config import Address, Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, rollback_active, set_desired
 from turnout.core.membership import hasten_drain
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, explain
 from turnout.errors import (
+    CandidateError,
     ConflictError,
-    NoSuchServiceError,
     NotRunningError,
+    SpawnError,
     TimedOutError,
+    TurnoutError,
     UsageError,
 )
 from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, SILENT_AFTER_S, Ground
+from turnout.recreate import RecreateRun
 from turnout.rollout import OnStep, RolloutRun, Step, Switched, attached_boot_id, daemon_name
 from turnout.service import Service
 from turnout.system.builds import Build
@@ -37,6 +40,7 @@ from turnout.system.process import identify, is_alive, provably_dead
 from turnout.system.sockets import who_listens
 from turnout.system.spawn import resolve_command
 from turnout.system.spawn_record import prune_records
+from turnout.verdict import serving
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Lifecycle:
         from_router: it is the router that asks: besides, no keeper is started.
         on_step: called with each step before it is taken.
         on_wait: called once with the holder when the lock has to be waited for.
+        on_slow: told what takes so long that clients may feel it.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Lifecycle:
         from_router: bool = False,
         on_step: OnStep = lambda _step, _text: None,
         on_wait: Callable[[Holder], None] | None = None,
+        on_slow: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self.home = home
         self.wanted: Wanted = wanted
@@ -81,10 +87,12 @@ class Lifecycle:
         self._verb = verb
         self._on_step = on_step
         self._on_wait = on_wait
+        self._on_slow = on_slow
         self._lock_timeout_s = lock_timeout_s
         self._lock: LifecycleLock | None = None
         self._automatic = automatic
         self._starts_keeper = not from_router
+        self._takes_over = False
         self._ground = Ground(home, wanted, starts_keeper=self._starts_keeper)
 
     def __enter__(self) -> Self:
@@ -134,9 +142,9 @@ class Lifecycle:
             self._ground = Ground(self.home, wanted, starts_keeper=self._starts_keeper)
 
     def _make_so(self, *, supersede: bool, expected_generation: int | None) -> Done:
-        snapshot = self._prepare()
+        snapshot = self._settled(self._prepare(rolls=True))
         active = snapshot.active
-        build = self._wanted_build(required=active is None)
+        build = wanted_build(self.service, self.wanted, required=active is None)
         barred = self.service.builds.quarantined(build.id) if build else None
         if active and is_alive(active.identity):
             same = build is None or not active.owned or active.build == build.id
@@ -148,10 +156,9 @@ class Lifecycle:
                 )
             assert build is not None
             return self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
-        if active:
-            self._clear_dead(snapshot, active)
         if build is None or barred:
-            build = self._last_good_build()
+            build = last_good_build(self.service, self.wanted)
+        supersede = supersede or snapshot.deployment.state is State.SWITCHED
         return self._roll(build, Cause.START, supersede=supersede, expected_generation=expected_generation)
 
     def start(self, *, unwell: str = "") -> Done:
@@ -159,7 +166,7 @@ class Lifecycle:
 
         ``unwell`` names the active daemon where that one is to be replaced, should it still fail its probe.
         """
-        snapshot = self._prepare()
+        snapshot = self._settled(self._prepare(rolls=True))
         if self._automatic and snapshot.deployment.desired is Desired.STOPPED:
             return Done(f"{self.service.name} is to be {snapshot.deployment.desired}", changed=False)
         active = snapshot.active
@@ -168,9 +175,8 @@ class Lifecycle:
                 return self._replace_unwell(active)
             self._say_desired(Desired.RUNNING)
             return Done(f"{self.service.name} runs already: {daemon_name(active)}", changed=False)
-        if active:
-            self._clear_dead(snapshot, active)
-        return self._roll(self._last_good_build(), Cause.START)
+        supersede = snapshot.deployment.state is State.SWITCHED
+        return self._roll(last_good_build(self.service, self.wanted), Cause.START, supersede=supersede)
 
     def _replace_unwell(self, active: Daemon) -> Done:
         """A new process of the same build; the old one serves until the switch, and gets no patience after it."""
@@ -186,7 +192,7 @@ class Lifecycle:
 
     def deploy(self, *, force: bool = False, supersede: bool = False, expected_generation: int | None = None) -> Done:
         """A new candidate of the wanted build, whatever runs now."""
-        build = self._wanted_build(required=True)
+        build = wanted_build(self.service, self.wanted, required=True)
         assert build is not None
         reason = self.service.builds.quarantined(build.id)
         if reason and not force:
@@ -194,9 +200,9 @@ class Lifecycle:
                 f"build {build.id} is quarantined: {reason}",
                 hint="change the build, or deploy it all the same: --force",
             )
-        snapshot = self._prepare()
+        snapshot = self._settled(self._prepare(rolls=True))
         if snapshot.active and not is_alive(snapshot.active.identity):
-            self._clear_dead(snapshot, snapshot.active)
+            supersede = supersede or snapshot.deployment.state is State.SWITCHED
         with Caution(self.service, self.wanted, automatic=False):
             done = self._roll(build, Cause.DEPLOY, supersede=supersede, expected_generation=expected_generation)
         if reason:
@@ -218,11 +224,17 @@ class Lifecycle:
         return self._roll(build, Cause.REFRESH, expected_active=active.boot_id)
 
     def rollback(self, generation: int | None) -> Done:
-        """In the window back to the warm daemon by one write; else a new rollout of the recorded build."""
+        """In the window back to the warm daemon by one write; else a new rollout of the recorded build.
+
+        The router asks (``automatic``) where a window's daemon failed and the previous one is gone.
+        """
         self._must_run()
         snapshot = self._prepare()
         block = snapshot.deployment
         old = snapshot.old
+        failed = block.state is State.SWITCHED and block.health_fail_streak >= self.service.settings.health.failures
+        if self._automatic and (not failed or block.desired is Desired.STOPPED):
+            return Done("nothing is to be rolled back", changed=False)
         if generation is None and block.state is State.SWITCHED and old:
             result = probe(old, self.service.probe_spec, timeout_s=self.service.settings.health.timeout_s)
             if result.ok:
@@ -235,8 +247,10 @@ class Lifecycle:
                 self._condemn(snapshot.active, old.build)
                 self._applied(outcome.deployment.revision)
                 return Done(f"rolled back to {daemon_name(old)}; generation {block.generation} is ended")
-        build = self._build_of(generation, snapshot)
+        build = build_to_return_to(self.service, snapshot, generation)
         done = self._roll(build, Cause.ROLLBACK, supersede=block.state is State.SWITCHED)
+        if block.state is State.SWITCHED:
+            self.service.builds.set_result(block.generation, "rolled_back")
         self._condemn(snapshot.active, build.id)
         return done
 
@@ -352,11 +366,19 @@ class Lifecycle:
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, *, listen: bool = True) -> Snapshot:
-        """Keeper, listener, router, and a registry without the rollout of a dead owner."""
+    def _prepare(self, *, listen: bool = True, rolls: bool = False) -> Snapshot:
+        """Keeper, listener, router, and a registry without the rollout of a dead owner.
+
+        Args:
+            listen: have all of it up.
+            rolls: a rollout follows, unless something serves already.
+        """
         service = self.service
         if listen:
-            self._ground.check()
+            try:
+                self._ground.check()
+            except SpawnError as error:
+                raise self._and_who_serves(error) from error
         before = service.home.settings.read_bytes() if service.home.settings.exists() else None
         write_durably(Files(), service.home.settings, dump_settings(service.settings))
         if listen:
@@ -370,22 +392,38 @@ class Lifecycle:
         block = snapshot.deployment
         prune_records(service.home.records, spare=snapshot.daemons)
         if block.in_flight and provably_dead(block.owner):
-            outcome = service.registry.update(
-                lambda snap: abort_deploy(snap, block.generation, reason="its owner died")
-            )
+            # where nothing serves clients are held: whoever rolls out next takes over in one write
+            self._takes_over = rolls and not block.active_boot_id
+            if not self._takes_over:
+                snapshot = service.registry.update(
+                    lambda snap: abort_deploy(snap, block.generation, reason="its owner died")
+                ).snapshot
             service.journal.write(
                 "abort",
                 generation=block.generation,
-                revision=outcome.deployment.revision,
+                revision=snapshot.deployment.revision,
                 reason="its owner died",
                 owner_pid=block.owner.pid,
             )
             service.builds.set_result(block.generation, "aborted")
-            snapshot = outcome.snapshot
+        return snapshot
+
+    def _settled(self, snapshot: Snapshot) -> Snapshot:
+        """In a window whose daemon has died the router is about to put the previous one back: let it."""
+        deadline = time.monotonic() + SILENT_AFTER_S
+        while snapshot.deployment.state is State.SWITCHED and time.monotonic() < deadline:
+            active = snapshot.active
+            if active is None or is_alive(active.identity) or snapshot.old is None:
+                break
+            if not is_alive(snapshot.old.identity):
+                break
+            time.sleep(POLL_S)
+            snapshot = self.service.registry.read().snapshot
         return snapshot
 
     def _run(self) -> RolloutRun:
-        return RolloutRun(self.service, self._ground.keeper, self.router, on_step=self._on_step)
+        kind = RecreateRun if self.service.settings.strategy == "recreate" else RolloutRun
+        return kind(self.service, self._ground, self.router, on_step=self._on_step, on_slow=self._on_slow)
 
     def _roll(
         self,
@@ -401,64 +439,20 @@ class Lifecycle:
             switched = self._run().run(
                 build,
                 cause,
-                supersede=supersede,
+                supersede=supersede or self._takes_over,
                 expected_generation=expected_generation,
                 expected_active=expected_active,
             )
+        except (CandidateError, SpawnError) as error:
+            told = self._and_who_serves(error)
+            self._ground.take_back()
+            raise told from error
         except BaseException:
             self._ground.take_back()
             raise
         did = {Cause.START: "started", Cause.REFRESH: "refreshed", Cause.ROLLBACK: "rolled back to"}
         text = f"{did.get(cause, 'switched to')} {daemon_name(switched.daemon)} as generation {switched.generation}"
         return Done(f"{text}, behind {self._where()}", switched=switched)
-
-    def _wanted_build(self, *, required: bool) -> Build | None:
-        """The build that the command line or the file names; else the one remembered (None where that may be)."""
-        wanted = self.wanted
-        if wanted.command:
-            cwd = wanted.cwd or str(Path.cwd())
-            return Build(wanted.command, cwd, wanted.env, wanted.version, wanted.watched)
-        if not required:
-            return None
-        build = self.service.builds.latest()
-        if build is None:
-            raise NoSuchServiceError(
-                f"service {self.service.name} has no command", hint="turnout up -- COMMAND --port {port}"
-            )
-        return build
-
-    def _last_good_build(self) -> Build:
-        builds = self.service.builds
-        for rollout in reversed(builds.rollouts()):
-            build = builds.get(rollout.build) if rollout.result == "active" else None
-            if build:
-                return build
-        build = self._wanted_build(required=True)
-        assert build is not None
-        return build
-
-    def _build_of(self, generation: int | None, snapshot: Snapshot) -> Build:
-        builds = self.service.builds
-        if generation is None:
-            current = snapshot.active.build if snapshot.active else ""
-            build = builds.previous(current)
-            if build is None:
-                raise UsageError("there is no earlier build to go back to", hint="turnout deploy -- COMMAND")
-            return build
-        for rollout in builds.rollouts():
-            build = builds.get(rollout.build) if rollout.generation == generation else None
-            if build:
-                return build
-        raise UsageError(f"no build is recorded for generation {generation}", hint="turnout status")
-
-    def _clear_dead(self, snapshot: Snapshot, active: Daemon) -> None:
-        """The active daemon is dead: say so in the registry, so that what comes next is a plain start."""
-        block = snapshot.deployment
-        self.service.registry.update(
-            lambda snap: deactivate(
-                snap, block.generation, active.boot_id, reason="it was found dead", cause=DrainCause.STOPPED
-            )
-        )
 
     def _deactivate(self, active: Daemon, reason: str, cause: DrainCause) -> None:
         block = self.service.registry.read().snapshot.deployment
@@ -475,6 +469,11 @@ class Lifecycle:
     def _applied(self, revision: int) -> None:
         with suppress(NotRunningError, TimedOutError, OSError):  # it polls the file anyway
             self.router.wait_applied(self.service.name, revision, timeout_s=SILENT_AFTER_S)
+
+    def _and_who_serves(self, error: TurnoutError) -> TurnoutError:
+        """The same error with what became of the service, which is what matters most."""
+        told = f"{error.message}; {serving(self.service)}"
+        return type(error)(told, hint=error.hint, detail=error.detail)
 
     def _say_desired(self, desired: Desired) -> None:
         """Keep what is wanted; a paused service stays paused until somebody resumes or stops it."""

@@ -213,6 +213,10 @@ class Registry:
             ),
         )
 
+    def retire_active(self, generation: int, boot_id: str) -> Outcome:
+        """Take the active daemon out of service for a candidate that cannot run beside it: new connections are held."""
+        return self._decide("retire", lambda snap: deployment.retire_active(snap, generation, boot_id))
+
     def mark_candidate_healthy(self, generation: int, candidate: str) -> Outcome:
         """The candidate passed its probe."""
         return self._decide("mark", lambda snap: deployment.mark_candidate_healthy(snap, generation, candidate))
@@ -270,9 +274,17 @@ class Registry:
         """The window is over: the previous daemon drains."""
         return self._decide("finish", lambda snap: deployment.finish_deploy(snap, generation))
 
-    def abort_deploy(self, generation: int, *, reason: str) -> Outcome:
-        """End a rollout before its switch; what is active was never touched."""
-        return self._decide("abort", lambda snap: deployment.abort_deploy(snap, generation, reason=reason))
+    def abort_deploy(self, generation: int, *, reason: str, restore: str = "") -> Outcome:
+        """End a rollout before its switch; what is active was never touched.
+
+        Args:
+            generation: that of the rollout.
+            reason: why.
+            restore: the daemon that it retired, if that still runs and is to serve again.
+        """
+        return self._decide(
+            "abort", lambda snap: deployment.abort_deploy(snap, generation, reason=reason, restore=restore)
+        )
 
     def deactivate(
         self, generation: int, boot_id: str, *, reason: str, cause: DrainCause = DrainCause.STOPPED

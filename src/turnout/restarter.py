@@ -72,6 +72,11 @@ class Restarter:
         if due and (snapshot.deployment.desired is Desired.STOPPED or active not in {"", due.boot_id}):
             self._set(None)
 
+    def forget(self) -> None:
+        """Nothing is to be started any more."""
+        if self.due:
+            self._set(None)
+
     def died(self, daemon: Daemon, reason: str) -> None:
         """The active daemon has ended outside any window. One that was attached is not ours to start."""
         if self._is_ours(daemon) and not (self.due and self.due.boot_id == daemon.boot_id and not self.due.hung):

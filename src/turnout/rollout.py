@@ -2,7 +2,8 @@
 
     begin ─ spawn ─ probe until healthy ─ mark ─ re-probe ─ switch ─ unlock ─ (the router observes)
 
-Until the switch the active daemon is not touched; whatever fails before it leaves the candidate stopped and forgotten.
+This is blue-green; :mod:`turnout.recreate` has the steps in between for daemons that own their data. Until the switch
+the active daemon is not touched; whatever fails before it leaves the candidate stopped and forgotten.
 Dying here at any step is safe too: the block names the owner and the candidate before anything is started, so the next
 verb aborts the rollout of a dead owner, and the router stops daemons that nothing names.
 """
@@ -13,30 +14,40 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from turnout.admin import RouterClient
-from turnout.core.deployment import abort_deploy, begin_deploy, mark_candidate_healthy, set_desired, switch_active
+from turnout.core.deployment import (
+    abort_deploy,
+    begin_deploy,
+    mark_candidate_healthy,
+    retire_active,
+    set_desired,
+    switch_active,
+)
 from turnout.core.membership import forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, explain
-from turnout.errors import CandidateError, ConflictError, NotRunningError, TimedOutError, TurnoutError
-from turnout.keeper_client import KeeperClient
+from turnout.core.policy import DataOwner, owns_its_data
+from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
+from turnout.ground import Ground
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
 from turnout.system.daemon_log import tail
 from turnout.system.probe import ProbeResult, probe, wait_healthy
-from turnout.system.process import own_identity
+from turnout.system.process import is_alive, own_identity, provably_dead
+from turnout.system.readiness import says_not_ready
 from turnout.system.spawn import choose_port, clean_environment, fill_port
 from turnout.system.spawn_record import read_records
 
 APPLY_TIMEOUT_S: Final = 10.0
 SPAWN_TRIES: Final = 3
+READY_AGAIN_S: Final = 0.05
 END_RECORD_TIMEOUT_S: Final = 0.5
 LOG_TAIL_LINES: Final = 12
 PORT_TAKEN: Final = ("address already in use", "eaddrinuse", "address in use")
@@ -46,13 +57,20 @@ class Step(StrEnum):
     """The steps of a rollout in their order; each is announced before it is done."""
 
     BEGIN = "begin"
+    HOLD = "hold"  # this one and the next two: recreate only
+    END = "end"
+    STOP = "stop"
     SPAWN = "spawn"
     PROBE = "probe"
     MARK = "mark"
     REPROBE = "re-probe"
     SWITCH = "switch"
     UNLOCK = "unlock"
+    RETURN = "return"  # a failed recreate: the previous build is begun again, from spawn on
 
+
+# Rollouts to another build: after their switch three failed checks lead back. The others run the same build again.
+OBSERVED: Final = frozenset({Cause.DEPLOY, Cause.ATTACH, Cause.ROLLBACK})
 
 OnStep = Callable[[Step, str], None]
 
@@ -67,15 +85,33 @@ class Switched:
 
 
 class RolloutRun:
-    """One rollout of one service, made by whoever holds its lifecycle lock."""
+    """One rollout of one service, made by whoever holds its lifecycle lock.
 
-    def __init__(self, service: Service, keeper: KeeperClient, router: RouterClient, *, on_step: OnStep) -> None:
+    Args:
+        service: whose.
+        ground: keeper and router; the caller's, who closes it.
+        router: the line to the router.
+        on_step: told each step.
+        on_slow: told what takes so long that somebody waits for it.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        ground: Ground,
+        router: RouterClient,
+        *,
+        on_step: OnStep,
+        on_slow: Callable[[str], None] = lambda _text: None,
+    ) -> None:
         self._service = service
-        self._keeper = keeper
+        self._ground = ground
         self._router = router
         self._on_step = on_step
+        self._on_slow = on_slow
         self._registry = service.registry
         self._generation = 0
+        self._cause = Cause.DEPLOY
 
     def run(
         self,
@@ -86,7 +122,7 @@ class RolloutRun:
         expected_generation: int | None = None,
         expected_active: str | None = None,
     ) -> Switched:
-        """Start ``build`` beside what is active and switch to it once it is healthy.
+        """Start ``build`` and switch to it once it is healthy.
 
         Raises:
             ConflictError: another rollout is under way, or an expectation no longer holds; nothing was changed.
@@ -97,18 +133,22 @@ class RolloutRun:
         build_id = self._service.builds.remember(build)
         self._service.builds.record_rollout(Rollout(self._generation, build_id, cause.value, time.time()))
         try:
+            self._make_room()
             daemon = self._start_healthy(boot_id, build, build_id)
-            return self._switch(daemon, window=cause is not Cause.REFRESH)
+            return self._switch(daemon, window=cause in OBSERVED)
         except BaseException as error:
-            self._give_up(boot_id, build_id, error)
+            note = self._give_up(boot_id, build_id, error)
+            if note and isinstance(error, CandidateError | SpawnError):
+                raise type(error)(f"{error.message}; {note}", hint=error.hint, detail=error.detail) from error
             raise
 
     def adopt(self, daemon: Daemon) -> Switched:
         """Switch to a daemon that something else started (``attach``): probed, never stopped."""
         self._begin(daemon.boot_id, Cause.ATTACH, False, None, None)
         try:
+            RolloutRun._make_room(self)
             self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
-            result = self._wait_healthy(daemon)
+            result = self._wait_ready(daemon, None)
             if not result.ok:
                 raise self._candidate_error(daemon, result)
             return self._switch(daemon, window=True)
@@ -141,6 +181,7 @@ class RolloutRun:
         )
         self._must(outcome)
         self._generation = outcome.deployment.generation
+        self._cause = cause
         outcome = self._registry.update(_wants_to_run)
         self._service.journal.write(
             "begin",
@@ -152,6 +193,25 @@ class RolloutRun:
         )
         self._look(outcome)
 
+    def _make_room(self) -> None:
+        """Blue-green needs none; but an active daemon that is dead already serves nobody, and that is said."""
+        active = self._registry.read().snapshot.active
+        if active and provably_dead(active.identity):
+            self._retire(active, "it was found dead")
+
+    def _retire(self, active: Daemon, reason: str) -> None:
+        """Nothing is active from here on, and new connections are held."""
+        outcome = self._registry.update(lambda snap: retire_active(snap, self._generation, active.boot_id))
+        self._must(outcome)
+        self._service.journal.write(
+            "retire",
+            generation=self._generation,
+            revision=outcome.deployment.revision,
+            boot_id=active.boot_id,
+            reason=reason,
+        )
+        self._look(outcome, wait=True)
+
     def _start_healthy(self, boot_id: str, build: Build, build_id: str) -> Daemon:
         """Spawn and probe; a daemon that ends because its port was taken is tried again on another one."""
         settings = self._service.settings
@@ -161,7 +221,7 @@ class RolloutRun:
                 if attempt > 1:  # for daemons that bind without SO_REUSEADDR
                     reserved.release()
                 daemon = self._spawn(boot_id, build, build_id, reserved.port)
-                result = self._wait_healthy(daemon)
+                result = self._wait_ready(daemon, owns_its_data(build.command))
             if result.ok:
                 return daemon
             said = log_tail(self._service.home.log(boot_id)).lower()
@@ -173,7 +233,7 @@ class RolloutRun:
         self._on_step(Step.SPAWN, f"{boot_id} on port {port}")
         env = clean_environment(os.environ, build.env, port=port)
         argv = fill_port(build.command, port)
-        identity = self._keeper.spawn(self._service.name, boot_id, argv, cwd=build.cwd, env=env)
+        identity = self._fork(boot_id, argv, build.cwd, env)
         now = time.time()
         daemon = Daemon(
             boot_id,
@@ -188,15 +248,50 @@ class RolloutRun:
         self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
         return daemon
 
-    def _wait_healthy(self, daemon: Daemon) -> ProbeResult:
+    def _fork(self, boot_id: str, argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> Identity:
+        """Have the keeper start it; a keeper that dies over it is replaced, for nothing may serve meanwhile."""
+        name = self._service.name
+        try:
+            return self._ground.keeper.spawn(name, boot_id, argv, cwd=cwd, env=env)
+        except NotRunningError:
+            self._ground.renew()
+        record = read_records(self._service.home.records).get(boot_id)
+        if record and record.ended is None and is_alive(record.identity):
+            return record.identity  # it was started, and only the answer was lost
+        return self._ground.keeper.spawn(name, boot_id, argv, cwd=cwd, env=env)
+
+    def _wait_ready(self, daemon: Daemon, known: DataOwner | None) -> ProbeResult:
+        """Healthy, and of a kind of daemon that is known to listen too early: not refusing its clients either."""
         settings = self._service.settings
+        deadline = time.monotonic() + settings.start_timeout_s
         self._on_step(Step.PROBE, daemon.boot_id)
+        while True:
+            result = self._wait_healthy(daemon, max(0.1, deadline - time.monotonic()))
+            if known is None or not result.ok:
+                return result
+            waits = says_not_ready(
+                daemon.host, daemon.port, known.asks, known.not_ready, timeout_s=settings.health.timeout_s
+            )
+            if not waits:
+                return result
+            result = replace(result, ok=False, reason=f"not healthy within {settings.start_timeout_s:g} s: {waits}")
+            if time.monotonic() > deadline:
+                return result
+            self._attempted(result)
+            time.sleep(READY_AGAIN_S)
+
+    def _wait_healthy(self, daemon: Daemon, timeout_s: float) -> ProbeResult:
+        settings = self._service.settings
         return wait_healthy(
             daemon,
             self._service.probe_spec,
-            timeout_s=settings.start_timeout_s,
+            timeout_s=timeout_s,
             check_timeout_s=settings.health.timeout_s,
+            on_attempt=self._attempted,
         )
+
+    def _attempted(self, result: ProbeResult) -> None:
+        """A check before the switch was made."""
 
     def _switch(self, daemon: Daemon, *, window: bool) -> Switched:
         service, generation, boot_id = self._service, self._generation, daemon.boot_id
@@ -220,10 +315,22 @@ class RolloutRun:
 
     # -- when it fails -----------------------------------------------------------------------------------------------
 
-    def _give_up(self, boot_id: str, build_id: str, error: BaseException) -> None:
-        """Abort, have the candidate stopped, forget it. A switch that is done stays done."""
+    def _give_up(self, boot_id: str, build_id: str, error: BaseException) -> str:
+        """Abort, have the candidate stopped, forget it. A switch that is done stays done.
+
+        Returns:
+            What became of the service, where there is more to say than who serves.
+        """
+        self._abort(boot_id, build_id, error)
+        return ""
+
+    def _abort(self, boot_id: str, build_id: str, error: BaseException, *, restore: str = "") -> None:
         reason = error.message if isinstance(error, TurnoutError) else type(error).__name__
-        outcome = self._registry.update(lambda snap: abort_deploy(snap, self._generation, reason=reason))
+        if self._cause is Cause.ROLLBACK:
+            reason = f"a rollback failed: {reason}"
+        outcome = self._registry.update(
+            lambda snap: abort_deploy(snap, self._generation, reason=reason, restore=restore)
+        )
         block = outcome.deployment
         if block.active_boot_id == boot_id:
             return
@@ -238,21 +345,18 @@ class RolloutRun:
         settings = self._service.settings
         grace_s = min(settings.stop_grace_s, 10.0)  # nothing was ever connected to it
         with suppress(NotRunningError, TimedOutError):  # then the router has it stopped, since nothing names it
-            self._keeper.stop(self._service.name, boot_id, stop_signal=settings.stop_signal, grace_s=grace_s)
+            self._ground.keeper.stop(self._service.name, boot_id, stop_signal=settings.stop_signal, grace_s=grace_s)
 
     def _candidate_error(self, daemon: Daemon, result: ProbeResult) -> CandidateError:
-        snapshot = self._registry.read().snapshot
-        serving = snapshot.active
-        still = f"still serving {serving.version or serving.boot_id}" if serving else "nothing is serving"
         if result.found_port:
             return CandidateError(
-                f"the daemon listens on port {result.found_port}, not on {daemon.port} as it was told; {still}",
+                f"the daemon listens on port {result.found_port}, not on {daemon.port} as it was told",
                 hint="put {port} into its command (for example: --port {port}), or let it read $PORT",
                 detail=log_tail(self._service.home.log(daemon.boot_id)),
             )
         how = self._how_it_ended(daemon) if result.gone else ""
         return CandidateError(
-            f"the candidate did not become healthy: {result.reason}{how}; {still}",
+            f"the candidate did not become healthy: {result.reason}{how}",
             hint=f"see {self._service.home.log(daemon.boot_id)}" if daemon.owned else None,
             detail=log_tail(self._service.home.log(daemon.boot_id)),
         )

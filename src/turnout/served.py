@@ -13,8 +13,9 @@ from dataclasses import asdict, replace
 from typing import Any, Final
 
 from turnout.automatic import run_verb
+from turnout.cold_rollback import ColdRollback
 from turnout.config import Settings, load_settings
-from turnout.core.deployment import deactivate
+from turnout.core.deployment import abort_deploy, deactivate
 from turnout.core.membership import forget_daemon
 from turnout.core.model import Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome
@@ -35,6 +36,7 @@ from turnout.system.home import Home, ServiceHome
 from turnout.system.loading import Read
 from turnout.system.notice import Notice
 from turnout.system.probe import ProbeResult, probe
+from turnout.system.process import provably_dead
 from turnout.system.sockets import established_to
 from turnout.system.spawn_record import read_records
 from turnout.system.watcher import Watcher
@@ -52,6 +54,7 @@ UNREADABLE_AGAIN_S: Final = 1.0
 KEEP_EVERY_S: Final = 1.0
 TROUBLES_S: Final = 1.0
 FAILED_GRACE_S: Final = 5.0
+OWNER_LOOK_S: Final = 0.25
 log = logging.getLogger("turnout.router")
 
 
@@ -105,6 +108,7 @@ class Served:
         self.drainer = Drainer(self, lambda: self.service.settings)
         self.restarter = Restarter(self)
         self.deployer = Deployer(DeployWorld(loop, executor, home, self), lambda: self.service.settings)
+        self.cold_rollback = ColdRollback(self)
         self._news = asyncio.Event()
         self._notice: Notice | None = None
         self._busy_until = 0.0
@@ -125,6 +129,8 @@ class Served:
                     group.create_task(self._keep_running(self.drainer.run, "drainer")),
                     group.create_task(self._keep_running(self.restarter.run, "restarter")),
                     group.create_task(self._keep_running(self.deployer.run, "deployer")),
+                    group.create_task(self._keep_running(self.cold_rollback.run, "cold rollback")),
+                    group.create_task(self._watch_owner()),
                 ]
                 await self._leaves.wait()
                 while self._busy:  # bounded by the time-out of the registry's lock
@@ -342,6 +348,7 @@ class Served:
         self.snapshot = snapshot
         self.applied_revision = block.revision
         self.restarter.observe(snapshot)
+        self.cold_rollback.observe(snapshot)
         self._point()
         self.supervisor.observe(snapshot)
         if not self._deciding:
@@ -379,6 +386,16 @@ class Served:
             self._headers = {known: self._headers[known] for known in self._headers if known in self.snapshot.daemons}
             expects = self._headers[boot_id] = self.service.settings.proxy_protocol == "v2"
         return expects
+
+    async def _watch_owner(self) -> None:
+        """Where nothing serves since a rollout lost its owner half-way, somebody must go on: clients are held."""
+        while True:
+            await asyncio.sleep(OWNER_LOOK_S)
+            block = self.snapshot.deployment
+            if block.in_flight and not block.active_boot_id and provably_dead(block.owner):
+                daemon = self.snapshot.old or self.snapshot.candidate
+                lost = daemon or Daemon(block.candidate_boot_id, owned=True)
+                self.restarter.died(lost, f"the rollout of generation {block.generation} lost its owner")
 
     def when_applied(self, revision: int, reply: Callable[[int], None]) -> None:
         """Call ``reply`` with the applied revision once it is ``revision`` or later; look at the registry now."""
@@ -460,16 +477,39 @@ class Served:
         self.restarter.recovered(daemon)
 
     async def start(self, hung: str) -> Started:
+        return await self._automatically("start", *(("--unwell", hung) if hung else ()))
+
+    async def roll_back(self) -> Started:
+        return await self._automatically("rollback")
+
+    async def _automatically(self, verb: str, *flags: str) -> Started:
         settings = self.service.settings
-        flags = ("--unwell", hung) if hung else ()
-        code = await run_verb(self._home, "start", self.service.name, *flags, within_s=settings.start_timeout_s)
+        within_s = settings.hold_timeout_s + settings.stop_grace_s + 2 * settings.start_timeout_s
+        code = await run_verb(self._home, verb, self.service.name, *flags, within_s=within_s)
         if code == ConflictError.exit_code:
             return Started.BUSY
         return Started.NO if code else Started.YES
 
+    async def nothing_to_restore(self, failed: Daemon, reason: str) -> None:
+        snapshot = self.snapshot
+        generation, old = snapshot.deployment.generation, snapshot.old
+        if self.cold_rollback.due is None and failed.build and (old is None or old.build != failed.build):
+            with self._unbroken():
+                await self._loop.run_in_executor(
+                    self._executor, lambda: self.service.builds.quarantine(failed.build, reason, generation)
+                )
+        self.cold_rollback.needed(snapshot, failed, reason)
+
     async def give_up(self, boot_id: str, reason: str) -> None:
-        generation = self.snapshot.deployment.generation
-        outcome = await self.update(lambda snap: deactivate(snap, generation, boot_id, reason=reason))
+        block = self.snapshot.deployment
+        generation = block.generation
+
+        def end(snap: Snapshot) -> Outcome:
+            if block.in_flight:  # it is the rollout that nobody carries any more
+                return abort_deploy(snap, generation, reason=reason)
+            return deactivate(snap, generation, boot_id, reason=reason)
+
+        outcome = await self.update(end)
         self.journal("crash_loop", outcome, boot_id=boot_id, evidence=reason)
 
     def restart_changed(self) -> None:

@@ -14,7 +14,9 @@ ROLE_ORDER = ("active", "candidate", "warm", "draining", "stopped")
 def roles(snapshot: Snapshot) -> dict[str, str]:
     """The role of each daemon: active, candidate, warm, draining or stopped."""
     block = snapshot.deployment
-    named = {block.old_boot_id: "warm", block.candidate_boot_id: "candidate", block.active_boot_id: "active"}
+    named = {block.candidate_boot_id: "candidate", block.active_boot_id: "active"}
+    if snapshot.old and not snapshot.old.draining:  # one that was retired can only be started anew
+        named[block.old_boot_id] = "warm"
     return {
         boot_id: named.get(boot_id) or ("draining" if is_alive(daemon.identity) else "stopped")
         for boot_id, daemon in snapshot.daemons.items()

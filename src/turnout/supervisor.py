@@ -34,6 +34,7 @@ class World(Protocol):
 
     def well_again(self, daemon: Daemon) -> None: ...
     async def rolled_back(self, outcome: Outcome, failed: Daemon, build: str, reason: str) -> None: ...
+    async def nothing_to_restore(self, failed: Daemon, reason: str) -> None: ...
 
 
 class Supervisor:
@@ -177,12 +178,17 @@ class Supervisor:
             evidence=result.reason,
             streak=outcome.deployment.health_fail_streak,
         )
-        if not outcome.applied:
+        after = outcome.deployment
+        if outcome.applied and after.state is State.IDLE:
+            await self._world.rolled_back(outcome, active, active.build, after.rollback_reason)
             return
-        if outcome.deployment.state is State.IDLE:
-            await self._world.rolled_back(outcome, active, active.build, outcome.deployment.rollback_reason)
-        elif outcome.deployment.health_fail_streak >= threshold:
+        observed = (after.generation, after.active_boot_id, after.state)
+        if observed != (block.generation, active.boot_id, State.SWITCHED) or after.health_fail_streak < threshold:
+            return
+        if outcome.applied:
             self._world.journal("rollback_refused", outcome, boot_id=active.boot_id, evidence=refused)
+        # also where an earlier router stored the streak: nobody else would begin it
+        await self._world.nothing_to_restore(active, f"{result.reason}; {refused}")
 
     def _window_is_over(self) -> bool:
         """The time is up and no failure is pending: one that is counted is first brought to an end."""

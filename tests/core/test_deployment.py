@@ -17,6 +17,7 @@ from turnout.core.deployment import (
     mark_candidate_healthy,
     record_health_failure,
     record_health_success,
+    retire_active,
     rollback_active,
     set_desired,
     switch_active,
@@ -77,6 +78,7 @@ def fire(event: Event, snap: Snapshot) -> Outcome:
     generation, candidate = block.generation, block.candidate_boot_id or "nobody"
     return {
         Event.BEGIN: lambda: begin_deploy(snap, "fresh", owner=OWNER),
+        Event.RETIRE: lambda: retire_active(snap, generation, block.active_boot_id),
         Event.MARK: lambda: mark_candidate_healthy(snap, generation, candidate),
         Event.SWITCH: lambda: switch_active(snap, generation, candidate, now=2.0),
         Event.FAILURE: lambda: record_health_failure(snap, generation, block.active_boot_id, reason="x", threshold=3),
@@ -110,6 +112,7 @@ def test_a_stale_generation_changes_nothing(event: Event, off: int) -> None:
         block = replace(snap.deployment, generation=snap.deployment.generation + off)
         outcome = fire(event, replace(snap, deployment=block))
         attempts: dict[Event, Callable[[Snapshot], Outcome]] = {
+            Event.RETIRE: lambda s: retire_active(s, s.deployment.generation - off, "a"),
             Event.MARK: lambda s: mark_candidate_healthy(s, s.deployment.generation - off, "b"),
             Event.SWITCH: lambda s: switch_active(s, s.deployment.generation - off, "b", now=0),
             Event.FAILURE: lambda s: record_health_failure(

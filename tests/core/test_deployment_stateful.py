@@ -16,6 +16,7 @@ from turnout.core.deployment import (
     mark_candidate_healthy,
     record_health_failure,
     record_health_success,
+    retire_active,
     rollback_active,
     switch_active,
 )
@@ -89,6 +90,53 @@ class Deployments(RuleBasedStateMachine):
         self.switch(0, boot, window=True)
         assert self.snap.deployment.active_boot_id == boot
 
+    @rule(boot=boots, back=boots, starts=st.booleans(), window=st.booleans())
+    def recreate(self, boot: str, back: str, starts: bool, window: bool) -> None:
+        """A daemon that owns its data makes room for its successor; one that does not start is followed by another."""
+        before = self.snap.deployment
+        active = before.active_boot_id
+        if before.state is not State.IDLE or len({boot, back, active, ""}) < 4:
+            return
+        for fresh in (boot, back):
+            if fresh in self.snap.daemons:
+                self.forget(fresh)
+        self.begin(boot, supersede=False, cause=Cause.DEPLOY)
+        self.retire(0, active)
+        assert self.snap.deployment.retired_boot_id == active
+        condemned = self.snap.daemons[active].drain_cause is DrainCause.FAILED
+        self.register(boot, 3)
+        if not starts:
+            self.begin(back, supersede=True, cause=Cause.ROLLBACK)
+            assert self.snap.deployment.retired_boot_id == active
+            self.register(back, 4)
+        serves = boot if starts else back
+        self.mark(0, serves)
+        self.switch(0, serves, window=window)
+        block = self.snap.deployment
+        assert block.active_boot_id == serves
+        assert block.state is (State.SWITCHED if window and not condemned else State.IDLE)
+        assert self.snap.daemons[active].draining, "it may be gone, and is never gone back to"
+
+    @rule(off=offsets, boot=mostly_active)
+    def retire(self, off: int, boot: str) -> None:
+        before = self.snap.deployment
+        boot = before.active_boot_id if boot == ACTIVE else boot
+        if self.take(retire_active(self.snap, self.gen(off), boot)):
+            assert off == 0
+            assert before.in_flight
+            assert boot == before.active_boot_id
+            assert self.snap.deployment.state is before.state
+            assert self.snap.deployment.active_boot_id == ""
+            assert self.snap.daemons[boot].draining
+
+    @rule(off=offsets, boot=boots)
+    def abort_and_restore(self, off: int, boot: str) -> None:
+        before = self.snap.deployment
+        if self.take(abort_deploy(self.snap, self.gen(off), reason="given up", restore=boot)):
+            assert off == 0
+            assert boot == before.retired_boot_id
+            assert self.snap.deployment.active_boot_id == boot
+
     @rule(results=st.lists(st.booleans(), max_size=5), restorable=st.booleans())
     def the_router_checks(self, results: list[bool], restorable: bool) -> None:
         for ok in results:
@@ -151,7 +199,7 @@ class Deployments(RuleBasedStateMachine):
             assert before.deployment.state is State.READY
             assert self.snap.deployment.active_boot_id == boot
             self.checks = []
-            old = before.deployment.active_boot_id
+            old = before.deployment.active_boot_id or before.deployment.retired_boot_id
             self.before_switch = {r: w.boot_id for r, w in before.workspaces.items() if w.boot_id == old and old}
 
     @rule(off=offsets, boot=mostly_active, restorable=st.booleans())
@@ -170,7 +218,8 @@ class Deployments(RuleBasedStateMachine):
         self.checks.append(False)
         three = len(self.checks) >= THRESHOLD and not any(self.checks[-THRESHOLD:])
         rolled_back = self.snap.deployment.state is State.IDLE
-        assert rolled_back == (three and restorable and block.old_boot_id in before.daemons)
+        old = before.old
+        assert rolled_back == (three and restorable and old is not None and not old.draining)
         if rolled_back:
             self.was_rolled_back(before)
 
@@ -226,10 +275,15 @@ class Deployments(RuleBasedStateMachine):
         assert 0 <= block.health_fail_streak <= THRESHOLD
         assert not block.candidate_boot_id or block.candidate_boot_id != block.active_boot_id
         assert not block.old_boot_id or block.old_boot_id != block.active_boot_id
-        assert bool(block.old_boot_id) == (block.state is State.SWITCHED)
+        retired = block.in_flight and not block.active_boot_id and block.old_boot_id
+        assert bool(block.old_boot_id) == (block.state is State.SWITCHED or bool(retired))
+        assert not block.candidate_boot_id or block.candidate_boot_id != block.old_boot_id
+        if retired and self.snap.old:
+            assert self.snap.old.draining
         assert bool(block.candidate_boot_id) == block.in_flight
         old = self.snap.old
-        assert old is None or old.drain_cause is not DrainCause.FAILED, "a daemon that failed is nothing to go back to"
+        failed = old is not None and old.drain_cause is DrainCause.FAILED
+        assert not failed or retired, "a daemon that failed is nothing to go back to"
         active = self.snap.active
         assert active is None or not active.draining
         assert not block.moves or block.state is State.SWITCHED

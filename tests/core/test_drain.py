@@ -100,3 +100,11 @@ def test_every_connection_is_either_cut_or_told_why_not(
     assert cut | set(decision.why) == {one.id for one in here}
     assert not cut & set(decision.why)
     assert all(one.answered and not one.half_sent and one.idle_s >= POLICY.quiet_s for one in here if one.id in cut)
+
+
+def test_one_whose_successor_waits_for_its_end_gets_no_grace_and_few_seconds() -> None:
+    assert at(0.1, QUIET, cause=DrainCause.RETIRED).cut == (1,)
+    asked = Remaining(2, idle_s=50, answered=False, half_sent=False)
+    assert at(4.9, asked, cause=DrainCause.RETIRED).step is DrainStep.WAIT
+    assert at(5.0, asked, cause=DrainCause.RETIRED) == Decision(DrainStep.STOP, None)
+    assert at(0.1, cause=DrainCause.RETIRED) == Decision(DrainStep.STOP)

@@ -41,3 +41,13 @@ def test_a_daemon_that_owns_its_data_is_recognised(command: list[str]) -> None:
 )
 def test_others_may_run_side_by_side(command: list[str]) -> None:
     assert owns_its_data(command) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "stop_signal"),
+    [(["postgres", "-D", "data"], "INT"), (["postmaster"], "INT"), (["redis-server"], "TERM")],
+)
+def test_it_is_stopped_by_the_signal_that_ends_it_soon_and_in_order(command: list[str], stop_signal: str) -> None:
+    owner = owns_its_data(command)
+    assert owner
+    assert owner.stop_signal == stop_signal

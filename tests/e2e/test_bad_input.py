@@ -133,22 +133,6 @@ def test_a_failed_candidate_leaves_the_active_daemon_untouched(turnout: Turnout)
     assert ask(turnout.address) == "v1"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["postgres", "-D", "/data", "-p", "{port}"],
-        ["redis-server", "--port", "{port}"],
-        ["redis-server", "/etc/redis.conf"],
-        ["redis-server", "--save", "", "--appendonly", "yes"],
-        ["sh", "-c", "exec redis-server --port {port}"],
-    ],
-)
-def test_a_daemon_that_owns_its_data_is_refused_side_by_side(turnout: Turnout, command: list[str]) -> None:
-    done = turnout.run("up", *_listen(turnout), "--", *command, code=2)
-    assert_one_line(done.stderr)
-    assert not turnout.home.root.exists(), "not even a directory"
-
-
 def test_an_address_beyond_loopback_is_refused(turnout: Turnout) -> None:
     done = turnout.run("up", "--listen", f"0.0.0.0:{turnout.port}", "--", *line_daemon(), code=2)
     assert "loopback" in assert_one_line(done.stderr)

@@ -20,11 +20,12 @@ from turnout.config import (
     check,
     duration,
     find_file,
+    fit,
     load_file,
     parse_address,
     plane_name,
+    strategy_name,
 )
-from turnout.core.policy import owns_its_data
 from turnout.errors import NoSuchServiceError, UsageError
 from turnout.lifecycle import Lifecycle
 from turnout.service import remembered
@@ -75,7 +76,9 @@ def shaping(function: F) -> F:
         function
     )
     function = click.option("--plane", metavar="P", help="auto, relay or stream.")(function)
-    function = click.option("--strategy", metavar="S", help="blue-green.")(function)
+    function = click.option("--strategy", metavar="S", help="blue-green, or recreate for a daemon that owns its data.")(
+        function
+    )
     return click.option("--observe", metavar="D", help="Observe window, e.g. 30s.")(function)
 
 
@@ -118,17 +121,14 @@ def resolve(
             settings = Settings(name=name, listen=(parse_address(DEFAULT_LISTEN),))
         known = Wanted(settings=settings)
     settings = _shaped(known.settings, chosen)
+    fitted = known.fitted if creates and not chosen.strategy else ""
     if command:
         # what somebody types is in no file: from here on there is none to watch
         settings = msgspec.structs.replace(settings, source="", watch=(), version_command=())
+        settings, fitted = fit(settings, command)
         known = Wanted(settings=settings, command=tuple(command), version=version)
-    wanted = msgspec.structs.replace(known, settings=settings, version=version or known.version)
-    reason = owns_its_data(wanted.command) if chosen.strategy is None and creates else None
-    if reason:
-        raise UsageError(
-            f"{reason}; only blue-green is there so far",
-            hint="Redis: add --save ''. Otherwise wait for the recreate strategy, or insist: --strategy blue-green",
-        )
+    check(settings)
+    wanted = msgspec.structs.replace(known, settings=settings, version=version or known.version, fitted=fitted)
     return stamped(wanted) if creates else wanted
 
 
@@ -145,6 +145,8 @@ def open_lifecycle(
     timeout_s, warning = lock_timeout(chosen.lock_timeout)
     if warning:
         reporter.warn(warning)
+    if wanted.fitted:
+        reporter.say(wanted.fitted)
     return Lifecycle(
         Home.find(),
         wanted,
@@ -154,6 +156,7 @@ def open_lifecycle(
         from_router=from_router,
         on_step=reporter.step,
         on_wait=reporter.waiting,
+        on_slow=reporter.warn,
     )
 
 
@@ -188,9 +191,8 @@ def _shaped(settings: Settings, chosen: Choice) -> Settings:
     if chosen.plane:
         changes["plane"] = plane_name(chosen.plane)
     if chosen.strategy:
-        changes["strategy"] = chosen.strategy
+        changes["strategy"] = strategy_name(chosen.strategy)
+        changes["strategy_named"] = True
     if chosen.observe:
         changes["observe_s"] = duration(chosen.observe, what="--observe")
-    settings = msgspec.structs.replace(settings, **changes)
-    check(settings)
-    return settings
+    return msgspec.structs.replace(settings, **changes)

@@ -10,10 +10,14 @@ from turnout.system.lifecycle_lock import Holder
 
 WORDS = {
     Step.BEGIN: "begin",
+    Step.HOLD: "holding",
+    Step.END: "ending the connections of",
+    Step.STOP: "stopping",
     Step.SPAWN: "starting",
     Step.PROBE: "waiting until healthy:",
     Step.REPROBE: "probing once more:",
     Step.SWITCH: "switching to",
+    Step.RETURN: "that failed; back",
 }
 
 

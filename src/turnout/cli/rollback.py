@@ -14,18 +14,20 @@ from turnout.verdict import await_verdict
 @click.command()
 @click.argument("generation", type=int, required=False)
 @click.option("--detach", is_flag=True, help="Return after the switch; the router watches on.")
+@click.option("--automatic", is_flag=True, hidden=True, help="The router asks: a failed daemon, and nobody warm.")
 @changing
-def rollback(generation: int | None, *, detach: bool, **options: Any) -> None:
+def rollback(generation: int | None, *, detach: bool, automatic: bool, **options: Any) -> None:
     """Go back: inside the observe window at once to the warm daemon, else by a new rollout of the earlier build.
 
     GENERATION names a rollout whose build is to run again; without it, the one before.
     """
     chosen = choice(options)
-    wanted = resolve(chosen)
-    with open_lifecycle(chosen, wanted, "rollback", reporter := Reporter(quiet=chosen.quiet)) as lifecycle:
+    wanted = resolve(chosen, remembered_only=automatic)
+    reporter = Reporter(quiet=chosen.quiet)
+    with open_lifecycle(chosen, wanted, "rollback", reporter, automatic=automatic) as lifecycle:
         done = lifecycle.rollback(generation)
         lifecycle.unlock()
-        if done.switched and done.switched.observed and not detach:
+        if done.switched and done.switched.observed and not detach and not automatic:
             reporter.say(f"observing for {wanted.settings.observe_s:g} s")
             await_verdict(lifecycle.service, done.switched)
     click.echo(done.text)

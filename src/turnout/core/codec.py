@@ -236,10 +236,11 @@ class _Reader:
         active, state = block.active_boot_id, block.state
         observed = state is State.SWITCHED and bool(active) and block.old_boot_id not in {"", active}
         carried = block.in_flight and block.candidate_boot_id not in {"", active}
+        retired = carried and not active and block.old_boot_id != block.candidate_boot_id
         if state is not State.IDLE and not observed and not carried:
             self._say("deployment.state", f"{state} contradicts the daemons that are named: became idle")
             block = replace(block, state=State.IDLE)
-        if block.old_boot_id and not observed:
+        if block.old_boot_id and not observed and not retired:
             self._say("deployment.old_boot_id", f"{short(block.old_boot_id)} stands outside an observe window: dropped")
             block = replace(block, old_boot_id="")
         if block.candidate_boot_id and not carried:

@@ -30,6 +30,7 @@ class Event(StrEnum):
     """What can happen to a deployment."""
 
     BEGIN = "begin_deploy"
+    RETIRE = "retire_active"
     MARK = "mark_candidate_healthy"
     SWITCH = "switch_active"
     FAILURE = "record_health_failure"
@@ -43,6 +44,7 @@ class Event(StrEnum):
 TRANSITIONS: Final[Mapping[Event, frozenset[State]]] = MappingProxyType(
     {
         Event.BEGIN: frozenset({State.IDLE}),
+        Event.RETIRE: frozenset({State.STARTING, State.ROLLING_BACK}),
         Event.MARK: frozenset({State.STARTING, State.ROLLING_BACK}),
         Event.SWITCH: frozenset({State.READY}),
         Event.FAILURE: frozenset({State.SWITCHED}),
@@ -68,7 +70,10 @@ def begin_deploy(
     supersede: bool = False,
     cause: Cause = Cause.DEPLOY,
 ) -> Outcome:
-    """Start a rollout: generation + 1. The candidate need not be known yet; ``owner`` carries it to its switch."""
+    """Start a rollout: generation + 1. The candidate need not be known yet; ``owner`` carries it to its switch.
+
+    One that supersedes a rollout under way inherits what that one retired: it is gone or on its way out all the same.
+    """
     block = snap.deployment
     if expected_generation is not None and block.generation != expected_generation:
         return refuse(snap, Reason.GENERATION_CHANGED, f"expected {expected_generation}")
@@ -78,6 +83,9 @@ def begin_deploy(
         return refuse(snap, Reason.CANDIDATE_IS_ACTIVE)
     if not candidate:
         return refuse(snap, Reason.UNKNOWN_DAEMON, "no candidate was named")
+    retired = block.retired_boot_id
+    if candidate == retired:
+        return refuse(snap, Reason.WRONG_CANDIDATE, "it was taken out of service")
     if block.state not in TRANSITIONS[Event.BEGIN]:
         if not supersede:
             return refuse(snap, Reason.IN_PROGRESS)
@@ -96,7 +104,7 @@ def begin_deploy(
             generation=block.generation + 1,
             state=state,
             candidate_boot_id=candidate,
-            old_boot_id="",
+            old_boot_id=retired,
             health_fail_streak=0,
             rollback_reason="",
             cause=cause,
@@ -104,6 +112,29 @@ def begin_deploy(
             moves=(),
         ),
     )
+
+
+def retire_active(snap: Snapshot, generation: int, boot: str) -> Outcome:
+    """Take the active daemon out of service for a candidate that cannot run beside it, or since it is dead.
+
+    Nothing is active from here to the switch, and new connections are held; what it still carries ends within seconds.
+    """
+    block = snap.deployment
+    if block.generation != generation:
+        return refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
+    if boot and boot == block.retired_boot_id:
+        return already(snap)
+    if block.state not in TRANSITIONS[Event.RETIRE]:
+        return refuse(snap, Reason.WRONG_STATE)
+    if not boot or block.active_boot_id != boot:
+        return refuse(snap, Reason.NOT_ACTIVE)
+    daemon = snap.daemons.get(boot)
+    if daemon is None:
+        return refuse(snap, Reason.UNKNOWN_DAEMON)
+    failed = daemon.drain_cause is DrainCause.FAILED  # a cold rollback away from it: it stays nothing to go back to
+    cause = DrainCause.FAILED if failed else DrainCause.RETIRED
+    retired = replace(snap, daemons=_draining(snap.daemons, {boot}, cause))
+    return apply(retired, replace(block, active_boot_id="", old_boot_id=boot))
 
 
 def mark_candidate_healthy(snap: Snapshot, generation: int, candidate: str) -> Outcome:
@@ -131,7 +162,8 @@ def switch_active(snap: Snapshot, generation: int, candidate: str, *, now: float
         candidate: its daemon.
         now: wall-clock seconds, for people.
         window: False where the old daemon drains at once (refresh). One that a cold rollback leaves behind does so
-            anyway, with the haste that a failed daemon gets.
+            anyway, with the haste that a failed daemon gets. A retired one is observed against like any other, and
+            its workspaces move as well; only going back to it is a new rollout.
     """
     block = snap.deployment
     if block.generation != generation:
@@ -145,7 +177,8 @@ def switch_active(snap: Snapshot, generation: int, candidate: str, *, now: float
     fresh = snap.daemons.get(candidate)
     if fresh is None:
         return refuse(snap, Reason.UNKNOWN_DAEMON)
-    old = block.active_boot_id if block.active_boot_id in snap.daemons else ""
+    previous = block.active_boot_id or block.retired_boot_id
+    old = previous if previous in snap.daemons else ""
     workspaces, moves = _moved(snap.workspaces, old, fresh)
     switched = replace(
         snap,
@@ -241,14 +274,30 @@ def finish_deploy(snap: Snapshot, generation: int) -> Outcome:
     return apply(done, done.deployment)
 
 
-def abort_deploy(snap: Snapshot, generation: int, *, reason: str) -> Outcome:
-    """End a rollout before its switch; the active daemon was never touched."""
+def abort_deploy(snap: Snapshot, generation: int, *, reason: str, restore: str = "") -> Outcome:
+    """End a rollout before its switch; the active daemon was never touched.
+
+    Args:
+        snap: the registry.
+        generation: that of the rollout.
+        reason: why.
+        restore: the daemon that this rollout retired, which the caller has seen running and has not told to stop:
+            it serves again. Without it nothing is active where one was retired.
+    """
     block = snap.deployment
     if block.generation != generation:
         return refuse(snap, Reason.STALE_GENERATION, f"{generation} is over")
     if block.state not in TRANSITIONS[Event.ABORT]:
         return already(snap) if block.state is State.IDLE else refuse(snap, Reason.WRONG_STATE)
+    if restore and (restore != block.retired_boot_id or restore not in snap.daemons):
+        return refuse(snap, Reason.RESTORE_UNAVAILABLE)
     aborted = _aborted(snap, reason)
+    if restore:
+        back = snap.daemons[restore]
+        cause = DrainCause.FAILED if back.drain_cause is DrainCause.FAILED else DrainCause.NONE
+        daemons = {**aborted.daemons, restore: replace(back, draining=False, drain_cause=cause)}
+        block = replace(aborted.deployment, active_boot_id=restore)
+        aborted = replace(aborted, daemons=daemons, deployment=block)
     return apply(aborted, aborted.deployment)
 
 
@@ -329,7 +378,13 @@ def _aborted(snap: Snapshot, reason: str) -> Snapshot:
         snap,
         daemons=_draining(snap.daemons, {block.candidate_boot_id}, DrainCause.FAILED),
         deployment=replace(
-            block, state=State.IDLE, candidate_boot_id="", rollback_reason=reason, owner=Identity(), moves=()
+            block,
+            state=State.IDLE,
+            candidate_boot_id="",
+            old_boot_id="",
+            rollback_reason=reason,
+            owner=Identity(),
+            moves=(),
         ),
     )
 

@@ -35,12 +35,14 @@ class DrainPolicy:
         deadline_s: everything is cut then; None: nothing ever is.
         quiet_s: a connection without a byte for so long is quiet.
         failed_s: the most that a rolled back daemon gets.
+        retired_s: the most that one gets whose successor cannot start before it is gone; new clients wait meanwhile.
     """
 
     grace_s: float
     deadline_s: float | None
     quiet_s: float = 1.0
     failed_s: float = 10.0
+    retired_s: float = 5.0
 
     @property
     def spread_s(self) -> float:
@@ -111,6 +113,10 @@ def decide(
         if age_s >= policy.failed_s or not healthy:
             return Decision(DrainStep.STOP, None)
         return _wait(here, f"its daemon was rolled back and ends in {policy.failed_s - age_s:.0f} s")
+    if cause is DrainCause.RETIRED:
+        if age_s >= policy.retired_s:
+            return Decision(DrainStep.STOP, None)
+        return _quiet_ones(policy, here, age_s, most, hastened=True)
     if policy.deadline_s is not None and age_s >= policy.deadline_s:
         return Decision(DrainStep.STOP, None)
     hastened = cause is DrainCause.HASTENED

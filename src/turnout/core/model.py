@@ -51,6 +51,9 @@ class DrainCause(StrEnum):
     HASTENED = "hastened"  # as replaced, but somebody does not want to wait: no grace, cut as soon as it is quiet
     FAILED = "failed"  # rolled back, or never healthy: seconds at most
     STOPPED = "stopped"  # the operator stopped it: its stop signal at once
+    RETIRED = (
+        "retired"  # its successor cannot start beside it: quiet ones cut for a few seconds, then all, while all wait
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,8 @@ class Deployment:
     """The block that a rollout moves through.
 
     ``generation`` counts rollouts; ``revision`` rises by one with every applied event. ``owner`` is the process that
-    carries an unfinished rollout (starting, rolling_back, ready).
+    carries an unfinished rollout (starting, rolling_back, ready). ``old_boot_id`` is the previous daemon: warm in a
+    window, or retired, which makes room for a candidate that cannot run beside it.
     """
 
     generation: int = 0
@@ -151,6 +155,11 @@ class Deployment:
     def in_flight(self) -> bool:
         """A rollout has begun and has not reached its switch."""
         return self.state in {State.STARTING, State.ROLLING_BACK, State.READY}
+
+    @property
+    def retired_boot_id(self) -> str:
+        """The daemon that was taken out of service for a rollout under way: nothing serves till that is over."""
+        return self.old_boot_id if self.in_flight else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,122 @@
+"""A window whose previous daemon is gone: its build is started again, and what serves is kept until that is healthy."""
+
+from __future__ import annotations
+
+from e2e_support import Turnout, ask, line_daemon
+from support import eventually
+from turnout.core.model import State
+from turnout.demo.load import Load, line_exchange
+from turnout.system.builds import Builds
+
+
+def _in_window(turnout: Turnout, *flags: str, v1: list[str] | None = None) -> None:
+    """v1 served, v2 has just taken over, and v1 is no more."""
+    turnout.configure(v1 or line_daemon("--version", "v1"), observe="60s")
+    turnout.run("up")
+    old = turnout.active()
+    turnout.configure(line_daemon("--version", "v2", *flags), version="v2", observe="60s")
+    turnout.run("deploy", "--detach")
+    assert ask(turnout.address) == "v2"
+    turnout.kill(old["pid"])
+    eventually(lambda: old["boot_id"] not in turnout.daemons())
+
+
+def test_a_failed_daemon_whose_previous_one_is_gone_is_replaced_by_a_new_rollout_of_the_recorded_build(
+    turnout: Turnout,
+) -> None:
+    _in_window(turnout)
+    v2 = turnout.active()
+    load = Load(turnout.address, line_exchange)
+    load.start()
+    try:
+        turnout.kill(v2["pid"])
+        eventually(lambda: turnout.snapshot().deployment.generation == 3, why="no rollout back was begun")
+        assert ask(turnout.address) == "v1", "whoever comes meanwhile waits"
+    finally:
+        load.stop()
+    assert load.failed <= 7, dict(load.errors)  # what the dead one carried or had queued
+    eventually(lambda: turnout.snapshot().deployment.state is State.IDLE)
+    assert turnout.snapshot().deployment.old_boot_id == ""
+    eventually(lambda: len(turnout.daemons()) == 1)
+    results = [("start", "active"), ("deploy", "rolled_back"), ("rollback", "active")]
+    eventually(lambda: [(r.cause, r.result) for r in _builds(turnout).rollouts()] == results)
+    assert "quarantined" in turnout.run("deploy", code=6).stderr
+    events = [event["event"] for event in turnout.journal()]
+    assert "rollback_refused" in events
+    assert "cold_rollback" in events
+
+
+def test_a_deploy_that_waits_for_its_verdict_hears_of_a_cold_rollback_as_of_any_other(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), observe="60s")
+    turnout.run("up")
+    old = turnout.active()
+    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="60s")
+    deploy = turnout.begin("deploy")
+    eventually(lambda: turnout.snapshot().deployment.state is State.SWITCHED)
+    turnout.kill(old["pid"])
+    v2 = turnout.snapshot().active
+    assert v2
+    turnout.kill(v2.pid)
+    _, said = deploy.communicate(timeout=90)
+    assert deploy.returncode == 5, said
+    assert "generation 2 was rolled back" in said
+    assert "serves again" in said
+
+
+def test_what_is_active_stays_active_where_its_predecessor_never_gets_healthy_and_status_says_so(
+    turnout: Turnout,
+) -> None:
+    """The rollback must not destroy what there is, nor flap for ever: it is tried once."""
+    broken = turnout.home.root.parent / "broken"
+    program = f"[ -e {broken} ] && exit 3; exec {' '.join(line_daemon('--version', 'v1'))}"
+    v1 = ["sh", "-c", program]
+    turnout.configure(v1, observe="60s", probe="expect", extra=', send = "HEALTH\\n", match = "^ok"')
+    turnout.run("up")
+    old = turnout.active()
+    v2 = line_daemon("--version", "v2", "--unwell-after-lines", "3")
+    turnout.configure(v2, version="v2", observe="60s", probe="expect", extra=', send = "HEALTH\\n", match = "^ok"')
+    turnout.run("deploy", "--detach")
+    broken.touch()
+    turnout.kill(old["pid"])
+    for _ in range(4):
+        assert ask(turnout.address) == "v2"
+    reason = eventually(
+        lambda: turnout.snapshot().deployment.state is State.IDLE and turnout.snapshot().deployment.rollback_reason,
+        timeout_s=60,
+        why="the rollback was not tried, or has no end",
+    )
+    assert "a rollback failed" in str(reason)
+    assert "exit code 3" in str(reason)
+    assert ask(turnout.address) == "v2", "it is unwell, and better than nothing"
+    assert str(reason) in turnout.run("status").stdout
+    rollouts = len(_builds(turnout).rollouts())
+    checked = turnout.snapshot().deployment.revision
+    assert ask(turnout.address) == "v2"
+    eventually(lambda: turnout.active()["healthy"] is False)
+    assert (turnout.snapshot().deployment.revision, len(_builds(turnout).rollouts())) == (checked, rollouts)
+
+
+def test_rollback_by_hand_goes_to_any_generation_whose_build_is_recorded(turnout: Turnout) -> None:
+    for number in (1, 2, 3):
+        turnout.configure(line_daemon("--version", f"v{number}"), version=f"v{number}", observe="100ms")
+        turnout.run("up")
+    for generation in (1, 3, 2):
+        turnout.run("rollback", str(generation))
+        assert ask(turnout.address) == f"v{generation}"
+    refused = turnout.run("rollback", "99", code=2)
+    assert "99" in refused.stderr
+    assert ask(turnout.address) == "v2"
+
+
+def test_an_automatic_rollback_that_nobody_needs_any_more_changes_nothing(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), observe="60s")
+    turnout.run("up")
+    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="60s")
+    turnout.run("deploy", "--detach")
+    before = turnout.snapshot()
+    assert "nothing is to be rolled back" in turnout.run("rollback", "--automatic").stdout
+    assert turnout.snapshot().deployment == before.deployment
+
+
+def _builds(turnout: Turnout) -> Builds:
+    return Builds(turnout.home.service("default").builds)
