@@ -11,6 +11,7 @@ from bench.arena import BenchError
 
 VERBS = {
     "compare": "two contenders beside each other, case by case",
+    "guard": "what got slower since the baseline was recorded",
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 CONNECTIONS: Final = (1, 50, 500)
 SIZES: Final = (64, 1024, 16384)
 STREAMS: Final = (1, 16, 64)
+Placement = Literal["anywhere", "together", "apart"]
+PLACED: Final[tuple[Placement, ...]] = ("together", "apart")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,9 @@ class Case:
         aim: what it is meant to be.
         per: what one operation is called, for the CPU time of one.
         operation: how many of what the generator counts make one.
+        placement: where the scheduler may run what takes part: anywhere; all on one core (what the work itself costs);
+            or the proxy on a core of its own (so that a wake-up across cores is in it). With few connections one
+            runs at a time, and the scheduler's choice of cores would be most of what is measured.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Case:
     aim: float | None = None
     per: str = "exchange"
     operation: float = 1.0
+    placement: Placement = "anywhere"
 
     @property
     def headline(self) -> bool:
@@ -52,13 +58,13 @@ def shown_size(size: int) -> str:
     return f"{size} B" if size < 1024 else f"{size // 1024} KB"
 
 
-def _exchange(connections: int, size: int) -> Case:
+def _exchange(connections: int, size: int, placement: Placement = "anywhere") -> Case:
     promises = {(1, 64): ("p50_us", 1.10, 1.0), (50, 64): ("ops_s", 0.70, 0.9)}
     figure, must, aim = promises.get((connections, size), ("p50_us", None, None))
-    name = f"{shown_size(size)}, {connections} connection{'s' if connections > 1 else ''}"
-    return Case(
-        name, "echo", ("pingpong", str(connections), str(size)), figure, figure.endswith("_us"), must=must, aim=aim
-    )
+    where = {"anywhere": "", "together": ", on one core", "apart": ", proxy on its own core"}[placement]
+    name = f"{shown_size(size)}, {connections} connection{'s' if connections > 1 else ''}{where}"
+    load = ("pingpong", str(connections), str(size))
+    return Case(name, "echo", load, figure, figure.endswith("_us"), must=must, aim=aim, placement=placement)
 
 
 def _bulk(streams: int, way: str) -> Case:
@@ -79,7 +85,10 @@ def _bulk(streams: int, way: str) -> Case:
     )
 
 
-EXCHANGES: Final = tuple(_exchange(connections, size) for connections in CONNECTIONS for size in SIZES)
+EXCHANGES: Final = (
+    *(_exchange(1, size, placement) for placement in PLACED for size in SIZES),
+    *(_exchange(connections, size) for connections in CONNECTIONS[1:] for size in SIZES),
+)
 CONNECTS: Final = Case(
     "connect + exchange + close", "echo", ("connects", "64"), "per_s", must=0.60, aim=0.8, per="connection"
 )

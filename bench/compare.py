@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from bench.arena import Arena, BenchError
+from bench.arena import KINDS, Arena, BenchError
 from bench.cases import CASES, HEADLINES, Case
 from bench.contenders import named
 from bench.measure import Figures, Ratio, column, idle, ratio, rounds
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     cases = HEADLINES if options.case is None else [case for case in CASES if options.case in case.name]
     print(*head(options.ours, options.peer), sep="\n", flush=True)
     with Arena() as arena:
-        ways = {contender.name: contender.start(arena) for contender in pair}
+        ways = {contender.name: contender.start(arena, KINDS) for contender in pair}
         for case in cases:
             found = rounds(arena, ways, case, options.rounds, options.seconds)
             print(line(case, found[options.ours], found[options.peer]), flush=True)
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
             found = {contender.name: [] for contender in pair}
             for _ in range(min(3, options.rounds)):
                 for contender in pair:
-                    way = contender.start(arena)
+                    way = contender.start(arena, ("echo",))
                     found[contender.name].append(idle(arena, way, IDLE_CONNECTIONS, 5 * options.seconds))
                     arena.stop(way)
             print(*idle_lines(found[options.ours], found[options.peer]), sep="\n")

@@ -18,6 +18,7 @@ from turnout.config import plane_name
 from turnout.errors import TurnoutError
 
 PROXYD: Final = ("/lib/systemd/systemd-socket-proxyd", "/usr/lib/systemd/systemd-socket-proxyd")
+Kinds = tuple[str, ...]
 STREAM_MODULE: Final = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
@@ -27,7 +28,7 @@ class Contender:
 
     Args:
         name: what the tables call it.
-        start: brings it up in front of the arena's daemons.
+        start: brings it up in front of the arena's daemons of the given kinds.
         missing: why it cannot run here; empty where it can.
         version: what is running.
         settings: what a reader needs to judge whether it was treated well.
@@ -35,7 +36,7 @@ class Contender:
     """
 
     name: str
-    start: Callable[[Arena], Way]
+    start: Callable[[Arena, Kinds], Way]
     missing: Callable[[], str]
     version: Callable[[], str]
     settings: str
@@ -49,7 +50,14 @@ def _first_line(*argv: str) -> str:
     return ""
 
 
-def _needs(*names: str) -> Callable[[], str]:
+def _all(*argv: str) -> str:
+    with contextlib.suppress(OSError):
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+    return ""
+
+
+def needs(*names: str) -> Callable[[], str]:
     return lambda: ", ".join(f"{name} is not installed" for name in names if not find(name))
 
 
@@ -61,9 +69,7 @@ def find(name: str) -> str | None:
 # -- turnout -----------------------------------------------------------------------------------------------------------
 
 
-def start_turnout(
-    arena: Arena, plane: str, *, env: dict[str, str] | None = None, kinds: tuple[str, ...] = KINDS
-) -> Way:
+def start_turnout(arena: Arena, plane: str, kinds: Kinds = KINDS, *, env: dict[str, str] | None = None) -> Way:
     """The whole of it: keeper, router, checks every second; a service for each kind of daemon, all in one router."""
     home = arena.directory / f"home-{plane}-{free_port()}"
     ports = {kind: free_port() for kind in kinds}
@@ -81,7 +87,7 @@ def start_turnout(
     return Way(plane, ports, (status["services"][0]["router"]["pid"],))
 
 
-def _plane_missing(plane: str) -> str:
+def plane_missing(plane: str) -> str:
     try:
         plane_name(plane)
     except TurnoutError as error:
@@ -93,8 +99,8 @@ def turnout(plane: str, told: str) -> Contender:
     """A plane of turnout's: another one joins the benchmarks by one more call of this."""
     return Contender(
         plane,
-        lambda arena: start_turnout(arena, plane),
-        lambda: _plane_missing(plane),
+        lambda arena, kinds: start_turnout(arena, plane, kinds),
+        lambda: plane_missing(plane),
         lambda: f"turnout {__version__}, Python {sys.version.split()[0]}",
         f'`plane = "{plane}"`: {told}',
     )
@@ -103,13 +109,14 @@ def turnout(plane: str, told: str) -> Contender:
 # -- peers -------------------------------------------------------------------------------------------------------------
 
 
-def _direct(arena: Arena) -> Way:
-    return Way("direct", arena.back, ())
+def _direct(arena: Arena, kinds: Kinds) -> Way:
+    return Way("direct", {kind: arena.back[kind] for kind in kinds}, ())
 
 
-def _reference(arena: Arena) -> Way:
+def _reference(arena: Arena, kinds: Kinds) -> Way:
     return _one_each(
         arena,
+        kinds,
         "reference",
         lambda port, back: (sys.executable, str(HERE / "tools" / "reference.py"), str(port), str(back)),
     )
@@ -126,8 +133,8 @@ def haproxy_config(ports: dict[str, int], back: dict[str, int], extra: str = "")
     return text
 
 
-def _haproxy(arena: Arena) -> Way:
-    ports = {kind: free_port() for kind in KINDS}
+def _haproxy(arena: Arena, kinds: Kinds) -> Way:
+    ports = {kind: free_port() for kind in kinds}
     config = arena.directory / f"haproxy-{free_port()}.cfg"
     config.write_text(haproxy_config(ports, arena.back))
     process = arena.start("haproxy", "-db", "-f", str(config))
@@ -147,19 +154,29 @@ def nginx_config(ports: dict[str, int], back: dict[str, int], pid_file: Path) ->
     )
 
 
-def _nginx(arena: Arena) -> Way:
-    ports = {kind: free_port() for kind in KINDS}
+def nginx_missing() -> str:
+    """Why nginx cannot take part; empty where it can."""
+    if needs("nginx")():
+        return needs("nginx")()
+    if STREAM_MODULE.exists() or "--with-stream " in _all("nginx", "-V"):
+        return ""
+    return "its stream module is not installed"
+
+
+def _nginx(arena: Arena, kinds: Kinds) -> Way:
+    ports = {kind: free_port() for kind in kinds}
     config = arena.directory / f"nginx-{free_port()}.conf"
     config.write_text(nginx_config(ports, arena.back, config.with_suffix(".pid")))
     process = arena.start("nginx", "-p", str(arena.directory), "-c", str(config))
     return _up(Way("nginx", ports, (process.pid,)), process)
 
 
-def _proxyd(arena: Arena) -> Way:
+def _proxyd(arena: Arena, kinds: Kinds) -> Way:
     binary = next(path for path in PROXYD if Path(path).exists())
     launcher = str(HERE / "tools" / "with_listener.py")
     return _one_each(
         arena,
+        kinds,
         "socket-proxyd",
         lambda port, back: (
             *(sys.executable, launcher, str(port)),
@@ -168,9 +185,10 @@ def _proxyd(arena: Arena) -> Way:
     )
 
 
-def _socat(arena: Arena) -> Way:
+def _socat(arena: Arena, kinds: Kinds) -> Way:
     return _one_each(
         arena,
+        kinds,
         "socat",
         lambda port, back: (
             "socat",
@@ -180,11 +198,11 @@ def _socat(arena: Arena) -> Way:
     )
 
 
-def _one_each(arena: Arena, name: str, command: Callable[[int, int], tuple[str, ...]]) -> Way:
+def _one_each(arena: Arena, kinds: Kinds, name: str, command: Callable[[int, int], tuple[str, ...]]) -> Way:
     """For those that have one target for each process."""
     ports: dict[str, int] = {}
     pids: list[int] = []
-    for kind in KINDS:
+    for kind in kinds:
         ports[kind] = free_port()
         process = arena.start(*command(ports[kind], arena.back[kind]))
         wait_for(ports[kind], process)
@@ -192,8 +210,8 @@ def _one_each(arena: Arena, name: str, command: Callable[[int, int], tuple[str, 
     return Way(name, ports, tuple(pids))
 
 
-def _envoy(arena: Arena) -> Way:
-    ports = {kind: free_port() for kind in KINDS}
+def _envoy(arena: Arena, kinds: Kinds) -> Way:
+    ports = {kind: free_port() for kind in kinds}
     listeners, clusters = [], []
     for kind, port in ports.items():
         proxy = {
@@ -236,16 +254,14 @@ CONTENDERS: Final = (
     Contender(
         "haproxy",
         _haproxy,
-        _needs("haproxy"),
+        needs("haproxy"),
         lambda: _first_line("haproxy", "-v").split(" - ")[0],
         "`nbthread 1`, `option splice-auto`, `maxconn 6400`",
     ),
     Contender(
         "nginx",
         _nginx,
-        lambda: (
-            _needs("nginx")() or ("" if STREAM_MODULE.exists() or "stream" in _nginx_build() else "no stream module")
-        ),
+        nginx_missing,
         lambda: _first_line("nginx", "-v"),
         "stream module, `worker_processes 1`, `tcp_nodelay on`, default buffers (16 KiB)",
     ),
@@ -259,7 +275,7 @@ CONTENDERS: Final = (
     Contender(
         "socat",
         _socat,
-        _needs("socat"),
+        needs("socat"),
         lambda: next((line for line in _all("socat", "-V").splitlines() if "version" in line), "").partition(" on ")[0],
         "`TCP-LISTEN:…,fork,nodelay`: a process for each connection, default buffer (8 KiB)",
         process_each=True,
@@ -267,7 +283,7 @@ CONTENDERS: Final = (
     Contender(
         "envoy",
         _envoy,
-        _needs("envoy"),
+        needs("envoy"),
         lambda: _first_line(find("envoy") or "envoy", "--version").strip(),
         "`tcp_proxy`, `--concurrency 1`, default buffers",
     ),
@@ -279,17 +295,6 @@ CONTENDERS: Final = (
         "bench/tools/reference.py, the least a relay in Python can do: what the guard measures against",
     ),
 )
-
-
-def _nginx_build() -> str:
-    return _all("nginx", "-V")
-
-
-def _all(*argv: str) -> str:
-    with contextlib.suppress(OSError):
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
-        return done.stdout + done.stderr
-    return ""
 
 
 def named(name: str) -> Contender:

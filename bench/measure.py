@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from bench.arena import Arena, Way
-from bench.cases import Case
-from bench.usage import cpu_us, memory_bytes
+from bench.cases import Case, Placement
+from bench.janitor import left
+from bench.usage import cpu_us, family, memory_bytes
 
 WIDE: Final = 0.25  # a spread of the ratio beyond this share of its median is too wide to lean on
 SETTLE_S: Final = 1.0
@@ -48,6 +52,32 @@ def run_once(arena: Arena, way: Way, case: Case, seconds: float) -> Figures:
     return found
 
 
+@contextlib.contextmanager
+def placed(arena: Arena, ways: Iterable[Way], placement: Placement) -> Iterator[None]:
+    """Keep what takes part on its cores while the block runs; the load that is started in it follows."""
+    cores = sorted(os.sched_getaffinity(0))
+    proxies = {pid for way in ways for pid in family(way.pids)}
+    if placement == "anywhere":
+        yield
+        return
+    rest = set(left(str(arena.directory))) - proxies
+    wanted = [(rest | {os.getpid()}, {cores[0]}), (proxies, {cores[0] if placement == "together" else cores[-1]})]
+    try:
+        for pids, where in wanted:
+            _keep(pids, where)
+        yield
+    finally:
+        for pids, _ in wanted:
+            _keep(pids, set(cores))
+
+
+def _keep(pids: Iterable[int], cores: set[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):  # it has ended
+            for task in (Path("/proc") / str(pid) / "task").iterdir():
+                os.sched_setaffinity(int(task.name), cores)
+
+
 def order(names: Sequence[str], number: int) -> list[str]:
     """Who comes when in a round: each round begins with another, and every second one goes backwards."""
     turned = [*names[number % len(names) :], *names[: number % len(names)]]
@@ -62,9 +92,10 @@ def one_round(arena: Arena, ways: Mapping[str, Way], case: Case, seconds: float,
 def rounds(arena: Arena, ways: Mapping[str, Way], case: Case, count: int, seconds: float) -> dict[str, list[Figures]]:
     """``count`` rounds; for each contender its figures, oldest first."""
     found: dict[str, list[Figures]] = {name: [] for name in ways}
-    for number in range(count):
-        for name, figures in one_round(arena, ways, case, seconds, number).items():
-            found[name].append(figures)
+    with placed(arena, ways.values(), case.placement):
+        for number in range(count):
+            for name, figures in one_round(arena, ways, case, seconds, number).items():
+                found[name].append(figures)
     return found
 
 
