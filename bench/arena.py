@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ HERE: Final = Path(__file__).parent
 KINDS: Final = ("echo", "sink", "source")
 START_TIMEOUT_S: Final = 20.0
 LOAD_TIMEOUT_S: Final = 60.0
+STOP_TIMEOUT_S: Final = 3.0
 
 
 class BenchError(Exception):
@@ -35,6 +37,7 @@ class Way:
     name: str
     ports: Mapping[str, int]
     pids: tuple[int, ...]
+    home: Path | None = None
 
 
 def free_port() -> int:
@@ -139,7 +142,7 @@ class Arena:
         argv: Sequence[str] = [sys.executable, "-P", "-m", "turnout", *args]
         done = subprocess.run(
             argv,
-            env={**self.env, "TURNOUT_HOME": str(home), **(env or {})},
+            env={**self.env, "TURNOUT_HOME": str(home), janitor.HOME_MARK: str(home), **(env or {})},
             cwd=self.directory,
             capture_output=True,
             text=True,
@@ -152,10 +155,19 @@ class Arena:
 
     def stop(self, way: Way) -> None:
         """End a contender that was started for one measurement; the run's end would end it too."""
+        if way.home:
+            self.end_home(way.home)
         for process in self._processes:
             if process.pid in way.pids:
-                process.kill()
-                process.wait()
+                process.send_signal(signal.SIGTERM)  # nginx ends its worker
+                try:
+                    process.wait(STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+    def end_home(self, home: Path) -> None:
+        """Keeper, router and daemons of one home."""
+        janitor.sweep(str(home), janitor.HOME_MARK)
 
     def close(self) -> None:
         """Nothing here holds anything of value: all of it is killed, by the same hand that does it after a crash."""

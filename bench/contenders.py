@@ -84,7 +84,7 @@ def start_turnout(arena: Arena, plane: str, kinds: Kinds = KINDS, *, env: dict[s
     for kind in kinds:
         arena.verb(home, "up", "-q", "-c", str(config), "--service", kind, env=env)
     status = json.loads(arena.verb(home, "status", "--json"))
-    return Way(plane, ports, (status["services"][0]["router"]["pid"],))
+    return Way(plane, ports, (status["services"][0]["router"]["pid"],), home)
 
 
 def plane_missing(plane: str) -> str:

@@ -18,39 +18,42 @@ from pathlib import Path
 from typing import Final
 
 MARK: Final = "BENCH_DIRECTORY"
+HOME_MARK: Final = "BENCH_HOME"  # what came out of one of turnout's homes, daemons too
 SWEEP_TIMEOUT_S: Final = 20.0
 
 
-def belongs(pid: int, directory: str) -> bool:
+def belongs(pid: int, directory: str, mark: str = MARK) -> bool:
     """Whether a process is one of this run's; false for one that has ended, or is somebody else's."""
     process = Path("/proc") / str(pid)
     try:
         if process.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "Z":
             return False
-        marked = f"{MARK}={directory}".encode() in process.joinpath("environ").read_bytes().split(b"\0")
+        marked = f"{mark}={directory}".encode() in process.joinpath("environ").read_bytes().split(b"\0")
         return marked or str(process.joinpath("cwd").readlink()) == directory
     except OSError:
         return False
 
 
-def left(directory: str) -> list[int]:
+def left(directory: str, mark: str = MARK) -> list[int]:
     """Every process of the run, but for this one."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in pids if pid != os.getpid() and belongs(pid, directory)]
+    return [pid for pid in pids if pid != os.getpid() and belongs(pid, directory, mark)]
 
 
-def sweep(directory: str) -> bool:
+def sweep(directory: str, mark: str = MARK) -> bool:
     """Kill what is left until nothing is: a keeper starts its router again until it is gone itself."""
     deadline = time.monotonic() + SWEEP_TIMEOUT_S
     while time.monotonic() < deadline:
-        found = left(directory)
+        found = left(directory, mark)
         if not found:
             return True
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
                 try:
-                    if belongs(pid, directory):  # asked again with the process pinned: the number may have moved on
+                    if belongs(
+                        pid, directory, mark
+                    ):  # asked again with the process pinned: the number may have moved on
                         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 finally:
                     os.close(pidfd)

@@ -182,8 +182,11 @@ def turnout(plane: str) -> Switching:
     )
 
 
-def start_registry(arena: Arena, plane: str, *, env: dict[str, str] | None = None) -> Switcher:
-    home, port = arena.directory / f"switch-{plane}-{free_port()}", free_port()
+def start_registry(
+    arena: Arena, plane: str, *, home: Path | None = None, env: dict[str, str] | None = None
+) -> Switcher:
+    """Two daemons of one service, the second active, its window open and its drain without an end."""
+    home, port = home or arena.directory / f"switch-{plane}-{free_port()}", free_port()
     for number, letter in enumerate(NAMES):
         config = home.with_suffix(f".{letter}.toml")
         config.write_text(

@@ -1,0 +1,95 @@
+"""Whole processes: every contender in turn, round after round. What each round found goes into the JSON of the run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench import growth, measure, switching
+from bench.arena import Arena, Way
+from bench.cases import CASES, Case
+from bench.contenders import Contender, plane_missing
+from bench.measure import Figures
+from bench.scale import Scale
+from bench.switching import SWITCHINGS, Switching
+
+IDLE_ROUNDS = 3
+PEER = "haproxy"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_case(benchmark: BenchmarkFixture, arena: Arena, ways: Mapping[str, Way], scale: Scale, case: Case) -> None:
+    if scale.only_headlines and not case.headline:
+        pytest.skip("not in the small run")
+    found: dict[str, list[Figures]] = {name: [] for name in ways}
+    number = itertools.count()
+
+    def one_round() -> None:
+        for name, figures in measure.one_round(arena, ways, case, scale.seconds, next(number)).items():
+            found[name].append(figures)
+
+    with measure.placed(arena, ways.values(), case.placement):
+        benchmark.pedantic(one_round, rounds=scale.rounds_of(case))  # type: ignore[no-untyped-call]  # it has no stubs
+    benchmark.extra_info |= {"kind": "case", "case": case.name, "figures": found}
+
+
+@pytest.mark.timeout(900)
+def test_idle(benchmark: BenchmarkFixture, arena: Arena, contenders: list[Contender], scale: Scale) -> None:
+    """Memory of an idle connection, and the CPU time of all of them, each in a proxy that was started for it."""
+    found: dict[int, dict[str, list[Figures]]] = {}
+    number = itertools.count()
+
+    def one_round() -> None:
+        turn = next(number)
+        for count in scale.idle:
+            names = [each.name for each in contenders if each.name != "direct" and not each.process_each]
+            for name in measure.order(names, turn):
+                way = next(each for each in contenders if each.name == name).start(arena, ("echo",))
+                figures = measure.idle(arena, way, count, scale.idle_s if turn == 0 else 0.1)
+                if turn:
+                    del figures["cpu_share"]
+                found.setdefault(count, {}).setdefault(name, []).append(figures)
+                arena.stop(way)
+
+    benchmark.pedantic(one_round, rounds=IDLE_ROUNDS)  # type: ignore[no-untyped-call]  # it has no stubs
+    benchmark.extra_info |= {"kind": "idle", "figures": {str(count): each for count, each in found.items()}}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("entry", SWITCHINGS, ids=lambda entry: entry.name)
+def test_switch(benchmark: BenchmarkFixture, arena: Arena, scale: Scale, entry: Switching) -> None:
+    if entry.missing():
+        pytest.skip(entry.missing())
+    switcher = entry.start(arena)
+    told = benchmark.pedantic(lambda: switching.measure(arena, switcher, scale.switches), rounds=1)  # type: ignore[no-untyped-call]  # it has no stubs
+    benchmark.extra_info |= {"kind": "switch", "name": entry.name, "told": entry.told, "figures": told}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("plane", ["relay", "stream"])
+@pytest.mark.parametrize("curve", ["connections", "services", "draining daemons", "daemons in the registry"])
+def test_growth(benchmark: BenchmarkFixture, arena: Arena, scale: Scale, curve: str, plane: str) -> None:
+    if plane_missing(plane):
+        pytest.skip(plane_missing(plane))
+    points: dict[int, Figures] = {}
+
+    def grow() -> None:
+        if curve == "connections":
+            for count in (0, *scale.idle):
+                points[count] = growth.connections(arena, plane, count, scale.seconds)
+        elif curve == "services":
+            for count in scale.services:
+                points[count] = growth.services(arena, plane, count, scale.seconds, scale.idle_s)
+        elif curve == "draining daemons":
+            for count in scale.draining:
+                points[count] = growth.draining(arena, plane, count, scale.seconds, scale.idle_s)
+        else:
+            for count in scale.daemons:
+                points[count] = growth.registry(arena, plane, count, scale.idle_s)
+
+    benchmark.pedantic(grow, rounds=1)  # type: ignore[no-untyped-call]  # it has no stubs
+    benchmark.extra_info |= {"kind": "growth", "curve": curve, "plane": plane, "points": points}
