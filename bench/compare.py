@@ -46,12 +46,12 @@ def line(case: Case, ours: list[Figures], theirs: list[Figures]) -> str:
     )
 
 
-def idle_lines(ours: list[Figures], theirs: list[Figures]) -> list[str]:
+def idle_lines(ours: list[Figures], theirs: list[Figures], count: int = IDLE_CONNECTIONS) -> list[str]:
     """The two rows of idle connections: memory of one, and the CPU share of all."""
     mine, other = statistics.median(column(ours, "bytes")), statistics.median(column(theirs, "bytes"))
     found = ratio(column(ours, "bytes"), column(theirs, "bytes"))
     lines: list[str] = []
-    many = f"{IDLE_CONNECTIONS:,} open"
+    many = f"{count:,} open"
     if found:
         grade = verdict(found.median, 1.0, 0.5, less_is_better=True)
         lines.append(

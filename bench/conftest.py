@@ -51,7 +51,7 @@ def ways(arena: Arena, contenders: list[Contender]) -> Mapping[str, Way]:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """What the report says of the run: the machine, who took part in which version, and who could not."""
-    small = config.getoption("--quick", default=False)
+    scale = QUICK if config.getoption("--quick", default=False) else FULL
     asked = ["git", "-C", str(HERE), "describe", "--always", "--dirty", "--abbrev=12"]
     cpu = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     machine_info["bench"] = {
@@ -61,12 +61,13 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         "kernel": platform.release(),
         "cores": len(os.sched_getaffinity(0)),
         "cpu": cpu[0] if cpu else platform.machine(),
-        "scale": "quick" if small else "full",
+        "scale": "quick" if scale is QUICK else "full",
         "contenders": {
             each.name: {
                 "version": "" if each.missing() else each.version(),
                 "settings": each.settings,
-                "missing": each.missing(),
+                "missing": each.missing()
+                or ("" if each.name in scale.contenders or not scale.contenders else "not in the small run"),
             }
             for each in CONTENDERS
         },

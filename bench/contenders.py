@@ -284,7 +284,9 @@ CONTENDERS: Final = (
         "envoy",
         _envoy,
         needs("envoy"),
-        lambda: _first_line(find("envoy") or "envoy", "--version").strip(),
+        lambda: next(
+            (line.strip() for line in _all(find("envoy") or "envoy", "--version").splitlines() if line.strip()), ""
+        ),
         "`tcp_proxy`, `--concurrency 1`, default buffers",
     ),
     Contender(

@@ -80,7 +80,6 @@ def draining(arena: Arena, plane: str, count: int, seconds: float, idle_s: float
         f'[service.echo]\nlisten = "127.0.0.1:{port}"\nplane = "{plane}"\nobserve = "10ms"\n'
         f'command = ["{arena.serve}", "{{port}}", "echo"]\n'
         f'drain = {{ grace = "10m", deadline = "none", max_draining = {count + 1} }}\n'
-        'health = { interval = "10ms" }\n'
     )
     kept: list[socket.socket] = []
     arena.verb(home, "up", "-q", "-c", str(config), "--service", "echo")

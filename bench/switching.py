@@ -6,6 +6,7 @@ Connections come by a schedule, and each counts from when it was due: one that h
 from __future__ import annotations
 
 import bisect
+import math
 import os
 import select
 import signal
@@ -92,9 +93,9 @@ class Seen:
         ]
         return (min(ends) - after) * 1e3
 
-    def last(self, who: str, after: float) -> float:
+    def last(self, who: str, after: float, until: float) -> float:
         """How long after a moment a connection that came since was still given to ``who``, in ms; 0: none was."""
-        near = self.between(after, after + AROUND_S)
+        near = self.between(after, until)
         return max(
             ((due - after) * 1e3 for due, one in zip(self.due[near], self.who[near], strict=True) if one == who),
             default=0.0,
@@ -144,14 +145,21 @@ def _settled(process: subprocess.Popen[bytes], wanted: str, quiet_s: float) -> s
 
 
 def _told(seen: Seen, moments: Sequence[tuple[float, str]]) -> dict[str, Any]:
+    # what a client saw of one switch ends where the next begins
+    ends = [
+        min(at + AROUND_S, after)
+        for (at, _), after in zip(moments, [*(at for at, _ in moments[1:]), math.inf], strict=True)
+    ]
     first = [seen.first(letter, at) for at, letter in moments]
-    last = [seen.last(NAMES[1 - NAMES.index(letter)], at) for at, letter in moments]
+    last = [seen.last(NAMES[1 - NAMES.index(letter)], at, end) for (at, letter), end in zip(moments, ends, strict=True)]
     failed = Counter(who for who in seen.who if who not in NAMES)
-    worst = [max(seen.took_ms[seen.between(at - 0.01, at + AROUND_S)], default=0.0) for at, _ in moments]
+    worst = [
+        max(seen.took_ms[seen.between(at - 0.01, end)], default=0.0) for (at, _), end in zip(moments, ends, strict=True)
+    ]
     ordered = sorted(seen.took_ms)
     typical = min(range(len(moments)), key=lambda n: abs(worst[n] - statistics.median(worst)))
     at = moments[typical][0]
-    near = seen.between(at - AROUND_S / 2, at + AROUND_S)
+    near = seen.between(at - AROUND_S / 3, ends[typical])
     return {
         "switches": len(moments),
         "connections": len(seen.due),
