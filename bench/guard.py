@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import switching
-from bench.arena import HERE, KINDS, Arena, BenchError, Way
+from bench.arena import HERE, Arena, BenchError, Way
 from bench.cases import BULK, CONNECTS, EXCHANGES, Case
 from bench.contenders import named, plane_missing, start_turnout
 from bench.measure import Figures, column, ratio, rounds
 
+KINDS: Final = ("echo", "sink")
 BASELINE: Final = HERE / "baseline.json"
 PLANES: Final = ("relay", "stream")
 REFERENCE: Final = "reference"
@@ -127,24 +128,25 @@ def judge(found: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Mappi
 class Session:
     """One run of the guard: planes and the reference, up and running."""
 
-    def __init__(self, arena: Arena, planes: Sequence[str], *, slowdown: float = 0.0) -> None:
+    def __init__(self, arena: Arena, planes: Sequence[str], count: int, seconds: float, *, slowdown: float = 0) -> None:
         self._arena = arena
         self._planes = planes
+        self._count, self._seconds = count, seconds
         self._ways = {name: named(name).start(arena, KINDS) for name in (DIRECT, REFERENCE)}
         self._env: dict[str, dict[str, str]] = {}
         for plane in planes:
-            way = start_turnout(arena, plane)
+            way = start_turnout(arena, plane, KINDS)
             if slowdown:
-                self._env[plane] = slower(arena, way, slowdown)
-                way = start_turnout(arena, plane, env=self._env[plane])
+                self._env[plane] = slower(arena, way, slowdown, count, seconds)
+                way = start_turnout(arena, plane, KINDS, env=self._env[plane])
             self._ways[plane] = way
 
-    def ratios(self, cases: Sequence[str], count: int, seconds: float) -> Ratios:
+    def ratios(self, cases: Sequence[str]) -> Ratios:
         """Each figure of these cases, as a ratio to the reference."""
         found: Ratios = {plane: {} for plane in self._planes}
         for case in CASES:
             if case.name in cases:
-                figures = rounds(self._arena, self._ways, case, count, seconds)
+                figures = rounds(self._arena, self._ways, case, self._count, self._seconds)
                 for plane in self._planes:
                     for guarded in GUARDED:
                         if guarded.case == case.name:
@@ -182,14 +184,14 @@ def values(figures: Mapping[str, Sequence[Figures]], who: str, figure: str) -> l
     return [through - direct for through, direct in both]
 
 
-def slower(arena: Arena, plain: Way, share: float) -> dict[str, str]:
+def slower(arena: Arena, plain: Way, share: float, count: int, seconds: float) -> dict[str, str]:
     """The environment that makes a router's exchange cost so much more CPU time, as a share; for tests of the guard.
 
     The price of a turn of the empty loop that does it, and of being wrapped at all, is measured here and now.
     """
     envs = {str(loops): _slowed(loops) for loops in (0, TRIAL_LOOPS)}
-    ways = {"plain": plain, **{name: start_turnout(arena, plain.name, env=env) for name, env in envs.items()}}
-    figures = rounds(arena, ways, ONE, ROUNDS, SECONDS)
+    ways = {"plain": plain, **{name: start_turnout(arena, plain.name, KINDS, env=env) for name, env in envs.items()}}
+    figures = rounds(arena, ways, ONE, count, seconds)
     prices: list[float] = []
     for name in envs:
         between = ratio(column(figures[name], "cpu_us"), column(figures["plain"], "cpu_us"))
@@ -205,13 +207,11 @@ def _slowed(loops: int) -> dict[str, str]:
     return {"PYTHONPATH": str(HERE / "tools" / "slowed"), "BENCH_EXTRA_LOOPS": str(loops)}
 
 
-def guard(
-    session: Session, baseline: Mapping[str, Mapping[str, float]], cases: Sequence[str], count: int, seconds: float
-) -> list[Trip]:
+def guard(session: Session, baseline: Ratios, cases: Sequence[str]) -> list[Trip]:
     """Measure, and measure again what seems worse; what is worse every time."""
     trips: list[Trip] = []
     for attempt in range(TRIES):
-        found = session.ratios(cases, count, seconds)
+        found = session.ratios(cases)
         before = {(trip.plane, trip.guarded.name) for trip in trips}
         trips = [trip for trip in judge(found, baseline) if not attempt or (trip.plane, trip.guarded.name) in before]
         show(found, baseline)
@@ -253,13 +253,13 @@ def main(argv: list[str]) -> int:
             print(f"{plane} is left out: {plane_missing(plane)}")
     cases = [name for name in (*(case.name for case in CASES), SWITCH) if options.case in name]
     with Arena() as arena:
-        session = Session(arena, planes, slowdown=options.slowdown)
+        session = Session(arena, planes, options.rounds, options.seconds, slowdown=options.slowdown)
         if options.record:
-            found = session.ratios(cases, options.rounds, options.seconds)
+            found = session.ratios(cases)
             show(found, {})
             write(options.baseline, found)
             return 0
-        trips = guard(session, read(options.baseline), cases, options.rounds, options.seconds)
+        trips = guard(session, read(options.baseline), cases)
     print(f"{len(planes)} planes, {time.monotonic() - began:.0f} s")
     for trip in trips:
         print(f"SLOWER: {trip}")
