@@ -23,7 +23,7 @@ from turnout.system.registry import RegistryFile
 
 ONE = EXCHANGES[0]
 ROUNDS = 5
-SETTLE_S = 2.0
+SETTLE_S = 1.0
 SWITCHES = 10
 
 

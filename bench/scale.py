@@ -18,6 +18,7 @@ class Scale:
         seconds: of load in each round.
         switches: for each way to switch.
         idle: numbers of idle connections.
+        idle_rounds: how often they are opened in a proxy that was started for it.
         idle_s: how long their CPU time is looked at.
         only_headlines: leave the other cases out.
         contenders: who takes part; empty: everyone who can.
@@ -29,6 +30,7 @@ class Scale:
     seconds: float
     switches: int
     idle: tuple[int, ...]
+    idle_rounds: int
     idle_s: float
     only_headlines: bool
     contenders: tuple[str, ...]
@@ -46,6 +48,7 @@ FULL: Final = Scale(
     seconds=0.4,
     switches=200,
     idle=(1000, 5000),
+    idle_rounds=3,
     idle_s=5.0,
     only_headlines=False,
     contenders=(),
@@ -57,9 +60,10 @@ QUICK: Final = Scale(
     headline_rounds=3,
     rounds=1,
     seconds=0.1,
-    switches=10,
+    switches=8,
     idle=(500,),
-    idle_s=1.0,
+    idle_rounds=1,
+    idle_s=0.5,
     only_headlines=True,
     contenders=("direct", "relay", "stream", "haproxy"),
     services=(1, 2),

@@ -16,9 +16,6 @@ from bench.measure import Figures
 from bench.scale import Scale
 from bench.switching import SWITCHINGS, Switching
 
-IDLE_ROUNDS = 3
-PEER = "haproxy"
-
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -55,7 +52,7 @@ def test_idle(benchmark: BenchmarkFixture, arena: Arena, contenders: list[Conten
                 found.setdefault(count, {}).setdefault(name, []).append(figures)
                 arena.stop(way)
 
-    benchmark.pedantic(one_round, rounds=IDLE_ROUNDS)  # type: ignore[no-untyped-call]  # it has no stubs
+    benchmark.pedantic(one_round, rounds=scale.idle_rounds)  # type: ignore[no-untyped-call]  # it has no stubs
     benchmark.extra_info |= {"kind": "idle", "figures": {str(count): each for count, each in found.items()}}
 
 
