@@ -11,6 +11,7 @@ from bench.arena import BenchError
 
 VERBS = {
     "compare": "two contenders beside each other, case by case",
+    "profile": "system calls for each exchange and connection, side by side",
     "report": "RESULTS.md and the plots from what a run recorded",
     "guard": "what got slower since the baseline was recorded",
 }

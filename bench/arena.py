@@ -69,6 +69,8 @@ class Arena:
         self.directory = Path(tempfile.mkdtemp(prefix="turnout-bench-"))
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("TURNOUT_")}
         self.env |= {janitor.MARK: str(self.directory), "XDG_CONFIG_HOME": str(self.directory / "no-config")}
+        self.commands: dict[str, tuple[str, ...]] = {}  # of each kind of daemon, with {port}
+        self.back: dict[str, int] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
         self._janitor = subprocess.Popen(
             [sys.executable, "-m", "bench.janitor", str(self.directory)],
@@ -78,7 +80,8 @@ class Arena:
         )
         try:
             self.load, self.serve = (str(self._compile(name)) for name in ("load", "serve"))
-            self.back = {kind: self.daemon(kind) for kind in KINDS}
+            for kind in KINDS:
+                self.offer(kind, (self.serve, "{port}", kind))
         except BaseException:
             self.close()
             raise
@@ -105,10 +108,15 @@ class Arena:
         self._processes.append(process)
         return process
 
-    def daemon(self, kind: str, *more: str) -> int:
-        """A daemon of the given kind; its port."""
+    def offer(self, kind: str, command: tuple[str, ...]) -> None:
+        """Another kind of daemon, for contenders to be put in front of; one is started here."""
+        self.commands[kind] = command
+        self.back[kind] = self.daemon(command)
+
+    def daemon(self, command: tuple[str, ...]) -> int:
+        """A daemon by its command, with ``{port}`` in it; its port."""
         port = free_port()
-        wait_for(port, self.start(self.serve, str(port), kind, *more))
+        wait_for(port, self.start(*(word.replace("{port}", str(port)) for word in command)))
         return port
 
     def apply(self, port: int, kind: str, *arguments: object) -> dict[str, float]:

@@ -77,7 +77,7 @@ def start_turnout(arena: Arena, plane: str, kinds: Kinds = KINDS, *, env: dict[s
     config.write_text(
         "\n".join(
             f'[service.{kind}]\nlisten = "127.0.0.1:{port}"\nplane = "{plane}"\nobserve = "1s"\n'
-            f'command = ["{arena.serve}", "{{port}}", "{kind}"]\n'
+            f"command = {json.dumps(arena.commands[kind])}\n"
             for kind, port in ports.items()
         )
     )

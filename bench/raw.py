@@ -14,11 +14,13 @@ KEPT_DIGITS: Final = 5
 
 @dataclass
 class Run:
-    """What was found: cases and idle connections by contender, switches, growth by curve and plane, small parts."""
+    """What was found: most of it by case and contender, growth by curve and plane."""
 
     about: dict[str, Any] = field(default_factory=dict)
     date: str = ""
     cases: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
+    calls: dict[str, dict[str, Figures]] = field(default_factory=dict)
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
     idle: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
     switches: dict[str, dict[str, Any]] = field(default_factory=dict)
     growth: dict[tuple[str, str], dict[str, Figures]] = field(default_factory=dict)
@@ -42,6 +44,10 @@ class Run:
             self.cases[told["case"]] = told["figures"]
         elif kind == "idle":
             self.idle = told["figures"]
+        elif kind == "calls":
+            self.calls[told["case"]] = told["figures"]
+        elif kind == "known":
+            self.known[told["name"]] = told
         elif kind == "switch":
             self.switches[told["name"]] = told["figures"]
         elif kind == "growth":
@@ -59,6 +65,8 @@ class Run:
             "date": self.date,
             "about": self.about,
             "cases": self.cases,
+            "calls": self.calls,
+            "known": self.known,
             "idle": self.idle,
             "switches": self.switches,
             "growth": growth,

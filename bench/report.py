@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from bench import compare
+from bench import compare, profile
 from bench.arena import HERE, BenchError
 from bench.cases import BULK, CASES, CONNECTS, EXCHANGES, HEADLINES, Case
 from bench.draw import draw
@@ -26,7 +26,7 @@ CLOSE: Final = 0.03  # a difference below this is none
 
 def losses(run: Run) -> list[str]:
     """Where the default plane is worse than a peer, worst first; a part of a sentence each."""
-    found = [*_slower_cases(run), *_more_memory(run), *_later_switches(run)]
+    found = [*_slower_cases(run), *_slower_tools(run), *_more_memory(run), *_later_switches(run)]
     return [text for _, text in sorted(found, reverse=True)]
 
 
@@ -45,6 +45,17 @@ def _slower_cases(run: Run) -> Iterator[tuple[float, str]]:
             if worse > 1 + CLOSE:
                 doubt = " (a wide spread)" if between.wide else ""
                 yield worse, f"{case.name}: {between.median:.2f} x {peer}'s {_figure(case)}{doubt}"
+
+
+def _slower_tools(run: Run) -> Iterator[tuple[float, str]]:
+    for tool, told in run.known.items():
+        for peer, theirs in told["figures"].items():
+            between = ratio(told["figures"][OURS], theirs) if OURS in told["figures"] else None
+            if peer in NOT_PEERS or between is None:
+                continue
+            worse = between.median if told["less_is_better"] else 1 / between.median
+            if worse > 1 + CLOSE:
+                yield worse, f"{tool.split()[0]}: {between.median:.2f} x {peer}'s {told['unit']}"
 
 
 def _more_memory(run: Run) -> Iterator[tuple[float, str]]:
@@ -160,6 +171,22 @@ def _cell(found: Sequence[Figures], figures: Sequence[tuple[str, float, str]]) -
     return " / ".join(parts) or "-"
 
 
+def _known(run: Run) -> list[str]:
+    names = list(dict.fromkeys(name for told in run.known.values() for name in told["figures"]))
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for tool, told in run.known.items():
+        cells = [f"{statistics.median(told['figures'][name]):,.4g}" for name in names]
+        lines.append(f"| {tool}, {told['unit']} | {' | '.join(cells)} |")
+    return lines if run.known else ["None of them is installed."]
+
+
+def _calls(run: Run) -> list[str]:
+    lines: list[str] = []
+    for case, found in run.calls.items():
+        lines += [f"{case}:", "", *profile.table(found), ""]
+    return lines or ["They could not be counted here."]
+
+
 def idle(run: Run) -> list[str]:
     counts = list(run.idle)
     names = list(dict.fromkeys(name for by_name in run.idle.values() for name in by_name))
@@ -251,6 +278,8 @@ def document(run: Run, plots: Iterable[str]) -> str:
             "GB/s / CPU time of the proxy for a MiB, µs. *up*: from the client; *both*: the sum of both ways.",
             [*plot("bulk"), *table(run, BULK, bulk)],
         ),
+        ("Well-known tools", "Medians of three rounds.", _known(run)),
+        ("System calls", "For one operation, counted by strace.", _calls(run)),
         ("Idle connections", "Memory of the proxy (PSS); what the kernel has for each socket is not in it.", idle(run)),
         (
             "Switches under load",

@@ -22,6 +22,7 @@ class Scale:
         idle_s: how long their CPU time is looked at.
         only_headlines: leave the other cases out.
         contenders: who takes part; empty: everyone who can.
+        known_rounds: of the well-known tools, which run for a second each.
         services, draining, daemons: the points of the growth curves.
     """
 
@@ -34,6 +35,7 @@ class Scale:
     idle_s: float
     only_headlines: bool
     contenders: tuple[str, ...]
+    known_rounds: int
     services: tuple[int, ...]
     draining: tuple[int, ...]
     daemons: tuple[int, ...]
@@ -52,6 +54,7 @@ FULL: Final = Scale(
     idle_s=5.0,
     only_headlines=False,
     contenders=(),
+    known_rounds=3,
     services=(1, 5, 20),
     draining=(0, 2, 8),
     daemons=(2, 1000, 5000),
@@ -66,6 +69,7 @@ QUICK: Final = Scale(
     idle_s=0.5,
     only_headlines=True,
     contenders=("direct", "relay", "stream", "haproxy"),
+    known_rounds=1,
     services=(1, 2),
     draining=(0, 1),
     daemons=(2, 200),

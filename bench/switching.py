@@ -223,7 +223,7 @@ def rename(file: RegistryFile, version: str) -> None:
 
 
 def _backs(arena: Arena) -> dict[str, int]:
-    return {letter: arena.daemon("name", letter) for letter in NAMES}
+    return {letter: arena.daemon((arena.serve, "{port}", "name", letter)) for letter in NAMES}
 
 
 def start_reference(arena: Arena) -> Switcher:

@@ -8,13 +8,17 @@ from collections.abc import Mapping
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench import growth, measure, switching
+from bench import growth, known, measure, profile, switching
 from bench.arena import Arena, Way
 from bench.cases import CASES, Case
-from bench.contenders import Contender, plane_missing
+from bench.contenders import Contender, named, plane_missing
+from bench.known import KNOWN, Known
 from bench.measure import Figures
 from bench.scale import Scale
 from bench.switching import SWITCHINGS, Switching
+
+CALLS_S = 0.3
+KNOWN_CONTENDERS = ("direct", "relay", "stream", "haproxy", "nginx")
 
 
 @pytest.mark.timeout(900)
@@ -32,6 +36,56 @@ def test_case(benchmark: BenchmarkFixture, arena: Arena, ways: Mapping[str, Way]
     with measure.placed(arena, ways.values(), case.placement):
         benchmark.pedantic(one_round, rounds=scale.rounds_of(case))  # type: ignore[no-untyped-call]  # it has no stubs
     benchmark.extra_info |= {"kind": "case", "case": case.name, "figures": found}
+
+
+@pytest.fixture(scope="module")
+def known_ways(arena: Arena, contenders: list[Contender]) -> Mapping[str, Way]:
+    """The usual contenders, in front of every daemon that the well-known tools need."""
+    for each in KNOWN:
+        command = each.daemon(arena)
+        if command and not each.missing(arena):
+            arena.offer(each.kind, command)
+    kinds = tuple(each.kind for each in KNOWN if each.kind in arena.commands)
+    return {each.name: each.start(arena, kinds) for each in contenders if each.name in KNOWN_CONTENDERS}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("tool", KNOWN, ids=lambda tool: tool.name)
+def test_known(
+    benchmark: BenchmarkFixture, arena: Arena, known_ways: Mapping[str, Way], scale: Scale, tool: Known
+) -> None:
+    if tool.missing(arena):
+        pytest.skip(tool.missing(arena))
+    found: dict[str, list[float]] = {name: [] for name in known_ways}
+    number = itertools.count()
+
+    def one_round() -> None:
+        for name in measure.order(list(known_ways), next(number)):
+            found[name].append(known.run(arena, tool, known_ways[name]))
+
+    benchmark.pedantic(one_round, rounds=scale.known_rounds)  # type: ignore[no-untyped-call]  # it has no stubs
+    benchmark.extra_info |= {
+        "kind": "known",
+        "name": tool.name,
+        "unit": tool.unit,
+        "less_is_better": tool.less_is_better,
+        "figures": found,
+    }
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", profile.CALLED, ids=lambda case: case.name)
+def test_system_calls(benchmark: BenchmarkFixture, arena: Arena, ways: Mapping[str, Way], case: Case) -> None:
+    """How many for one operation: what no noise touches."""
+    if profile.missing():
+        pytest.skip(profile.missing())
+    traced = {name: way for name, way in ways.items() if way.pids and not named(name).process_each}
+
+    def count() -> dict[str, dict[str, float]]:
+        return {name: profile.calls(arena, way, case, CALLS_S) for name, way in traced.items()}
+
+    found = benchmark.pedantic(count, rounds=1)  # type: ignore[no-untyped-call]  # it has no stubs
+    benchmark.extra_info |= {"kind": "calls", "case": case.name, "figures": found}
 
 
 @pytest.mark.timeout(900)
