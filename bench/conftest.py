@@ -39,9 +39,7 @@ def arena() -> Iterator[Arena]:
 @pytest.fixture(scope="session")
 def contenders(scale: Scale) -> list[Contender]:
     """Everyone who can take part here; the others are named in the report."""
-    return [
-        each for each in CONTENDERS if not each.missing() and (each.name in scale.contenders or not scale.contenders)
-    ]
+    return [each for each in CONTENDERS if not each.missing() and each.name in scale.contenders]
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +64,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
             each.name: {
                 "version": "" if each.missing() else each.version(),
                 "settings": each.settings,
-                "missing": each.missing()
-                or ("" if each.name in scale.contenders or not scale.contenders else "not in the small run"),
+                "missing": each.missing() or ("" if each.name in scale.contenders else "not in this run"),
             }
             for each in CONTENDERS
         },

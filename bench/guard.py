@@ -24,13 +24,12 @@ from typing import Any, Final
 from bench import switching
 from bench.arena import HERE, Arena, BenchError, Way
 from bench.cases import BULK, CONNECTS, EXCHANGES, Case
-from bench.contenders import named, plane_missing, start_turnout
+from bench.contenders import REFERENCE, named, plane_missing, start_turnout
 from bench.measure import Figures, column, ratio, rounds
 
 KINDS: Final = ("echo", "sink")
 BASELINE: Final = HERE / "baseline.json"
 PLANES: Final = ("relay", "stream")
-REFERENCE: Final = "reference"
 DIRECT: Final = "direct"
 ROUNDS: Final = 9
 SECONDS: Final = 0.3

@@ -210,6 +210,8 @@ def switches(run: Run) -> list[str]:
     ]
     for name, told in run.switches.items():
         failed = ", ".join(f"{count} {kind}" for kind, count in told["failed"].items()) or "0"
+        if told["asked_again"]:
+            failed += f" ({told['asked_again']} x asked again)"
         first, last = (statistics.median(told[figure]) for figure in ("first_ms", "last_old_ms"))
         lines.append(
             f"| {name} | {told['switches']} | {told['connections']:,} | {failed} "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.cases import Case
+from bench.contenders import CONTENDERS, REFERENCE
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Scale:
         idle_rounds: how often they are opened in a proxy that was started for it.
         idle_s: how long their CPU time is looked at.
         only_headlines: leave the other cases out.
-        contenders: who takes part; empty: everyone who can.
+        contenders: who takes part, if it can.
         known_rounds: of the well-known tools, which run for a second each.
         services, draining, daemons: the points of the growth curves.
     """
@@ -47,16 +48,16 @@ class Scale:
 FULL: Final = Scale(
     headline_rounds=9,
     rounds=5,
-    seconds=0.4,
+    seconds=0.3,
     switches=200,
     idle=(1000, 5000),
-    idle_rounds=3,
+    idle_rounds=2,
     idle_s=5.0,
     only_headlines=False,
-    contenders=(),
+    contenders=tuple(each.name for each in CONTENDERS if each.name != REFERENCE),
     known_rounds=3,
-    services=(1, 5, 20),
-    draining=(0, 2, 8),
+    services=(1, 5, 15),
+    draining=(0, 2, 6),
     daemons=(2, 1000, 5000),
 )
 QUICK: Final = Scale(

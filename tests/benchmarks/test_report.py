@@ -32,6 +32,7 @@ def switched(first_ms: float, **failed: int) -> dict[str, Any]:
         "first_ms": [first_ms] * 3,
         "last_old_ms": [0.1] * 3,
         "failed": failed,
+        "asked_again": 0,
         "worst_ms": 5.0,
         "p50_ms": 0.2,
         "p999_ms": 4.0,

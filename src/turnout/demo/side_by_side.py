@@ -242,3 +242,28 @@ class SideBySide:
             lifecycle.unlock()
             if done.switched and done.switched.observed:
                 await_verdict(lifecycle.service, done.switched)
+
+
+def table(said: Result) -> str:
+    """What a person reads."""
+    rows = [("", "direct", "through", "more")]
+    for row in said.rows:
+        label = row.name if row.daemon == "yours" else f"{row.name} ({row.daemon} daemon)"
+        for name, direct, through in (
+            (f"{label}, p50", row.direct.p50_us, row.through.p50_us),
+            ("p99", row.direct.p99_us, row.through.p99_us),
+        ):
+            rows.append((name, f"{direct:.0f} µs", f"{through:.0f} µs", f"{through - direct:+.0f} µs"))
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{said.daemon} with the {said.plane} plane in front of it, measured in {said.took_s:.0f} s", ""]
+    lines += [f"{name:>{width}}{direct:>12}{through:>12}{more:>12}" for name, direct, through, more in rows]
+    seen = said.switches
+    lines += [
+        "",
+        f"{seen.count} switches under load, {seen.took_ms:.0f} ms each",
+        f"{seen.connections} connections: {seen.failed} failed, p50 {seen.p50_ms:.1f} ms, worst {seen.worst_ms:.1f} ms",
+        *(f"  {count} x {error}" for error, count in seen.errors.items()),
+        "",
+        *(f"- {note}" for note in said.notes),
+    ]
+    return "\n".join(lines)
