@@ -15,7 +15,7 @@ from turnout.core.deployment import begin_deploy, finish_deploy, mark_candidate_
 from turnout.core.drain import Decision, DrainPolicy, Remaining, decide
 from turnout.core.model import Deployment, DrainCause, Identity, Snapshot, State
 from turnout.planes.plane import Counters
-from turnout.planes.pump import Pump
+from turnout.planes.pump import Flow, Pump
 
 OWNER = Identity(4711, 123456, "2b4b6d80-0000-4000-8000-000000000000", 4026531836)
 SIZE = 64
@@ -71,7 +71,8 @@ def test_pump(benchmark: BenchmarkFixture) -> None:
         sock.setblocking(False)
     with select.epoll() as epoll:
         epoll.register(inner.fileno(), 0)
-        pump = Pump(epoll, Counters(), lambda _pair: None)
+        flows: dict[int, Flow] = {}
+        pump = Pump(epoll, flows, Counters(), lambda _pair: None, lambda: None)
         flow = pump.add(inner, outer, "boot").up
         message = b"x" * SIZE
 
