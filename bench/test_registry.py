@@ -1,26 +1,20 @@
-"""What the registry costs: asking, reading, deciding, watching, and how soon a router follows it."""
+"""What the registry costs: asking, reading, writing, watching."""
 
 from __future__ import annotations
 
 import os
-import statistics
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from e2e_support import Turnout, ask, line_daemon
 from turnout import Daemon, Registry
 from turnout.core.codec import dumps, loads
 from turnout.core.deployment import set_desired
 from turnout.core.model import Deployment, Desired, Identity, Snapshot, Workspace
 from turnout.system.registry import RegistryFile
-from turnout.system.spawn import choose_port
 from turnout.system.watcher import Watcher
-
-SWITCHES = 200
 
 
 def registry_of(count: int) -> Snapshot:
@@ -86,53 +80,3 @@ def test_poll(benchmark: BenchmarkFixture, path: Path) -> None:
     watcher = Watcher(path)
     assert watcher.poll()
     assert benchmark(watcher.poll) is False
-
-
-@pytest.fixture
-def turnout(tmp_path: Path) -> Iterator[Turnout]:
-    with choose_port() as reserved:
-        port = reserved.port
-    harness = Turnout(tmp_path / "home", port)
-    try:
-        yield harness
-    finally:
-        harness.end()
-
-
-@pytest.mark.benchmark(group="registry: from rename to the first client of the other daemon")
-def test_rename_to_applied(benchmark: BenchmarkFixture, turnout: Turnout, tmp_path: Path) -> None:
-    """A foreign program retargets by rename; the router polls every 20 ms, and nobody pokes it."""
-    turnout.configure(line_daemon("--version", "v1"), observe="600s")
-    turnout.run("up")
-    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="600s")
-    turnout.run("deploy", "--detach")
-    path = turnout.registry.path
-    took_ms: list[float] = []
-
-    def prepare() -> tuple[tuple[bytes, str], dict[str, object]]:
-        snapshot = turnout.registry.read().snapshot
-        block = snapshot.deployment
-        other = next(boot for boot in snapshot.daemons if boot != block.active_boot_id)
-        raw = dumps(
-            Snapshot(
-                snapshot.daemons,
-                snapshot.workspaces,
-                Deployment(generation=block.generation, active_boot_id=other, revision=block.revision + 1),
-            )
-        )
-        time.sleep(0.003 * (len(took_ms) % 7))  # anywhere between two polls
-        return (raw, snapshot.daemons[other].version), {}
-
-    def retarget(raw: bytes, version: str) -> None:
-        temp = tmp_path / "home" / "theirs.tmp"
-        temp.write_bytes(raw)
-        began = time.perf_counter()
-        temp.replace(path)
-        while ask(turnout.address) != version:
-            pass
-        took_ms.append((time.perf_counter() - began) * 1e3)
-
-    benchmark.pedantic(retarget, setup=prepare, rounds=SWITCHES)  # type: ignore[no-untyped-call]  # it has no stubs
-    cuts = statistics.quantiles(took_ms, n=100)
-    benchmark.extra_info |= {"p50_ms": round(cuts[49], 2), "p99_ms": round(cuts[98], 2), "switches": SWITCHES}
-    print(f"\nrename to applied: p50 {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms over {SWITCHES} switches")

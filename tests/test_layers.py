@@ -124,6 +124,22 @@ def test_nothing_imports_tests_benchmarks_or_their_tools(name: str) -> None:
     assert not {found for found in MODULES[name] if part(found) in outside}
 
 
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_nothing_starts_the_benchmarks_either(name: str) -> None:
+    path = SOURCE / Path(*name.split(".")) if name else SOURCE
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    words = {node.value for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Constant)}
+    theirs = ("bench/", "bench.arena", "bench.guard", "bench.janitor", "python -m bench")
+    assert not {word for word in words if isinstance(word, str) and word.startswith(theirs)}
+
+
+def test_the_benchmarks_import_turnout_and_not_the_other_way_round() -> None:
+    bench = Path(__file__).parents[1] / "bench"
+    used = set().union(*(imports_in(path.read_text(), ("bench",)) for path in bench.glob("*.py")))
+    assert any(name.startswith("turnout.") for name in used)
+    assert not {name for found in MODULES.values() for name in found if name == "bench" or name.startswith("bench.")}
+
+
 def test_the_fakes_are_used_by_nothing_that_runs() -> None:
     users = {name for name in MODULES if any(part(found) == "testing" for found in inside(name))}
     assert users == set()

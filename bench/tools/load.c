@@ -1,90 +1,28 @@
-/* Load for the benchmarks, and the daemon behind it: small enough that it is never what is measured.
+/* Load for the benchmarks, where no well-known tool fits; it prints one JSON object.
  *
- *   load serve PORT echo|sink        one thread, epoll; says nothing
- *   load pingpong PORT CONNS SIZE S  one message in flight a connection; prints ops/s and latencies in microseconds
- *   load connects PORT SIZE S        connect, one exchange, close, one after the other
- *   load bulk PORT STREAMS S         sends as fast as it goes; prints bytes/s
- *   load idle PORT CONNS             opens so many, prints "ready", and waits for the end of its input
+ *   load pingpong PORT CONNS SIZE S        one message in flight a connection: operations, latencies in microseconds
+ *   load connects PORT SIZE S              connect, one exchange, close, one after the other
+ *   load bulk PORT STREAMS S up|down|both  as fast as it goes: bytes sent and received
+ *   load idle PORT CONNS                   opens so many, prints "ready", and waits for the end of its input
+ *
+ * In time with a schedule, for switches: latency counts from when a connection was due, so that a stall is seen in full.
+ *
+ *   load watch PORT RATE SIZE FILE         RATE times a second connect, one exchange, close, till the end of its input;
+ *                                          a line "LETTER\n" when another daemon answers; FILE: due, microseconds, who
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/tcp.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/epoll.h>
-#include <sys/resource.h>
-#include <time.h>
-#include <unistd.h>
+#include "tcp.h"
 
-enum { EVENTS = 512, BUFFER = 1 << 18 };
-static char buffer[BUFFER];
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec * 1e-9;
-}
-
-static void fail(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-static struct sockaddr_in loopback(int port) {
-    struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
-    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    return a;
-}
-
-static void no_delay(int fd) {
-    int one = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-}
+#include <sys/timerfd.h>
 
 static int dial(int port) {
     struct sockaddr_in a = loopback(port);
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) fail("socket");
+    double until = now() + 10;
     while (connect(fd, (struct sockaddr *)&a, sizeof a) < 0)
-        if (errno != EINTR && errno != EADDRNOTAVAIL) fail("connect");
+        if ((errno != EINTR && errno != EADDRNOTAVAIL) || now() > until) fail("connect");
     no_delay(fd);
     return fd;
-}
-
-static void serve(int port, int echo) {
-    struct sockaddr_in a = loopback(port);
-    int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (bind(listener, (struct sockaddr *)&a, sizeof a) || listen(listener, 4096)) fail("listen");
-    int ep = epoll_create1(EPOLL_CLOEXEC);
-    struct epoll_event ev = {.events = EPOLLIN, .data.fd = listener}, got[EVENTS];
-    epoll_ctl(ep, EPOLL_CTL_ADD, listener, &ev);
-    for (;;) {
-        int n = epoll_wait(ep, got, EVENTS, -1);
-        for (int i = 0; i < n; i++) {
-            int fd = got[i].data.fd;
-            if (fd == listener) {
-                int c;
-                while ((c = accept4(listener, 0, 0, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-                    no_delay(c);
-                    ev.events = EPOLLIN;
-                    ev.data.fd = c;
-                    epoll_ctl(ep, EPOLL_CTL_ADD, c, &ev);
-                }
-                continue;
-            }
-            ssize_t size = read(fd, buffer, BUFFER);
-            if (size > 0 && echo) {
-                for (ssize_t sent = 0, s; sent < size; sent += s > 0 ? s : 0)
-                    if ((s = write(fd, buffer + sent, size - sent)) < 0 && errno != EAGAIN) break;
-            } else if (size == 0 || (size < 0 && errno != EAGAIN && errno != EINTR)) {
-                close(fd);
-            }
-        }
-    }
 }
 
 static int by_value(const void *x, const void *y) {
@@ -92,10 +30,16 @@ static int by_value(const void *x, const void *y) {
     return (a > b) - (a < b);
 }
 
+/* No TIME_WAIT: the ports of loopback would run out in seconds. */
+static void forget(int fd) {
+    struct linger at_once = {1, 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+}
+
 static int pingpong(int port, int conns, int size, double seconds) {
     int *fds = calloc(conns, sizeof *fds), *left = calloc(conns, sizeof *left);
     double *sent = calloc(conns, sizeof *sent);
-    size_t room = 1 << 22, count = 0;
+    size_t room = 1 << 22, count = 0, all = 0;
     float *took = malloc(room * sizeof *took);
     int ep = epoll_create1(0);
     struct epoll_event ev, got[EVENTS];
@@ -113,7 +57,7 @@ static int pingpong(int port, int conns, int size, double seconds) {
         if (write(fds[i], buffer, size) != size) fail("write");
     }
     double at = began;
-    while (at < end) {
+    while (at < end || !count) {
         int n = epoll_wait(ep, got, EVENTS, 1000);
         for (int i = 0; i < n; i++) {
             int c = got[i].data.u32;
@@ -121,16 +65,20 @@ static int pingpong(int port, int conns, int size, double seconds) {
             if (r <= 0) fail("read");
             if ((left[c] -= r) > 0) continue;
             at = now();
+            all++;
             if (count < room) took[count++] = (at - sent[c]) * 1e6;
             left[c] = size;
             sent[c] = at;
             if (write(fds[c], buffer, size) != size) fail("write");
         }
         at = now();
+        if (at > end + 10) fail("no answer");
     }
     qsort(took, count, sizeof *took, by_value);
-    printf("{\"ops_s\": %.1f, \"p50_us\": %.2f, \"p99_us\": %.2f, \"p999_us\": %.2f, \"max_us\": %.2f}\n",
-           count / (at - began), took[count / 2], took[count * 99 / 100], took[count * 999 / 1000], took[count - 1]);
+    printf("{\"count\": %zu, \"ops_s\": %.1f, \"p50_us\": %.2f, \"p99_us\": %.2f, \"p999_us\": %.2f, \"max_us\": %.2f}\n",
+           all, all / (at - began), took[count / 2], took[count * 99 / 100], took[count * 999 / 1000],
+           took[count - 1]);
+    for (int i = 0; i < conns; i++) forget(fds[i]);
     return 0;
 }
 
@@ -145,43 +93,48 @@ static int connects(int port, int size, double seconds) {
             if (r <= 0) fail("read");
             left -= r;
         }
-        struct linger at_once = {1, 0}; /* no TIME_WAIT: the ports of loopback would run out in seconds */
-        setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+        forget(fd);
         shutdown(fd, SHUT_WR);
         while (read(fd, buffer, 1) > 0) {}
         close(fd);
         count++;
     }
-    printf("{\"per_s\": %.1f}\n", count / (at - began));
+    printf("{\"count\": %ld, \"per_s\": %.1f}\n", count, count / (at - began));
     return 0;
 }
 
-static int bulk(int port, int streams, double seconds) {
-    int ep = epoll_create1(0);
+static int bulk(int port, int streams, double seconds, const char *way) {
+    int up = strcmp(way, "down") != 0, down = strcmp(way, "up") != 0, ep = epoll_create1(0);
     struct epoll_event ev, got[EVENTS];
     for (int i = 0; i < streams; i++) {
         int fd = dial(port);
         fcntl(fd, F_SETFL, O_NONBLOCK);
-        ev.events = EPOLLOUT;
+        ev.events = (up ? EPOLLOUT : 0) | (down ? EPOLLIN : 0);
         ev.data.fd = fd;
         epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev);
     }
-    double began = now(), at = began, bytes = 0;
+    double began = now(), at = began, sent = 0, received = 0;
     while ((at = now()) < began + seconds) {
         int n = epoll_wait(ep, got, EVENTS, 1000);
         for (int i = 0; i < n; i++) {
-            ssize_t s = write(got[i].data.fd, buffer, BUFFER);
-            if (s > 0) bytes += s;
-            else if (errno != EAGAIN) fail("write");
+            if (got[i].events & EPOLLOUT) {
+                ssize_t s = write(got[i].data.fd, buffer, BUFFER);
+                if (s > 0) sent += s;
+                else if (errno != EAGAIN) fail("write");
+            }
+            if (got[i].events & EPOLLIN) {
+                ssize_t r = read(got[i].data.fd, buffer, BUFFER);
+                if (r > 0) received += r;
+                else if (r == 0 || errno != EAGAIN) fail("read");
+            }
         }
     }
-    printf("{\"bytes_s\": %.0f}\n", bytes / (at - began));
+    printf("{\"count\": %.0f, \"bytes_s\": %.0f, \"up_s\": %.0f, \"down_s\": %.0f}\n", sent + received,
+           (sent + received) / (at - began), sent / (at - began), received / (at - began));
     return 0;
 }
 
 static int idle(int port, int conns) {
-    struct rlimit many = {1 << 19, 1 << 19};
-    setrlimit(RLIMIT_NOFILE, &many);
     for (int i = 0; i < conns; i++) dial(port);
     puts("ready");
     fflush(stdout);
@@ -189,17 +142,116 @@ static int idle(int port, int conns) {
     return 0;
 }
 
-int main(int argc, char **argv) {
-    if (argc < 3) return 2;
-    int port = atoi(argv[2]);
-    if (!strcmp(argv[1], "serve") && argc == 4) {
-        struct rlimit many = {1 << 19, 1 << 19};
-        setrlimit(RLIMIT_NOFILE, &many);
-        serve(port, !strcmp(argv[3], "echo"));
+/* One connection of the watch: due when, how far it is, and how much of the answer is still to come. */
+struct trip {
+    double due;
+    int left, sent, who;
+};
+
+static void told(FILE *file, struct trip *t, const char *who) {
+    fprintf(file, "%.6f %.0f %s\n", t->due, (now() - t->due) * 1e6, who);
+}
+
+/* One step of a connection; 0 while it goes on. */
+static const char *step(int fd, struct trip *t, int size, char *letter) {
+    if (!t->sent) {
+        int code = 0;
+        socklen_t room = sizeof code;
+        getsockopt(fd, SOL_SOCKET, SO_ERROR, &code, &room);
+        if (code) return code == ECONNREFUSED ? "refused" : code == ECONNRESET ? "reset" : "failed";
+        if (write(fd, buffer, size) != size) return errno == EAGAIN ? 0 : errno == ECONNRESET ? "reset" : "failed";
+        t->sent = 1;
+        return 0;
     }
+    char got[BUFFER / 4];
+    ssize_t r = read(fd, got, t->left);
+    if (r < 0 && errno == EAGAIN) return 0;
+    if (r == 0) return "ended";
+    if (r < 0) return errno == ECONNRESET ? "reset" : "failed";
+    if (t->left == size) t->who = got[0];
+    if ((t->left -= r) > 0) return 0;
+    letter[0] = t->who;
+    return letter;
+}
+
+static int watch(int port, double rate, int size, const char *path) {
+    enum { MOST = 8192 };
+    static struct trip trips[1 << 16];
+    FILE *file = fopen(path, "w");
+    if (!file) fail(path);
+    int ep = epoll_create1(0), open = 0, last = 0;
+    struct epoll_event ev = {.events = EPOLLIN, .data.fd = 0}, got[EVENTS];
+    epoll_ctl(ep, EPOLL_CTL_ADD, 0, &ev);
+    int timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+    long gap = 1e9 / rate;
+    struct itimerspec every = {{gap / 1000000000, gap % 1000000000}, {gap / 1000000000, gap % 1000000000}};
+    timerfd_settime(timer, 0, &every, 0);
+    ev.data.fd = timer;
+    epoll_ctl(ep, EPOLL_CTL_ADD, timer, &ev);
+    memset(buffer, 'x', size);
+    double due = now();
+    for (;;) {
+        int n = epoll_wait(ep, got, EVENTS, -1);
+        for (int i = 0; i < n; i++) {
+            int fd = got[i].data.fd;
+            if (fd == 0) {
+                for (int f = 0; f < 1 << 16; f++) /* what was still under way is told, not forgotten */
+                    if (trips[f].due && now() - trips[f].due > 1) told(file, &trips[f], "unanswered");
+                fclose(file);
+                return 0;
+            }
+            if (fd == timer) {
+                unsigned long long times = 0;
+                if (read(timer, &times, sizeof times) < 0) continue;
+                for (; times; times--) {
+                    due += gap * 1e-9;
+                    struct trip t = {.due = due, .left = size};
+                    if (open >= MOST) {
+                        told(file, &t, "unsent");
+                        continue;
+                    }
+                    int c = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+                    struct sockaddr_in a = loopback(port);
+                    if (c < 0 || c >= 1 << 16) fail("socket");
+                    no_delay(c);
+                    if (connect(c, (struct sockaddr *)&a, sizeof a) < 0 && errno != EINPROGRESS) {
+                        told(file, &t, errno == ECONNREFUSED ? "refused" : "failed");
+                        close(c);
+                        continue;
+                    }
+                    trips[c] = t;
+                    open++;
+                    struct epoll_event both = {.events = EPOLLIN | EPOLLOUT | EPOLLET, .data.fd = c};
+                    epoll_ctl(ep, EPOLL_CTL_ADD, c, &both);
+                }
+                continue;
+            }
+            char letter[2] = {0, 0};
+            const char *end = step(fd, &trips[fd], size, letter);
+            if (!end) end = step(fd, &trips[fd], size, letter); /* edge-triggered: the answer may be there already */
+            if (!end) continue;
+            told(file, &trips[fd], end);
+            if (letter[0] && letter[0] != last) {
+                last = letter[0];
+                printf("%c\n", last);
+                fflush(stdout);
+            }
+            trips[fd].due = 0;
+            forget(fd);
+            close(fd);
+            open--;
+        }
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc < 4) return 2;
+    int port = atoi(argv[2]);
+    many_descriptors();
     if (!strcmp(argv[1], "pingpong") && argc == 6) return pingpong(port, atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
     if (!strcmp(argv[1], "connects") && argc == 5) return connects(port, atoi(argv[3]), atof(argv[4]));
-    if (!strcmp(argv[1], "bulk") && argc == 5) return bulk(port, atoi(argv[3]), atof(argv[4]));
+    if (!strcmp(argv[1], "bulk") && argc == 6) return bulk(port, atoi(argv[3]), atof(argv[4]), argv[5]);
     if (!strcmp(argv[1], "idle") && argc == 4) return idle(port, atoi(argv[3]));
+    if (!strcmp(argv[1], "watch") && argc == 6) return watch(port, atof(argv[3]), atoi(argv[4]), argv[5]);
     return 2;
 }

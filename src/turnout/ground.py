@@ -114,9 +114,10 @@ class Ground:
     def take_back(self) -> None:
         """A first start that failed leaves no process behind; what ran before this verb runs on."""
         if self._fresh and self._line:
-            with suppress(TurnoutError, OSError):
-                if not self._line.unlisten(self._wanted.settings.name):
-                    self._line.shutdown()
+            # on a line of its own: an interrupted request leaves an answer on the other that is not for this one
+            with suppress(TurnoutError, OSError), KeeperClient.connect(self._home) as line:
+                if not line.unlisten(self._wanted.settings.name):
+                    line.shutdown()
 
     def runs(self) -> bool:
         """Whether there is a keeper."""

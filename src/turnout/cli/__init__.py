@@ -13,6 +13,7 @@ import click
 from turnout import __version__
 from turnout.cli import (
     attach,
+    bench,
     demo,
     deploy,
     down,
@@ -69,6 +70,7 @@ for _command in (
     router.router,
     service.service,
     demo.demo,
+    bench.bench,
 ):
     cli.add_command(_command)
 
