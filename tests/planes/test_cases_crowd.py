@@ -161,7 +161,8 @@ def test_one_bulk_flow_does_not_starve_1000_small_ones(stage: Stage) -> None:
         _flows_on(stage)
         flow.communicate("\n", timeout=60)
     report("fairness", small=count, bulk_bytes_meanwhile=through)
-    assert through < 8 * BLOCK, "it had more than a few turns"
+    turns = 8 if stage.splices else 32  # a turn is a pipe full, or some reads of the event loop
+    assert through < turns * BLOCK, "it had more than a few turns"
 
 
 def _let_all_go_at_once(stage: Stage, pairs: list[tuple[socket.socket, socket.socket]]) -> int:
