@@ -13,7 +13,7 @@ import pytest
 from bulk_daemon import block
 from e2e_support import Turnout
 from programs import program
-from repeated import output_of, over_and_over
+from repeated import POLITE, output_of, over_and_over
 from support import report, scaled
 
 TESTS = Path(__file__).parent.parent
@@ -40,8 +40,9 @@ def requests_of(said: str) -> int:
 @pytest.mark.timeout(900)
 def test_wrk_and_downloads_meet_no_error_while_one_nginx_replaces_another(turnout: Turnout, site: Path) -> None:
     nginx, wrk = program("nginx", package="nginx"), program("wrk", package="wrk")
-    switches = scaled(3, 30)
+    switches = scaled(2, 30)
     address = f"http://127.0.0.1:{turnout.port}/version"
+    argv = [*POLITE, wrk, "-t1", "-c4", "-d1s", "--timeout", "30s"]
     requests: list[int] = []
 
     def deploy(version: str, verb: str) -> None:
@@ -50,11 +51,10 @@ def test_wrk_and_downloads_meet_no_error_while_one_nginx_replaces_another(turnou
         turnout.run(verb)
 
     def kept_alive() -> None:
-        requests.append(requests_of(output_of([wrk, "-t1", "-c8", "-d1s", "--timeout", "20s", address])))
+        requests.append(requests_of(output_of([*argv, address])))
 
     def reconnecting() -> None:
-        argv = [wrk, "-t1", "-c8", "-d1s", "--timeout", "20s", "-H", "Connection: close", address]
-        requests.append(requests_of(output_of(argv)))
+        requests.append(requests_of(output_of([*argv, "-H", "Connection: close", address])))
 
     def download() -> None:
         connection = http.client.HTTPConnection(*turnout.address, timeout=60)
