@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually, report, scaled
+from traffic import read_all
 from turnout.core.deployment import begin_deploy, mark_candidate_healthy, switch_active
 from turnout.core.membership import register_daemon
 from turnout.core.model import Cause, Daemon, Identity, Snapshot, State
@@ -77,6 +80,22 @@ def test_a_router_killed_during_a_hold_loses_those_it_held_and_no_other(turnout:
     for number, client in enumerate(late):
         with client:
             assert client.makefile().readline().split(" ", 2)[2] == f"question {number}\n"
+
+
+def test_a_download_in_progress_when_the_router_is_killed_ends_in_a_reset_and_does_not_look_whole(
+    turnout: Turnout,
+) -> None:
+    daemon = str(Path(__file__).parent.with_name("bulk_daemon.py"))
+    turnout.configure([sys.executable, "-P", daemon, "{port}"], deadline="none")
+    turnout.run("up")
+    with socket.create_connection(turnout.address, 60) as client:
+        client.sendall((1 << 30).to_bytes(8, "big"))
+        came = 0
+        while came < 8 << 20:
+            came += len(client.recv(1 << 16))
+        turnout.kill(turnout.router_pid())
+        with pytest.raises(ConnectionResetError):
+            read_all(client)
 
 
 def passed(state: State) -> Callable[[Snapshot], bool]:
