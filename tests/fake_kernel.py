@@ -12,6 +12,7 @@ import select
 import socket
 
 from turnout.planes.splice import Pipe, PipePool
+from turnout.planes.tcp import RESET_LINGER
 
 
 class FakeSocket:
@@ -82,7 +83,7 @@ class FakeSocket:
 
     def setsockopt(self, level: int, name: int, value: bytes) -> None:
         assert (level, name) == (socket.SOL_SOCKET, socket.SO_LINGER)
-        self.lingers = False
+        self.lingers = value != RESET_LINGER
 
     def close(self) -> None:
         assert not self.closed, "closed twice"

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 
 from support import eventually
 
+POLITE = ("nice", "-n", "15")  # a load that takes what is left of the machine: other tests run beside it
+PAUSE_S = 0.05
+
 
 class Repeated:
     """How often it was done, and the errors. Owned by the thread of the test; the others only add."""
@@ -20,7 +23,7 @@ class Repeated:
         self.errors: list[str] = []
 
     def run(self, act: Callable[[], object]) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(PAUSE_S):
             try:
                 act()
             except (OSError, AssertionError, subprocess.SubprocessError) as error:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually, report, scaled
+from traffic import read_all
 from turnout.core.deployment import begin_deploy, mark_candidate_healthy, switch_active
 from turnout.core.membership import register_daemon
 from turnout.core.model import Cause, Daemon, Identity, Snapshot, State
 from turnout.demo.load import Load, line_exchange
+from turnout.system.registry import Change
+from turnout.system.sockets import who_listens
 
 CLIENTS = 6
 DEAD = Identity(2**22 + 1)  # no process can have it (proc(5), pid_max)
+
+
+@pytest.fixture(autouse=True)
+def patient_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the demonstration give up after seconds, which a loaded machine may take to start a router."""
+    monkeypatch.setattr("turnout.demo.load.TIMEOUT_S", 60.0)
 
 
 def new_router(turnout: Turnout, old: int) -> None:
@@ -50,6 +61,8 @@ def test_a_router_killed_during_a_hold_loses_those_it_held_and_no_other(turnout:
     turnout.run("up")
     turnout.run("pause")
     held = [socket.create_connection(turnout.address, 60) for _ in range(20)]
+    for client in held:
+        client.sendall(b"question\n")
     eventually(lambda: turnout.status()["held"] == 20)
     router = turnout.router_pid()
     turnout.kill(router)
@@ -67,6 +80,22 @@ def test_a_router_killed_during_a_hold_loses_those_it_held_and_no_other(turnout:
     for number, client in enumerate(late):
         with client:
             assert client.makefile().readline().split(" ", 2)[2] == f"question {number}\n"
+
+
+def test_a_download_in_progress_when_the_router_is_killed_ends_in_a_reset_and_does_not_look_whole(
+    turnout: Turnout,
+) -> None:
+    daemon = str(Path(__file__).parent.with_name("bulk_daemon.py"))
+    turnout.configure([sys.executable, "-P", daemon, "{port}"], deadline="none")
+    turnout.run("up")
+    with socket.create_connection(turnout.address, 60) as client:
+        client.sendall((1 << 30).to_bytes(8, "big"))
+        came = 0
+        while came < 8 << 20:
+            came += len(client.recv(1 << 16))
+        turnout.kill(turnout.router_pid())
+        with pytest.raises(ConnectionResetError):
+            read_all(client)
 
 
 def passed(state: State) -> Callable[[Snapshot], bool]:
@@ -104,20 +133,16 @@ def test_a_router_killed_during_a_switch_costs_what_it_carried_and_the_switch_is
     assert turnout.snapshot().deployment.state is State.IDLE
 
 
-def test_a_router_killed_during_a_rollback_leaves_it_to_the_next_which_rolls_back(
-    turnout: Turnout, tmp_path: Path
-) -> None:
-    sick = tmp_path / "sick"
-    health = {"probe": "expect", "extra": ', send = "HEALTH\\n", match = "ok"'}
-    turnout.configure(line_daemon("--version", "v1"), observe="60s", **health)
+def test_a_router_killed_during_a_rollback_leaves_it_to_the_next_which_rolls_back(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), observe="60s")
     turnout.run("up")
     before = turnout.active()["boot_id"]
-    command = line_daemon("--version", "v2", "--sick-file", str(sick))
-    turnout.configure(command, version="v2", observe="60s", interval="500ms", **health)
+    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="60s", interval="500ms")
     deploy = turnout.begin("deploy")
     eventually(lambda: turnout.snapshot().deployment.state is State.SWITCHED, timeout_s=60)
-    router = turnout.router_pid()
-    sick.touch()
+    router, failing = turnout.router_pid(), turnout.snapshot().active
+    assert failing is not None
+    turnout.kill(failing.pid, signal.SIGSTOP)
     eventually(lambda: turnout.snapshot().deployment.health_fail_streak > 0, interval_s=0.005, timeout_s=60)
     turnout.kill(router)
     _, said = deploy.communicate(timeout=90)
@@ -127,39 +152,53 @@ def test_a_router_killed_during_a_rollback_leaves_it_to_the_next_which_rolls_bac
     assert (block.state, block.active_boot_id) == (State.IDLE, before)
     assert block.rollback_reason
     assert ask(turnout.address) == "v1"
-    eventually(lambda: set(turnout.daemons()) == {before}, why="the sick one is still there", timeout_s=60)
+    eventually(lambda: set(turnout.daemons()) == {before}, why="the failed one is still there", timeout_s=60)
 
 
-def brought_to(turnout: Turnout, state: State) -> None:
-    """Have a verb of which nothing is left bring the deployment there; the candidate is a second real daemon."""
-    registry = turnout.registry
+@pytest.fixture
+def candidate() -> Iterator[Daemon]:
+    """A daemon that turnout did not start: what a verb of which nothing is left was about to switch to."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+    argv = [word.replace("{port}", str(port)) for word in line_daemon("--version", "candidate")]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: who_listens("127.0.0.1", port), why="the candidate does not listen")
+        yield Daemon("candidate", port=port, version="candidate")
+    finally:
+        process.kill()
+        process.wait(20)
+
+
+def brought_to(turnout: Turnout, state: State, candidate: Daemon) -> None:
+    """Take the events that lead there, in the name of a process that is dead."""
     generation = turnout.snapshot().deployment.generation + 1
     cause = Cause.ROLLBACK if state is State.ROLLING_BACK else Cause.DEPLOY
-    assert registry.update(lambda snap: begin_deploy(snap, "candidate", owner=DEAD, cause=cause)).applied
-    if state in {State.STARTING, State.ROLLING_BACK}:
-        return
-    active = turnout.snapshot().active
-    assert active is not None
-    candidate = Daemon("candidate", host=active.host, port=active.port, version="v2")
-    assert registry.update(lambda snap: register_daemon(snap, candidate)).applied
-    assert registry.update(lambda snap: mark_candidate_healthy(snap, generation, "candidate")).applied
+    events: list[Change] = []
+    if state is not State.IDLE:
+        events.append(lambda snap: begin_deploy(snap, "candidate", owner=DEAD, cause=cause))
+    if state in {State.READY, State.SWITCHED}:
+        events.append(lambda snap: register_daemon(snap, candidate))
+        events.append(lambda snap: mark_candidate_healthy(snap, generation, "candidate"))
     if state is State.SWITCHED:
-        assert registry.update(lambda snap: switch_active(snap, generation, "candidate", now=1.0)).applied
+        events.append(lambda snap: switch_active(snap, generation, "candidate", now=1.0))
+    for event in events:
+        assert turnout.registry.update(event).applied
+    assert turnout.snapshot().deployment.state is state
 
 
 @pytest.mark.parametrize("state", list(State))
 def test_a_router_restarted_with_a_registry_in_any_state_serves_at_once_and_the_next_deploy_goes_through(
-    turnout: Turnout, state: State
+    turnout: Turnout, candidate: Daemon, state: State
 ) -> None:
     turnout.configure(line_daemon("--version", "v1"), observe="200ms")
     turnout.run("up")
     router = turnout.router_pid()
     turnout.kill(router, signal.SIGSTOP)  # it must not go on from there before its successor does
-    if state is not State.IDLE:
-        brought_to(turnout, state)
-    assert turnout.snapshot().deployment.state is state
+    brought_to(turnout, state, candidate)
     turnout.kill(router)
-    assert ask(turnout.address, timeout_s=60) == "v1"
+    assert ask(turnout.address, timeout_s=60) == ("candidate" if state is State.SWITCHED else "v1")
     new_router(turnout, router)
     eventually(lambda: turnout.snapshot().deployment.state is not State.SWITCHED, why="the window does not end")
     turnout.configure(line_daemon("--version", "v3"), version="v3", observe="200ms")

@@ -17,7 +17,7 @@ import pytest
 
 from e2e_support import Turnout
 from programs import wheel
-from repeated import output_of, over_and_over
+from repeated import POLITE, output_of, over_and_over
 from support import report, scaled
 
 TESTS = Path(__file__).parent.parent
@@ -99,7 +99,7 @@ def test_psql_and_pgbench_meet_no_error_over_switches_between_two_servers(
         turnout.run(verb)
 
     def bench(*flags: str, transactions: int) -> None:
-        argv = [postgres.tool("pgbench"), "-n", "-S", "-c", "2", "-t", str(transactions), *flags]
+        argv = [*POLITE, postgres.tool("pgbench"), "-n", "-S", "-c", "2", "-t", str(transactions), *flags]
         transactions_of(output_of(argv, **here), wanted=2 * transactions)
 
     def psql() -> None:
@@ -125,8 +125,8 @@ def test_psql_and_pgbench_meet_no_error_over_switches_between_two_servers(
             first = asked()
             assert first.endswith(answer)
             with (
-                over_and_over(lambda: bench("-C", transactions=20), clients=1) as reconnecting,
-                over_and_over(lambda: bench(transactions=2000), clients=1) as lasting,
+                over_and_over(lambda: bench("-C", transactions=10), clients=1) as reconnecting,
+                over_and_over(lambda: bench(transactions=500), clients=1) as lasting,
                 over_and_over(psql, clients=1) as short,
             ):
                 for number in range(1, switches + 1):

@@ -22,7 +22,7 @@ def test_a_websocket_outlives_switches_and_new_ones_reach_the_new_daemon(turnout
     wheel("websockets")
     from websockets.sync.client import ClientConnection, connect  # noqa: PLC0415  # it may not be installed
 
-    switches = scaled(3, 30)
+    switches = scaled(2, 30)
     uri = f"ws://127.0.0.1:{turnout.port}/"
     seen: set[str] = set()
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e2e_support import Turnout, ask, line_daemon
+from e2e_support import Turnout, ask, edit, line_daemon, retarget
 from support import eventually
 from turnout.core.codec import loads
 from turnout.core.model import Deployment
@@ -37,25 +35,6 @@ def theirs() -> Iterator[int]:
 def _answers(port: int) -> bool:
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """As a program does it that knows nothing of turnout: read, change, write beside, rename."""
-    raw = json.loads(path.read_bytes())
-    change(raw)
-    temp = path.with_name("theirs.tmp")
-    temp.write_text(json.dumps(raw))
-    temp.replace(path)
-
-
-def retarget(boot_id: str, port: int = 0) -> Callable[[dict[str, Any]], None]:
-    def change(raw: dict[str, Any]) -> None:
-        if port:
-            raw["daemons"][boot_id] = {"host": "127.0.0.1", "port": port, "theirs": True}
-        raw["deployment"]["active_boot_id"] = boot_id
-        raw["deployment"]["revision"] += 1
-
-    return change
 
 
 def test_a_foreign_program_retargets_by_renaming_the_file_and_no_connection_is_dropped(

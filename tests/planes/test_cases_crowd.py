@@ -25,11 +25,11 @@ from turnout.planes.plane import Target
 TESTS = Path(__file__).parent.parent
 
 
-def as_many_as_fit(wanted: int, *, fds_each: int) -> int:
-    """So many connections, or as many as this process may have descriptors for."""
+def as_many_as_fit(wanted: int, *, fds_each: int, others: int = 200) -> int:
+    """So many connections, or as many as this process may have descriptors for, beside so many others."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return min(wanted, (hard - open_fds() - 200) // fds_each)
+    return min(wanted, (hard - open_fds() - others) // fds_each)
 
 
 class Echo:
@@ -112,7 +112,7 @@ def test_thousands_of_idle_connections_are_counted_cost_little_and_still_work(st
 
 @pytest.mark.timeout(600)
 def test_a_burst_of_10_000_connects_each_with_the_client_vanishing_leaves_nothing(stage: Stage) -> None:
-    count = scaled(2000, 10_000)
+    count = 10_000
     chance = random.Random(3)
     with echoing(stage, "v1") as echo:
         before, memory = open_fds(), resident_bytes()
@@ -161,7 +161,8 @@ def test_one_bulk_flow_does_not_starve_1000_small_ones(stage: Stage) -> None:
         _flows_on(stage)
         flow.communicate("\n", timeout=60)
     report("fairness", small=count, bulk_bytes_meanwhile=through)
-    assert through < 8 * BLOCK, "it had more than a few turns"
+    turns = 8 if stage.splices else 32  # a turn is a pipe full, or some reads of the event loop
+    assert through < turns * BLOCK, "it had more than a few turns"
 
 
 def _let_all_go_at_once(stage: Stage, pairs: list[tuple[socket.socket, socket.socket]]) -> int:
@@ -221,31 +222,30 @@ def test_600_bulk_connections_of_an_unprivileged_user_stay_right_beyond_the_pipe
 
 @pytest.mark.timeout(900)
 def test_a_switch_while_10_000_connections_are_held_serves_each_once_first_in_first_out(kind: str) -> None:
-    count = as_many_as_fit(scaled(500, 10_000), fds_each=4)
+    count = as_many_as_fit(scaled(1000, 10_000), fds_each=1, others=4096)
     stage = Stage(kind, hold_max=count)
+    argv = [sys.executable, str(TESTS / "many_clients.py"), str(stage.address[1]), str(count)]
+    clients = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:
         stage.point_at(None, patience_s=600.0)
-        clients = []
-        for number in range(count):
-            clients.append(stage.client())
-            clients[-1].sendall(number.to_bytes(8, "big"))
+        assert clients.stdout
+        assert clients.stdout.readline() == "connected\n"
         eventually(lambda: stage.plane.counters.held_now == count, timeout_s=60)
         daemon = stage.daemon("v2")
         order = []
         for _ in range(count):
-            far = daemon.accept()
-            said = read_exactly(far, 8)
-            far.sendall(said[::-1])
-            far.close()
+            with daemon.accept() as far:
+                said = read_exactly(far, 8)
+                far.sendall(said[::-1])
             order.append(int.from_bytes(said, "big"))
         assert order == list(range(count))
-        for number, client in enumerate(clients):
-            assert read_exactly(client, 8) == number.to_bytes(8, "big")[::-1]
-            client.close()
+        assert clients.communicate(timeout=120)[0] == "answered\n"
         counters = stage.plane.counters
         report("held over a switch", connections=count)
         assert (counters.hold_overflow, counters.hold_timeout, counters.reset_unrouted) == (0, 0, 0)
     finally:
+        clients.kill()
+        clients.communicate()
         stage.close()
 
 

@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -126,3 +127,40 @@ def test_a_source_that_dies_while_it_is_paused_leaves_the_epoll_and_is_read_to_i
         bench.turn()
     assert ended, "the reset was never passed on"
     assert 0 < arrived <= sent
+
+
+def lingers(sock: socket.socket) -> tuple[int, int]:
+    on, seconds = struct.unpack("ii", sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+    return on, seconds
+
+
+def test_a_process_that_dies_in_a_burst_resets_its_destination_and_one_that_ends_it_leaves_nothing_of_that(
+    bench: Bench,
+) -> None:
+    """The kernel closes what a killed process had, in order unless it was told otherwise (socket(7), SO_LINGER)."""
+    sender = threading.Thread(target=bench.client.sendall, args=(bytes(1 << 20),))
+    sender.start()
+    bench.daemon.settimeout(20)
+    came = 0
+    while bench.pair.up.pipe is None:
+        bench.turn()
+    assert lingers(bench.pair.up.dst) == (1, 0)
+    assert lingers(bench.pair.down.dst) == (0, 0), "nothing big goes that way"
+    while came < 1 << 20:
+        bench.turn()
+        with contextlib.suppress(BlockingIOError):
+            came += len(bench.daemon.recv(1 << 20, socket.MSG_DONTWAIT))
+    sender.join()
+    bench.client.shutdown(socket.SHUT_WR)
+    while bench.pair.up.state is not FlowState.ENDED:
+        bench.turn()
+    assert lingers(bench.pair.up.dst) == (0, 0)
+    assert bench.daemon.recv(1) == b""
+
+
+def test_a_burst_whose_connection_is_ended_in_order_is_no_reset(bench: Bench) -> None:
+    bench.client.sendall(bytes(200_000))
+    while bench.pair.up.pipe is None or bench.pair.up.count < 200_000:
+        bench.turn()
+    bench.pump.end(bench.pair)
+    assert not ends_by_reset(bench.daemon)

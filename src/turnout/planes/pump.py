@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from turnout.core.flow import Do, FlowEvent, FlowState, step, waits_for
 from turnout.planes.plane import Carried, Counters
 from turnout.planes.splice import NONBLOCK, PIPE_BYTES, Pipe, PipePool
-from turnout.planes.tcp import RESET_LINGER, peer_of
+from turnout.planes.tcp import NO_LINGER, RESET_LINGER, peer_of
 
 EIN: Final = select.EPOLLIN
 EOUT: Final = select.EPOLLOUT
@@ -263,6 +263,9 @@ class Pump:
         elif size == BUFFER_BYTES:
             flow.pipe = self._pool.lease()
             self._counters.pipes_denied = self._pool.denied
+            if flow.pipe is not None:
+                # killed now, it must not look to the destination as if that had been all: the kernel's close would
+                flow.dst.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_LINGER)
 
     def _splice(self, flow: Flow, pipe: Pipe) -> None:
         """Source to pipe to destination, without a copy. The pipe is empty here, so EAGAIN means an empty source."""
@@ -324,10 +327,12 @@ class Pump:
             self._met(flow, FlowEvent.DRAINED)
 
     def _give_back(self, flow: Flow) -> None:
+        """The burst is over: a close of the destination is an orderly one again."""
         if flow.pipe is not None:
             self._pool.give_back(flow.pipe)
             flow.pipe = None
             flow.small = 0
+            flow.dst.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
@@ -342,6 +347,8 @@ class Pump:
         """End both ways by a reset: an orderly close would tell that a truncated stream was whole."""
         if pair.closed:
             return
+        for flow in (pair.up, pair.down):
+            self._give_back(flow)
         for sock in (pair.up.src, pair.down.src):
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_LINGER)

@@ -10,6 +10,7 @@ import sys
 from typing import Final
 
 RESET_LINGER: Final = struct.pack("ii", 1, 0)  # socket(7): close() then sends a reset
+NO_LINGER: Final = struct.pack("ii", 0, 0)
 INHERITS: Final = sys.platform == "linux"  # an accepted socket has these options from its listener (tcp(7))
 # A peer that vanished is found out after IDLE + PROBES * INTERVAL = 3 minutes; Linux' own 7200 s are of another age.
 KEEPALIVE_IDLE_S: Final = 120
