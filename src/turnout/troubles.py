@@ -7,7 +7,7 @@ from typing import Final
 
 from turnout.planes.plane import Counters
 
-LATELY_S: Final = 10.0
+LATELY_S: Final = 60.0
 AGAIN_S: Final = 60.0
 
 TEXTS: Final[Mapping[str, str]] = {
@@ -52,5 +52,5 @@ class Troubles:
         return lines
 
     def lately(self, now: float) -> list[str]:
-        """What was met in the last ten seconds, for ``status``."""
+        """What was met in the last minute, for ``status``."""
         return [TEXTS[kind] for kind, at in self._met_at.items() if now - at < LATELY_S]

@@ -6,6 +6,7 @@ Who moves the bytes is not its concern: it hands over a client and a daemon that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from collections.abc import Callable
@@ -23,6 +24,8 @@ ACCEPTS_PER_WAKEUP: Final = 64
 BACKLOG: Final = 1 << 16  # more than any accept queue has (listen(2))
 TICK_S: Final = 0.02
 FD_PAUSE_S: Final = 0.05
+SHORTAGE_S: Final = 1.0  # after a connect found none
+SHORTAGE_PATIENCE_S: Final = 10.0
 PROBE_FIRST_S: Final = 0.02
 PROBE_MOST_S: Final = 0.25
 _NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -87,6 +90,7 @@ class Front:
         self._policy = policy
         self._hold = Hold(policy.hold_max, counters)
         self._sources = Sources(counters, clock)
+        self._short_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._probe_at = 0.0
         self._probe_pause_s = PROBE_FIRST_S
@@ -239,6 +243,7 @@ class Front:
             daemon = socket.socket(self._family, _STREAM)
         except OSError:
             self._pause_accepting()
+            self._short_until = self._clock() + SHORTAGE_S
             return False
         if not _NONBLOCK:
             daemon.setblocking(False)
@@ -262,6 +267,8 @@ class Front:
             if code == errno.ECONNRESET:
                 self._turn_away(waiting)
                 return True
+            if code == errno.EADDRNOTAVAIL:
+                self._short_until = self._clock() + SHORTAGE_S
             return False
         waiting.daemon, waiting.daemon_fd, waiting.target = daemon, daemon.fileno(), target
         waiting.tried_at = self._clock()
@@ -307,13 +314,10 @@ class Front:
 
     def _introduce(self, waiting: Waiting, daemon: socket.socket) -> bool:
         """Tell the daemon who its client is, before any byte of his; False: one of the two is gone."""
-        try:
+        with contextlib.suppress(OSError):
             told = header(waiting.client.getpeername()[:2], waiting.client.getsockname()[:2])
             if daemon.send(told) == len(told):  # into an empty send buffer: it takes all of it, or is broken
                 return True
-        except OSError:
-            pass
-        self._counters.connect_failed += 1
         if waiting.daemon_fd >= 0:
             self._readiness.unregister(waiting.daemon_fd)
         waiting.daemon = None
@@ -366,7 +370,9 @@ class Front:
                 self._counters.connect_failed += 1
                 self._unconnect(waiting)
                 self._hold.return_to_front(waiting)
-        for waiting in self._hold.leave_late(now, self._patience_s):
+        # no descriptor or no port was left: that is no daemon which refuses, so its clients wait for longer
+        patience_s = max(self._patience_s, SHORTAGE_PATIENCE_S) if now < self._short_until else self._patience_s
+        for waiting in self._hold.leave_late(now, patience_s):
             self._counters.hold_timeout += 1
             self._turn_away(waiting)
         self._schedule()
