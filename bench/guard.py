@@ -88,8 +88,8 @@ GUARDED: Final = (
     Guarded(FIFTY.name, "p99_us", 0.60),
     Guarded(CONNECT.name, "cpu_us", 0.15),
     Guarded(CONNECT.name, "per_s", 0.20, less_is_better=False),
-    Guarded(STREAMS.name, "cpu_us", 0.60),
-    Guarded(STREAMS.name, "bytes_s", 0.40, less_is_better=False),
+    Guarded(STREAMS.name, "cpu_us", 0.80),
+    Guarded(STREAMS.name, "bytes_s", 0.60, less_is_better=False),
     SWITCHED,
 )
 Ratios = dict[str, dict[str, float]]  # by plane, by figure

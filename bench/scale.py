@@ -23,7 +23,7 @@ class Scale:
         idle_s: how long their CPU time is looked at.
         only_headlines: leave the other cases out.
         contenders: who takes part, if it can.
-        known_rounds: of the well-known tools, which run for a second each.
+        known_rounds: of the well-known tools, which run for a second each, with ``known_contenders``.
         services, draining, daemons: the points of the growth curves.
     """
 
@@ -37,6 +37,7 @@ class Scale:
     only_headlines: bool
     contenders: tuple[str, ...]
     known_rounds: int
+    known_contenders: tuple[str, ...]
     services: tuple[int, ...]
     draining: tuple[int, ...]
     daemons: tuple[int, ...]
@@ -56,6 +57,7 @@ FULL: Final = Scale(
     only_headlines=False,
     contenders=tuple(each.name for each in CONTENDERS if each.name != REFERENCE),
     known_rounds=3,
+    known_contenders=("direct", "relay", "stream", "haproxy", "nginx"),
     services=(1, 5, 15),
     draining=(0, 2, 6),
     daemons=(2, 1000, 5000),
@@ -71,6 +73,7 @@ QUICK: Final = Scale(
     only_headlines=True,
     contenders=("direct", "relay", "stream", "haproxy"),
     known_rounds=1,
+    known_contenders=("direct", "relay"),
     services=(1, 2),
     draining=(0, 1),
     daemons=(2, 200),

@@ -18,7 +18,6 @@ from bench.scale import Scale
 from bench.switching import SWITCHINGS, Switching
 
 CALLS_S = 0.3
-KNOWN_CONTENDERS = ("direct", "relay", "stream", "haproxy", "nginx")
 
 
 @pytest.mark.timeout(900)
@@ -39,14 +38,14 @@ def test_case(benchmark: BenchmarkFixture, arena: Arena, ways: Mapping[str, Way]
 
 
 @pytest.fixture(scope="module")
-def known_ways(arena: Arena, contenders: list[Contender]) -> Mapping[str, Way]:
+def known_ways(arena: Arena, contenders: list[Contender], scale: Scale) -> Mapping[str, Way]:
     """The usual contenders, in front of every daemon that the well-known tools need."""
     for each in KNOWN:
         command = each.daemon(arena)
         if command and not each.missing(arena):
             arena.offer(each.kind, command)
     kinds = tuple(each.kind for each in KNOWN if each.kind in arena.commands)
-    return {each.name: each.start(arena, kinds) for each in contenders if each.name in KNOWN_CONTENDERS}
+    return {each.name: each.start(arena, kinds) for each in contenders if each.name in scale.known_contenders}
 
 
 @pytest.mark.timeout(900)

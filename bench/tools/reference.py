@@ -10,6 +10,7 @@ SIGUSR1 makes it connect to the next of several targets, for the time of a switc
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import select
@@ -60,6 +61,7 @@ class Way:
             self.interest()
         elif size == SIZE:
             self.pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            fcntl.fcntl(self.pipe[1], fcntl.F_SETPIPE_SZ, PIPE)
         return True
 
     def write(self) -> bool:
