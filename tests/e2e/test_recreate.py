@@ -205,19 +205,6 @@ def test_a_stop_that_takes_long_is_said_while_clients_are_held(owner: Owner) -> 
     assert not owner.collided
 
 
-def test_a_start_that_outlasts_most_of_the_hold_is_said_before_it_runs_out(owner: Owner) -> None:
-    turnout = owner.turnout
-    times = {"grace": "3s", "start_timeout": "5s", "hold": "9s"}
-    owner.configure("v1", "--stop-delay", "2.5", **times)
-    turnout.run("up")
-    owner.configure("v2", "--start-delay", "60", **times)
-    done = turnout.run("deploy", code=1)
-    warning = next(line for line in done.stderr.splitlines() if "reset after" in line)
-    assert warning.startswith("warning: the first clients have been held")
-    assert "not healthy within 5 s" in done.stderr
-    assert owner.set("x") == "v1"
-
-
 def test_three_failures_in_the_window_lead_to_a_cold_rollback_by_the_router(owner: Owner) -> None:
     turnout = owner.turnout
     owner.configure("v1", observe="30s")

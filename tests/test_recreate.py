@@ -1,0 +1,57 @@
+"""What a recreate says while clients wait, without any daemon."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from turnout.admin import RouterClient
+from turnout.config import Address, Settings, Wanted
+from turnout.ground import Ground
+from turnout.recreate import RecreateRun
+from turnout.service import Service
+from turnout.system.home import Home
+from turnout.system.probe import ProbeResult
+
+SETTINGS = Settings(name="t", listen=(Address("127.0.0.1", 1),), strategy="recreate", hold_timeout_s=100.0)
+NOT_YET = ProbeResult(ok=False, reason="nothing listens on port 5")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def run(tmp_path: Path, said: list[str]) -> RecreateRun:
+    home = Home(tmp_path)
+    service = Service.open(home.service("t"), SETTINGS)
+    ground = Ground(home, Wanted(settings=SETTINGS))
+    return RecreateRun(service, ground, RouterClient(home), on_step=lambda _step, _text: None, on_slow=said.append)
+
+
+def test_a_start_that_outlasts_most_of_the_hold_is_said_once_and_before_it_runs_out(
+    run: RecreateRun, said: list[str]
+) -> None:
+    run._attempted(NOT_YET)
+    assert said == [], "nobody is held"
+    run._held_at = time.monotonic() - 50
+    run._attempted(NOT_YET)
+    assert said == []
+    run._held_at = time.monotonic() - 80
+    run._attempted(ProbeResult(ok=True, reason="well"))
+    assert said == []
+    run._attempted(NOT_YET)
+    run._attempted(NOT_YET)
+    (line,) = said
+    assert "held for 80 s" in line
+    assert "reset after 100 s" in line
+    assert NOT_YET.reason in line
+
+
+def test_a_slow_stop_names_the_signal_the_kill_to_come_and_what_is_left_of_the_hold(run: RecreateRun) -> None:
+    assert run._slow_stop("b1", 12.0) == "b1 has not stopped 12 s after TERM, KILL comes in 18 s"
+    run._held_at = time.monotonic() - 40
+    assert run._slow_stop("b1", 12.0).endswith("; clients are held for 60 s more")
