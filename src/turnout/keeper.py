@@ -4,7 +4,8 @@ Small, single-threaded and standard library only, so that there is little in it 
 whatever happens to the router, connections to the fixed address wait in the kernel's queue until a new one is there.
 
     CLI ──► keeper.sock ──► listen, unlisten, spawn, stop, hello, replace_router, kill_router, shutdown
-    router ──► keeper.sock ──► attach (brings the listeners it has; gets those that it lacks), ready, leads, heard, cut
+    router ──► keeper.sock ──► attach (brings the listeners it has; gets those that it lacks), stop,
+                               replace_router, ready, heard, left, leads, cut
 """
 
 from __future__ import annotations
@@ -146,6 +147,8 @@ class Keeper:
                 self._routers.ready(channel)
             case "heard":
                 self._routers.hears(channel)
+            case "left":
+                self._routers.left(channel)
             case "leads":
                 self._routers.leads(channel)
             case "cut":

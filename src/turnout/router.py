@@ -162,6 +162,7 @@ class Router:
             self._admin = None
         await self._loop.run_in_executor(self._scribe, lambda: None)  # the journal has all that was decided
         self._lead.release()
+        self._link.tell({"op": "left"})
 
     def _on_term(self) -> None:
         """Have a successor started, which makes this one leave; asked twice, end at once."""

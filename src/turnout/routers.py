@@ -44,9 +44,11 @@ class Router:
     child: Child
     started_at: float
     channel: Channel | None = None
-    leaving: bool = False
-    heard: bool = False  # it knows that it is to leave
     leads: bool = False
+    told: bool = False  # to leave, which it does whatever becomes of its successor
+    heard: bool = False  # it said that it knows
+    left: bool = False  # it has let the lead go
+    leaving: bool = False  # it only carries what it has
 
     @property
     def pid(self) -> int:
@@ -171,6 +173,8 @@ class Routers:
         self._home.router_record(boot_id).unlink(missing_ok=True)
         if self._handover and self._handover.successor == boot_id:
             self._settle(None)
+            if self.current and self.current.told:
+                self._without_lead(self.current)
         elif self._current == boot_id:
             # of two that an earlier keeper left, the other one; a successor takes the lead by itself: the lock is free
             self._current = self._another()
@@ -236,15 +240,24 @@ class Routers:
             self._say(f"the router (pid {current.pid}) is not attached, and cannot be told to leave")
             self._children.kill(current.child)
             return
+        current.told = True
+        self._after(HEARD_TIMEOUT_S, lambda: self._kill_stuck(current, late=not current.heard))
+        self._after(LEAVE_TIMEOUT_S, lambda: self._kill_stuck(current, late=not current.left))
         self._send(current.channel, {"op": "leave"}, ())
-        self._after(HEARD_TIMEOUT_S, lambda: self._kill_stuck(current, heard=False))
-        self._after(LEAVE_TIMEOUT_S, lambda: self._kill_stuck(current, heard=True))
 
     def hears(self, channel: Channel) -> None:
         """A router knows that it is to leave."""
         _, router = self._of_channel(channel)
         if router:
             router.heard = True
+
+    def left(self, channel: Channel) -> None:
+        """A router has let the lead go; one whose signal came while there was no keeper has no successor."""
+        _, router = self._of_channel(channel)
+        if router:
+            router.heard = router.left = True
+            if router is self.current and not self._handover:
+                self._without_lead(router)
 
     def leads(self, channel: Channel) -> None:
         """A router has the lead: whoever had it before leaves."""
@@ -253,7 +266,7 @@ class Routers:
             return
         before = self.current
         if before and before is not router:
-            before.leaving, before.leads = True, False
+            before.leaving, before.leads, before.left = True, False, True
         router.leads = True
         self._current = boot_id
         self._tell_leaving()
@@ -341,9 +354,15 @@ class Routers:
             self._say(f"the router (pid {router.pid}) does not attach: replacing it")
             self._children.kill(router.child)
 
-    def _kill_stuck(self, router: Router, *, heard: bool) -> None:
+    def _without_lead(self, router: Router) -> None:
+        """The one that led leaves, and who was to follow has died: another, which waits for the lead where it must."""
+        router.leaving, router.leads = True, False
+        self._current = self._another()
+        self.start()
+
+    def _kill_stuck(self, router: Router, *, late: bool) -> None:
         """It was told to leave and still has the lead: it hangs, and what it carries is lost already."""
-        if self.current is router and self._handover and (heard or not router.heard):
+        if late and self._routers.get(router.child.boot_id) is router:
             self._say(f"the router (pid {router.pid}) does not let the lead go: killing it")
             self._children.kill(router.child)
 

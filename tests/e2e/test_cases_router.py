@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -67,8 +68,8 @@ def test_a_router_killed_during_a_hold_loses_those_it_held_and_no_other(turnout:
     router = turnout.router_pid()
     turnout.kill(router)
     for client in held:
-        with pytest.raises(ConnectionResetError), client:
-            client.recv(1)
+        with client, contextlib.suppress(ConnectionResetError):  # the kernel ends one that had sent nothing in order
+            assert client.recv(1) == b""
     late = []
     for number in range(20):  # whether or not there is a router yet
         late.append(socket.create_connection(turnout.address, 60))

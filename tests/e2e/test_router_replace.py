@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually, report, scaled
@@ -22,6 +24,11 @@ CLIENTS = 6
 def leaving(turnout: Turnout) -> list[int]:
     with KeeperClient.connect(turnout.home) as keeper:
         return list(keeper.hello().leaving)
+
+
+def gated(gate: Path, *flags: str) -> list[str]:
+    """The bundled daemon, which begins to listen only when the gate is away."""
+    return ["sh", "-c", f"while [ -e {gate} ]; do sleep 0.05; done; exec {shlex.join(line_daemon(*flags))}"]
 
 
 def speaks(sock: socket.socket, line: str = "hello") -> str:
@@ -166,6 +173,25 @@ def test_clients_that_the_old_router_holds_are_served_by_it(turnout: Turnout) ->
     eventually(lambda: leaving(turnout) == [])
 
 
+def test_a_replacement_while_a_dead_daemon_is_started_again_turns_nobody_away(turnout: Turnout) -> None:
+    gate = turnout.home.root.parent / "gate"
+    turnout.configure(gated(gate, "--version", "v1"))
+    turnout.run("up")
+    dead = turnout.active()
+    gate.touch()
+    turnout.kill(dead["pid"])
+    eventually(lambda: turnout.snapshot().deployment.in_flight, why="nobody starts it again")
+    with socket.create_connection(turnout.address, 20) as held:
+        eventually(lambda: turnout.status()["held"] == 1)
+        turnout.run("router", "--replace")
+        with socket.create_connection(turnout.address, 20) as younger:
+            eventually(lambda: turnout.status()["held"] == 1, why="the new router holds as well")
+            gate.unlink()
+            assert (speaks(held), speaks(younger)) == ("v1", "v1")
+    assert turnout.active()["pid"] != dead["pid"]
+    eventually(lambda: len(turnout.processes()) == 2, why="one router and one daemon")
+
+
 def test_two_replacements_at_once_are_one(turnout: Turnout) -> None:
     turnout.configure(line_daemon("--version", "v1"))
     turnout.run("up")
@@ -185,16 +211,21 @@ def test_two_replacements_at_once_are_one(turnout: Turnout) -> None:
 
 
 def test_a_deploy_with_replacements_in_it_goes_through(turnout: Turnout) -> None:
-    turnout.configure(line_daemon("--version", "v1"), observe="3s")
+    gate = turnout.home.root.parent / "gate"
+    turnout.configure(line_daemon("--version", "v1"), observe="6s")
     turnout.run("up")
     load = Load(turnout.address, line_exchange, clients=CLIENTS)
     load.start()
     try:
-        turnout.configure(line_daemon("--version", "v2", "--start-delay", "2"), version="v2", observe="3s")
+        gate.touch()
+        turnout.configure(gated(gate, "--version", "v2"), version="v2", observe="6s")
         deploy = turnout.begin("deploy")
-        eventually(lambda: turnout.snapshot().deployment.state is State.STARTING)
+        eventually(lambda: turnout.snapshot().candidate, timeout_s=60)
         turnout.run("router", "--replace")
-        eventually(lambda: turnout.snapshot().deployment.state is State.SWITCHED)
+        assert turnout.snapshot().deployment.state is State.STARTING
+        gate.unlink()
+        # on a slow machine the window may be over before it is looked at: then the second one comes after it
+        eventually(lambda: turnout.snapshot().active and ask(turnout.address) == "v2", timeout_s=60)
         turnout.run("router", "--replace")
         _, said = deploy.communicate(timeout=90)
         assert deploy.returncode == 0, said
