@@ -24,7 +24,7 @@ def test_status_as_json_has_the_stable_shape_with_and_without_a_router(turnout: 
         answer = sock.makefile().readline()
         service = turnout.status()
         eventually(lambda: turnout.active()["healthy"] is True)
-    keys = "name listen strategy desired held counters troubles restart settings router deployment daemons"
+    keys = "name listen strategy desired held counters troubles restart unwell settings router deployment daemons"
     assert set(service) == set(keys.split(" "))
     assert service["listen"] == [f"127.0.0.1:{turnout.port}"]
     assert service["router"]["alive"] is True
