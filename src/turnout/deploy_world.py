@@ -55,9 +55,8 @@ class DeployWorld:
 
     async def deploy(self) -> Asked:
         settings = self._host.service.settings
-        code = await run_verb(
-            self._home, "up", settings.name, "--from-router", within_s=settings.stop_grace_s + settings.start_timeout_s
-        )
+        within_s = settings.hold_timeout_s + settings.stop_grace_s + 2 * settings.start_timeout_s
+        code = await run_verb(self._home, "up", settings.name, "--from-router", within_s=within_s)
         if code in {ConflictError.exit_code, NotRunningError.exit_code, TimedOutError.exit_code}:
             return Asked.BUSY
         return Asked.FAILED if code else Asked.DONE
