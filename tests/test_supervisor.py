@@ -61,10 +61,12 @@ class World:
 
     async def probe(self, daemon: Daemon) -> ProbeResult:
         self.checks.append((self.now(), daemon.boot_id))
+        began = self.now()
         if self.slow_s:
             await asyncio.sleep(self.slow_s)
         answers = self.script.get(daemon.boot_id, [])
-        return answers.pop(0) if len(answers) > 1 else answers[0] if answers else OK
+        answer = answers.pop(0) if len(answers) > 1 else answers[0] if answers else OK
+        return replace(answer, took_s=self.now() - began)
 
     async def update(self, change: Callable[[Snapshot], Outcome]) -> Outcome:
         outcome = change(self.snapshot)

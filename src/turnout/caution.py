@@ -5,6 +5,7 @@ A person's `up` and `deploy` are unlimited; what the configuration named then is
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,7 +16,7 @@ from turnout.config import Settings, Wanted
 from turnout.core.automatic import Wish, judge
 from turnout.core.model import Desired, Snapshot
 from turnout.core.versions import Order, compare
-from turnout.errors import ConflictError, NotRunningError, TurnoutError
+from turnout.errors import CandidateError, ConfigError, NotRunningError, SpawnError, TurnoutError, UsageError
 from turnout.service import Service, remembered
 from turnout.system.builds import Build
 from turnout.system.process import is_alive
@@ -34,7 +35,7 @@ class Caution:
         self._automatic = automatic
         self._builds = service.builds
         self._name = service.name
-        self._known: Settings | None = remembered(service.home)
+        self._known = _known(service)
         self._wanted = wanted
         self._build = (
             Build(wanted.command, wanted.cwd or str(Path.cwd()), wanted.env, wanted.version, wanted.watched)
@@ -76,9 +77,10 @@ class Caution:
             return self._without_build(), "what is active was attached"
         wish = Wish(build.id, build.version, self.configured, quarantined)
         verdict = judge(wish, build=active.build, version=active.version, considered=self._builds.considered())
-        if verdict.deploy:
+        same = active.build == build.id
+        if verdict.deploy or (same and self.configured):
             return self._settled(wanted), ""
-        return self._without_build(), verdict.reason if active.build != build.id else ""
+        return self._without_build(), "" if same else verdict.reason
 
     def __enter__(self) -> Self:
         return self
@@ -88,11 +90,13 @@ class Caution:
     ) -> None:
         """Whatever came of it, what the configuration names is not considered again until it changes.
 
-        But for a conflict with another verb or rollout, and for what was broken off: then it was not decided.
+        But for a conflict with another verb or rollout, a machine that was too slow or too full, and what was broken
+        off: then it was not decided.
         """
-        decided = error is None or (isinstance(error, TurnoutError) and not isinstance(error, ConflictError))
+        decided = error is None or isinstance(error, (CandidateError, SpawnError, UsageError))
         if decided and self._build and self.configured:
-            self._builds.consider(self._build.id)
+            with suppress(TurnoutError):  # a full disk: then it is considered once more
+                self._builds.consider(self._build.id)
 
     def _last_good(self) -> Build | None:
         for rollout in reversed(self._builds.rollouts()):
@@ -111,6 +115,8 @@ class Caution:
         settings = self._settled(self._wanted).settings
         if self._known and not self.configured:
             settings = self._known
+        elif self._known:  # the daemon that runs must not be judged by the checks of another
+            settings = msgspec.structs.replace(settings, health=self._known.health)
         if instead is None:
             return msgspec.structs.replace(self._wanted, settings=settings, command=(), watched="")
         return Wanted(
@@ -130,3 +136,11 @@ class Caution:
             wanted.settings, listen=self._known.listen, registry=self._known.registry, plane=self._known.plane
         )
         return msgspec.structs.replace(wanted, settings=settings)
+
+
+def _known(service: Service) -> Settings | None:
+    """The settings that are in force; None where there are none, or another version wrote them."""
+    try:
+        return remembered(service.home)
+    except ConfigError:
+        return None

@@ -10,7 +10,7 @@ from turnout.automatic import run_verb
 from turnout.build_stamp import told_version, trace
 from turnout.core.model import Desired, Snapshot
 from turnout.deployer import Asked
-from turnout.errors import ConflictError, NotRunningError
+from turnout.errors import ConflictError, NotRunningError, TimedOutError
 from turnout.service import Service
 from turnout.system.home import Home
 
@@ -55,10 +55,9 @@ class DeployWorld:
 
     async def deploy(self) -> Asked:
         settings = self._host.service.settings
-        code = await run_verb(
-            self._home, "up", settings.name, "--from-router", within_s=settings.stop_grace_s + settings.start_timeout_s
-        )
-        if code in {ConflictError.exit_code, NotRunningError.exit_code}:
+        within_s = settings.hold_timeout_s + settings.stop_grace_s + 2 * settings.start_timeout_s
+        code = await run_verb(self._home, "up", settings.name, "--from-router", within_s=within_s)
+        if code in {ConflictError.exit_code, NotRunningError.exit_code, TimedOutError.exit_code}:
             return Asked.BUSY
         return Asked.FAILED if code else Asked.DONE
 

@@ -61,7 +61,7 @@ class Lifecycle:
         verb: the name by which a waiting verb will know this one.
         lock_timeout_s: seconds to wait for another verb, 0.1 or more.
         automatic: no person asks: what is stopped stays so, and `up` deploys with caution (:mod:`core.automatic`).
-        from_router: it is the router that asks: besides, no keeper is started.
+        from_router: it is the router that asks, or the keeper: besides, no keeper is started.
         on_step: called with each step before it is taken.
         on_wait: called once with the holder when the lock has to be waited for.
         on_slow: told what takes so long that clients may feel it.
@@ -257,6 +257,8 @@ class Lifecycle:
     def _condemn(self, left: Daemon | None, chosen: str) -> None:
         """A person went back: neither the router nor a client that asks goes forward to it again by itself."""
         builds = self.service.builds
+        if self._automatic:  # the router has its own reason, and has written it
+            return
         if left and left.build and left.build != chosen:
             builds.quarantine(
                 left.build, "rolled back by hand", self.service.registry.read().snapshot.deployment.generation

@@ -22,6 +22,7 @@ from turnout.system.process import ProcessHandle, descendants, identify, is_aliv
 LABEL: Final = "TURNOUT_BOOT_ID"
 _FIRST_LOOK_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.5
+_UNKILLABLE_AFTER_S: Final = 5.0
 
 
 def remains_of(boot_id: str) -> list[ProcessHandle]:
@@ -50,12 +51,14 @@ def _is_labelled(pid: int, boot_id: str) -> bool:
 class Ending:
     """Ends what is left of one boot: stop signal and CONT, KILL after the grace, until nothing is found any more.
 
+    A process that hangs in the kernel outlives even that; five seconds after KILL it is let be.
+
     Args:
         boot_id: which.
         number: the stop signal.
         grace_s: seconds until KILL, 0 or more.
         after: runs an action after so many seconds.
-        done: called once, when nothing is left.
+        done: called once, when nothing is left, or nothing that could be ended.
     """
 
     def __init__(
@@ -77,10 +80,13 @@ class Ending:
     def look(self) -> None:
         """Signal what there is, and look again in a moment."""
         left = remains_of(self._boot_id)
-        if not left:
+        now = time.monotonic()
+        if not left or now > self._kill_at + _UNKILLABLE_AFTER_S:
+            for handle in left:
+                handle.close()
             self._done()
             return
-        kill = time.monotonic() >= self._kill_at
+        kill = now >= self._kill_at
         for handle in left:
             with handle, contextlib.suppress(ProcessLookupError, PermissionError):
                 if kill:

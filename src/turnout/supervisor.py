@@ -119,9 +119,10 @@ class Supervisor:
     async def _check(self, active: Daemon, due: float) -> CheckResult:
         started = self._world.now()
         result = await self._world.probe(active)
-        ended, timeout_s = self._world.now(), self._settings().health.timeout_s
-        lag_s = max(0.0, started - due) + max(0.0, ended - started - timeout_s)
-        seen = CheckResult(ok=result.ok, reason=result.reason, gone=result.gone, at=ended, lag_s=lag_s)
+        # a check that outran its own time-out met a machine that stalled in the middle of it
+        overrun_s = max(0.0, result.took_s - self._settings().health.timeout_s)
+        lag_s = max(0.0, started - due) + overrun_s
+        seen = CheckResult(ok=result.ok, reason=result.reason, gone=result.gone, at=self._world.now(), lag_s=lag_s)
         self.healthy[active.boot_id] = result.ok
         self.reasons[active.boot_id] = result.reason
         block = self._snapshot.deployment

@@ -11,6 +11,7 @@ import pytest
 from e2e_support import Turnout, ask, line_daemon, under_load
 from support import eventually
 from turnout.core.model import State
+from turnout.errors import NotRunningError
 
 PATIENCE_S = 60.0
 
@@ -164,6 +165,18 @@ def test_nothing_is_deployed_into_a_window_or_a_stopped_service(watched: Turnout
     assert watched.daemons() == {}
     watched.run("up")
     assert ask(watched.address) == "1.3"
+
+
+def test_what_turnout_does_by_itself_starts_no_keeper(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    turnout.kill(turnout.keeper_pid())
+    verbs = (("start",), ("up", "--from-router"), ("rollback",), ("down",))
+    for verb in verbs:
+        turnout.run(*verb, "--automatic", code=3 if verb != ("rollback",) else None)
+        with pytest.raises(NotRunningError):
+            turnout.keeper_pid()
+    assert ask(turnout.address) == "v1"
 
 
 def test_two_clients_with_different_versions_that_take_turns_switch_once(turnout: Turnout) -> None:

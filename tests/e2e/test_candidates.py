@@ -37,7 +37,7 @@ def deploy(turnout: Turnout, command: tuple[str, ...] | list[str], *, start_time
     turnout.configure(list(command), version="bad")
     turnout.tune(stop='{ grace = "500ms" }', start_timeout=start_timeout)
     said = turnout.run("deploy", code=1).stderr
-    assert "still serving v1" in said
+    assert "still serving" in said
     assert "hint:" in said
     return said
 
@@ -89,7 +89,7 @@ def test_one_that_accepts_and_hangs_fails_a_probe_that_asks(serving: Turnout) ->
     serving.tune(stop='{ grace = "500ms" }', start_timeout='"1s"')
     said = serving.run("deploy", code=1).stderr
     assert "did not answer in time" in said
-    assert "still serving v1" in said
+    assert "still serving" in said
 
 
 def test_a_command_that_does_not_exist_or_may_not_run_touches_nothing(serving: Turnout, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def down(*, automatic: bool, **options: Any) -> None:
     """Drain and stop the service: daemon, listener and, with the last service, router and keeper."""
     chosen = choice(options)
     wanted = resolve(chosen, remembered_only=automatic)
-    with open_lifecycle(chosen, wanted, "down", Reporter(quiet=chosen.quiet), automatic=automatic) as lifecycle:
+    reporter = Reporter(quiet=chosen.quiet)
+    with open_lifecycle(chosen, wanted, "down", reporter, automatic=automatic, from_router=automatic) as lifecycle:
         done = lifecycle.down()
     click.echo(done.text)

@@ -24,7 +24,7 @@ def rollback(generation: int | None, *, detach: bool, automatic: bool, **options
     chosen = choice(options)
     wanted = resolve(chosen, remembered_only=automatic)
     reporter = Reporter(quiet=chosen.quiet)
-    with open_lifecycle(chosen, wanted, "rollback", reporter, automatic=automatic) as lifecycle:
+    with open_lifecycle(chosen, wanted, "rollback", reporter, automatic=automatic, from_router=automatic) as lifecycle:
         done = lifecycle.rollback(generation)
         lifecycle.unlock()
         if done.switched and done.switched.observed and not detach and not automatic:
