@@ -269,9 +269,8 @@ class RolloutRun:
             result = self._wait_healthy(daemon, max(0.1, deadline - time.monotonic()))
             if known is None or not result.ok:
                 return result
-            waits = says_not_ready(
-                daemon.host, daemon.port, known.asks, known.not_ready, timeout_s=settings.health.timeout_s
-            )
+            asks = self._service.probe_spec.preamble + known.asks
+            waits = says_not_ready(daemon.host, daemon.port, asks, known.not_ready, timeout_s=settings.health.timeout_s)
             if not waits:
                 return result
             result = replace(result, ok=False, reason=f"not healthy within {settings.start_timeout_s:g} s: {waits}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually
-from turnout.core.model import State
+from turnout.core.model import Identity, State
 from turnout.demo.load import Load, line_exchange
 from turnout.system.builds import Builds
+from turnout.system.process import is_alive
 
 
 def _in_window(turnout: Turnout, *flags: str, v1: list[str] | None = None) -> None:
@@ -40,7 +41,9 @@ def test_a_failed_daemon_whose_previous_one_is_gone_is_replaced_by_a_new_rollout
     eventually(lambda: len(turnout.daemons()) == 1)
     results = [("start", "active"), ("deploy", "rolled_back"), ("rollback", "active")]
     eventually(lambda: [(r.cause, r.result) for r in _builds(turnout).rollouts()] == results)
-    assert "quarantined" in turnout.run("deploy", code=6).stderr
+    refused = turnout.run("deploy", code=6).stderr
+    assert "quarantined" in refused
+    assert "by hand" not in refused, "the checks' reason is kept"
     events = [event["event"] for event in turnout.journal()]
     assert "rollback_refused" in events
     assert "cold_rollback" in events
@@ -61,6 +64,7 @@ def test_a_deploy_that_waits_for_its_verdict_hears_of_a_cold_rollback_as_of_any_
     assert deploy.returncode == 5, said
     assert "generation 2 was rolled back" in said
     assert "serves again" in said
+    assert "by hand" not in said
 
 
 def test_what_is_active_stays_active_where_its_predecessor_never_gets_healthy_and_status_says_so(
@@ -105,6 +109,15 @@ def test_rollback_by_hand_goes_to_any_generation_whose_build_is_recorded(turnout
         assert ask(turnout.address) == f"v{generation}"
     refused = turnout.run("rollback", "99", code=2)
     assert "99" in refused.stderr
+    assert ask(turnout.address) == "v2"
+
+
+def test_what_the_router_starts_never_starts_a_keeper(turnout: Turnout) -> None:
+    _in_window(turnout)
+    keeper = turnout.keeper_pid()
+    turnout.kill(keeper)
+    eventually(lambda: not is_alive(Identity(keeper)))
+    turnout.run("rollback", "--automatic", code=3)
     assert ask(turnout.address) == "v2"
 
 
