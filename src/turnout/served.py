@@ -360,20 +360,19 @@ class Served:
         snapshot, block = self.snapshot, self.snapshot.deployment
         hold_s = self.service.settings.hold_timeout_s
         active = snapshot.active
-        if self._leaving and block.desired is not Desired.STOPPED:
-            # it accepts nobody, and what it holds was promised a daemon: whether one is on its way its successor knows
-            target = Target(active.boot_id, active.host, active.port) if active else None
-            self.plane.point_at(None if block.desired is Desired.PAUSED else target, patience_s=hold_s)
-        elif block.desired is Desired.PAUSED:
+        # A router that leaves accepts nobody, and what it holds was promised a daemon: whether one is on its way its
+        # successor knows, not it.
+        coming = self.restarter.due is not None or (self._leaving is not None and block.desired is not Desired.STOPPED)
+        if block.desired is Desired.PAUSED:
             self.plane.point_at(None, patience_s=hold_s)
         elif active:
-            coming = block.state is not State.IDLE or self.restarter.due is not None
             target = Target(
                 active.boot_id, active.host, active.port, proxy_protocol=self._expects_header(active.boot_id)
             )
+            coming = coming or block.state is not State.IDLE
             self.plane.point_at(target, patience_s=hold_s if coming else REFUSED_PATIENCE_S)
         else:
-            coming = block.in_flight or block.generation == 0 or self.restarter.due is not None
+            coming = coming or block.in_flight or block.generation == 0
             self.plane.point_at(None, patience_s=hold_s if coming else 0.0)
 
     def _expects_header(self, boot_id: str) -> bool:
