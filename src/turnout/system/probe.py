@@ -154,7 +154,7 @@ def wait_healthy(
         elif now - elsewhere_since >= elsewhere_after_s:
             return result
         if now >= deadline:
-            return replace(result, reason=f"not healthy within {timeout_s:g} s: {result.reason}")
+            return replace(result, reason=f"not healthy within {round(timeout_s, 1):g} s: {result.reason}")
         sleep(min(interval_s, deadline - now))
 
 
