@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import resource
 import socket
 import sys
@@ -14,25 +16,31 @@ from support import eventually
 
 def main(kind: str) -> None:
     stage = Stage(kind)
+    try:
+        run_out(stage)
+    finally:
+        stage.close()
+
+
+def run_out(stage: Stage) -> None:
     daemon = stage.daemon("v1", point=False)
     stage.point_at(daemon, patience_s=0.25)  # as while nothing is on its way: a shortage is waited out all the same
     client, far = stage.pair(daemon)
-    used = len(list(Path("/proc/self/fd").iterdir()))
     waiting = [socket.socket() for _ in range(8)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 9, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    filling = leave_one()
     for sock in waiting:
         sock.settimeout(20)
         sock.connect(stage.address)  # the kernel completes it; the plane cannot accept it
     eventually(lambda: stage.plane.counters.fd_exhausted > 0)
-    eventually(
-        lambda: stage.plane.counters.held_now == 1
-    )  # there was a descriptor for one client, and none for its daemon
+    # there was a descriptor for one client, and none for its daemon
+    eventually(lambda: stage.plane.counters.held_now == 1)
     before = time.process_time()
     client.sendall(b"carried")
     assert far.recv(100) == b"carried"
     time.sleep(0.5)
     assert time.process_time() - before < 0.3, "it spins"
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    for fd in filling:
+        os.close(fd)
     for _ in waiting:
         late = daemon.accept()
         late.sendall(b"at last")
@@ -40,7 +48,18 @@ def main(kind: str) -> None:
     for sock in waiting:
         assert sock.recv(100) == b"at last"
         sock.close()
-    stage.close()
+
+
+def leave_one() -> list[int]:
+    """Take every descriptor that the process may have but one."""
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    filling: list[int] = []
+    with contextlib.suppress(OSError):
+        while True:
+            filling.append(os.dup(1))
+    os.close(filling.pop())
+    return filling
 
 
 if __name__ == "__main__":
