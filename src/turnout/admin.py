@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from turnout.system.control import Channel, Message
 from turnout.system.home import Home
 
 MAX_CLIENTS: Final = 256
+log = logging.getLogger("turnout.router")
 Reply = Callable[[Mapping[str, Any]], None]
 
 
@@ -54,7 +56,7 @@ class AdminServer:
             self._drop(channel)
 
     def _accept(self) -> None:
-        channel = control.accept(self._socket)
+        channel = control.accept(self._socket, on_stranger=_turned_away)
         if channel is None:
             return
         if len(self._channels) >= MAX_CLIENTS:
@@ -95,6 +97,10 @@ class AdminServer:
             self._channels.discard(channel)
             self._loop.remove_reader(channel.fileno())
             channel.close()
+
+
+def _turned_away(pid: int, uid: int) -> None:
+    log.warning("admin socket: pid %d of uid %d was turned away: it is another user's", pid, uid)
 
 
 class RouterClient:

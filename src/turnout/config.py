@@ -14,8 +14,9 @@ import re
 import signal
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, Literal, TypeVar, get_args
+from typing import Final, Literal, TypeVar, cast, get_args
 
 import msgspec
 
@@ -249,9 +250,37 @@ def find_file(named: str | None) -> Path | None:
         return path
     base = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     for path in (Path(FILE_NAME), base / "turnout" / FILE_NAME, Path("/etc/turnout") / FILE_NAME):
-        if path.is_file():
-            return path
+        with suppress(PermissionError):  # another user's directory, as after su: there is nothing for us in it
+            if path.is_file():
+                return path
     return None
+
+
+def keys() -> dict[str, object]:
+    """Every key of a service in the file, dotted, with its default."""
+    return _flat(msgspec.to_builtins(_RawService()))
+
+
+def keys_in(path: Path, service: str) -> set[str]:
+    """The keys that the file names for a service, dotted. Raises as :func:`load_file`, for what is no TOML."""
+    tables: Mapping[str, object] = tomllib.loads(path.read_text(encoding="utf-8")).get("service", {}).get(service, {})
+    return set(_flat(tables))
+
+
+def file_schema() -> dict[str, object]:
+    """The JSON Schema of the file."""
+    return msgspec.json.schema(_RawFile)
+
+
+def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested tables as dotted keys; ``env`` is one value."""
+    found: dict[str, object] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) and key != "env":
+            found |= _flat(cast("Mapping[str, object]", value), f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def load_file(path: Path) -> dict[str, Wanted]:

@@ -114,7 +114,7 @@ class Keeper:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def _accept(self) -> None:
-        channel = control.accept(self._socket)
+        channel = control.accept(self._socket, on_stranger=_turned_away)
         if channel is None:
             return
         if len(self._channels) >= MAX_CLIENTS:
@@ -393,6 +393,10 @@ def _take_lock(path: Path) -> int:
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _turned_away(pid: int, uid: int) -> None:
+    _log(f"keeper socket: pid {pid} of uid {uid} was turned away: it is another user's")
 
 
 def _log(text: str) -> None:

@@ -281,12 +281,28 @@ class RolloutRun:
 
     def _wait_healthy(self, daemon: Daemon, timeout_s: float) -> ProbeResult:
         settings = self._service.settings
-        return wait_healthy(
+        began = time.monotonic()
+        result = wait_healthy(
             daemon,
             self._service.probe_spec,
             timeout_s=timeout_s,
             check_timeout_s=settings.health.timeout_s,
             on_attempt=self._attempted,
+        )
+        self._tell_probe(daemon, Step.PROBE, result, time.monotonic() - began)
+        return result
+
+    def _tell_probe(self, daemon: Daemon, step: Step, result: ProbeResult, after_s: float) -> None:
+        """What the candidate was judged by is in the journal, with the time that it took."""
+        self._service.journal.write(
+            "probe",
+            generation=self._generation,
+            revision=self._registry.read().snapshot.deployment.revision,
+            step=step.value,
+            candidate=daemon.boot_id,
+            ok=result.ok,
+            reason=result.reason,
+            after_s=round(after_s, 4),
         )
 
     def _attempted(self, result: ProbeResult) -> None:
@@ -298,6 +314,7 @@ class RolloutRun:
         self._must(self._registry.update(lambda snap: mark_candidate_healthy(snap, generation, boot_id)))
         self._on_step(Step.REPROBE, boot_id)
         result = probe(daemon, service.probe_spec, timeout_s=service.settings.health.timeout_s)
+        self._tell_probe(daemon, Step.REPROBE, result, result.took_s)
         if not result.ok:
             raise self._candidate_error(daemon, result)
         self._on_step(Step.SWITCH, boot_id)

@@ -12,6 +12,8 @@ from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from typing import Any, Final
 
+import msgspec
+
 from turnout.automatic import run_verb
 from turnout.cold_rollback import ColdRollback
 from turnout.config import Settings, load_settings
@@ -31,6 +33,7 @@ from turnout.planes.plane import Carried, Plane, Target
 from turnout.reloading import NEEDS, Reload, Reloading
 from turnout.restarter import Restarter, Started
 from turnout.service import Service, policy
+from turnout.status import deployment_status
 from turnout.supervisor import Change, Supervisor
 from turnout.system.home import Home, ServiceHome
 from turnout.system.loading import Read
@@ -612,7 +615,9 @@ class Served:
             "restart": self._restart(),
             "settings": {"later": list(self._reloaded.later), "error": self._reloaded.error},
             "unwell": self._unwell(),
-            "observe_remaining_s": self.supervisor.observe_remaining_s,
+            "observe_remaining_s": (remaining_s := self.supervisor.observe_remaining_s),
+            "desired": self.snapshot.deployment.desired.value,
+            "deployment": msgspec.to_builtins(deployment_status(self.snapshot.deployment, remaining_s)),
             "healthy": dict(self.supervisor.healthy),
             "reasons": dict(self.supervisor.reasons),
             "census": {

@@ -187,7 +187,13 @@ def test_history_tells_every_decision_with_its_evidence_and_follows(turnout: Tur
     turnout.configure(line_daemon("--version", "v2"), version="v2")
     turnout.run("deploy")
     events = [json.loads(line) for line in turnout.run("history", "--json").stdout.splitlines()]
-    assert [event["event"] for event in events if event["generation"] == 2][:3] == ["begin", "switch", "finish"]
+    assert [event["event"] for event in events if event["generation"] == 2][:5] == [
+        "begin",
+        "probe",
+        "probe",
+        "switch",
+        "finish",
+    ]
     assert all({"ts", "event", "generation", "revision"} <= set(event) for event in events)
     second = [json.loads(line) for line in turnout.run("history", "2", "--json").stdout.splitlines()]
     assert second == [event for event in events if event["generation"] == 2]

@@ -24,7 +24,9 @@ def test_status_as_json_has_the_stable_shape_with_and_without_a_router(turnout: 
         answer = sock.makefile().readline()
         service = turnout.status()
         eventually(lambda: turnout.active()["healthy"] is True)
-    keys = "name listen strategy desired held counters troubles restart unwell settings router deployment daemons"
+    keys = (
+        "name listen strategy desired held restart unwell settings counters troubles router deployment daemons problems"
+    )
     assert set(service) == set(keys.split(" "))
     assert service["listen"] == [f"127.0.0.1:{turnout.port}"]
     assert service["router"]["alive"] is True
@@ -35,16 +37,17 @@ def test_status_as_json_has_the_stable_shape_with_and_without_a_router(turnout: 
     assert daemon["bytes_out"] == len(answer)
     turnout.run("down")
     gone = turnout.status()
-    nothing = dict.fromkeys(["pid", "plane", "applied_revision", "uptime_s"])
-    assert gone["router"] == {**nothing, "alive": False, "leaving": []}
+    unknown = ("pid", "plane", "applied_revision", "uptime_s", "version")
+    assert gone["router"] == dict.fromkeys(unknown) | {"alive": False, "leaving": []}
     assert gone["held"] is None
-    assert turnout.run("status").stdout.count("no router") == 1
+    assert turnout.run("status").stdout.count("router     none") == 1
 
 
 def test_errors_are_json_too_where_json_was_asked_for(turnout: Turnout) -> None:
     done = turnout.run("status", "--json", "--service", "nobody", code=4)
-    said = json.loads(done.stdout)
+    said = json.loads(done.stdout)["error"]
     assert said["exit_code"] == 4
+    assert said["type"] == "NoSuchServiceError"
     assert said["hint"]
 
 

@@ -10,8 +10,15 @@ import click
 from turnout.demo.scenario import Kind, LineDaemon, Redis, Result, Scenario, find_redis
 from turnout.errors import TurnoutError, UsageError
 
+EXAMPLES = """
+\b
+Examples:
+  turnout demo
+  turnout demo --daemon redis
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.option("--daemon", type=click.Choice(["line", "redis"]), default="line", help="What to put behind the address.")
 def demo(daemon: str) -> None:
     """Start a daemon, load it, deploy a good version and a bad one, and count what clients saw.

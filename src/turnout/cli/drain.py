@@ -8,12 +8,22 @@ from typing import Any
 import click
 
 from turnout.admin import RouterClient
-from turnout.cli.options import changing, choice, open_lifecycle, resolve
-from turnout.cli.report import Reporter
+from turnout.cli.options import changing, choice, foretold, open_lifecycle, resolve
+from turnout.cli.report import tell
+from turnout.cli.terminal import clean
+from turnout.foresight import Intent
 from turnout.system.home import Home
 
+EXAMPLES = """
+\b
+Examples:
+  turnout drain --explain           who is still connected to an old daemon, and why
+  turnout drain                     cut each connection at its next quiet moment
+  turnout drain --now               do not wait: stop the old daemons
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.option("--explain", is_flag=True, help="Only look: each connection, and why it was not cut yet.")
 @click.option("--now", is_flag=True, help="Do not wait for quiet moments: stop the old daemons at once.")
 @click.option("--json", "as_json", is_flag=True, help="With --explain: machine-readable.")
@@ -32,9 +42,11 @@ def drain(*, explain: bool, now: bool, as_json: bool, **options: Any) -> None:
         else:
             _print(drains)
         return
-    with open_lifecycle(chosen, wanted, "drain", Reporter(quiet=chosen.quiet)) as lifecycle:
+    if foretold(chosen, wanted, Intent("drain", now=now)):
+        return
+    with open_lifecycle(chosen, wanted, "drain", chosen.reporter) as lifecycle:
         done = lifecycle.drain(now=now)
-    click.echo(done.text)
+    tell(done)
 
 
 def _print(drains: list[dict[str, Any]]) -> None:
@@ -42,7 +54,7 @@ def _print(drains: list[dict[str, Any]]) -> None:
         click.echo("nothing drains")
     for one in drains:
         end = "never cut" if one["deadline_in_s"] is None else f"cut in {one['deadline_in_s']:.0f} s at the latest"
-        who = f"{one['boot_id']}  {one['version'] or '-'}  {one['cause']}"
+        who = clean(f"{one['boot_id']}  {one['version'] or '-'}  {one['cause']}")
         click.echo(f"{who}, draining for {one['age_s']:.0f} s, {end}")
         for link in one["connections"] or ():
             idle = "" if link["idle_s"] is None else f", idle {link['idle_s']:.1f} s"

@@ -1,43 +1,56 @@
-"""``turnout history``: what was decided, and on what evidence."""
+"""``turnout history`` and ``turnout why``: what was decided, when, and on what evidence."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
 
+from turnout.cli.figures import moment
 from turnout.cli.options import choice, reading, resolve
-from turnout.errors import NotRunningError
+from turnout.cli.story import sentence, verdict
+from turnout.errors import NotRunningError, TurnoutError, UsageError
 from turnout.service import Service
 from turnout.system.home import Home
 from turnout.system.journal import Event, Position
 
 POLL_S = 0.1
+EXAMPLES = """
+\b
+Examples:
+  turnout history                 the last 50 decisions, oldest first
+  turnout history 7               what belongs to generation 7
+  turnout why 7                   the same, and how it went in one line
+  turnout history -f --json       NDJSON, as it is decided
+"""
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @click.argument("generation", type=click.IntRange(0), required=False)
 @click.option("-f", "--follow", is_flag=True, help="Go on as more is decided.")
 @click.option("-n", "--events", type=click.IntRange(0), default=50, show_default=True, help="The newest N at most.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @reading
 def history(generation: int | None, *, follow: bool, events: int, as_json: bool, **options: Any) -> None:
-    """Print the journal: every decision and repair with its evidence, oldest first.
+    """Tell every decision and repair with its evidence, oldest first.
 
     GENERATION: only what belongs to that rollout.
     """
-    settings = resolve(choice(options)).settings
-    journal = Service.open(Home.find().service(settings.name), settings).journal
-    if not follow and not journal.path.exists():
-        raise NotRunningError(f"nothing was decided for {settings.name} yet", hint="turnout up")
-    so_far, position = journal.since(Position())
+    service = _open(options)
+    so_far, position = service.journal.since(Position())
+    if not follow and not so_far:
+        raise NotRunningError(f"nothing was decided for {service.name} yet", hint="turnout up")
+    if generation is not None and not follow:
+        _must_be_known(service, generation, so_far)
     told = [event for event in so_far if generation in {None, event.generation}]
     for event in told[max(0, len(told) - events) :]:
         _print(event, as_json=as_json)
     while follow:
-        more, position = journal.since(position)
+        more, position = service.journal.since(position)
         for event in more:
             if generation in {None, event.generation}:
                 _print(event, as_json=as_json)
@@ -45,11 +58,53 @@ def history(generation: int | None, *, follow: bool, events: int, as_json: bool,
             time.sleep(POLL_S)
 
 
+@click.command(epilog=EXAMPLES)
+@click.argument("generation", type=click.IntRange(0), required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, without the verdict.")
+@reading
+def why(generation: int | None, *, as_json: bool, **options: Any) -> None:
+    """Tell the story of one rollout: how it went, then each decision with its evidence.
+
+    GENERATION: which; without it, the newest.
+    """
+    service = _open(options)
+    so_far, _ = service.journal.since(Position())
+    if not so_far:
+        raise NotRunningError(f"nothing was decided for {service.name} yet", hint="turnout up")
+    number = max(event.generation for event in so_far) if generation is None else generation
+    _must_be_known(service, number, so_far)
+    told = [event for event in so_far if event.generation == number]
+    if not as_json:
+        click.echo(verdict(number, told))
+    for event in told:
+        _print(event, as_json=as_json)
+
+
+def _open(options: dict[str, Any]) -> Service:
+    settings = resolve(choice(options)).settings
+    return Service.open(Home.find().service(settings.name), settings)
+
+
+def _must_be_known(service: Service, generation: int, events: Sequence[Event]) -> None:
+    known = sorted({event.generation for event in events})
+    if generation in known:
+        return
+    newest = known[-1]
+    with suppress(TurnoutError):  # the journal can be told without the registry
+        newest = max(newest, service.registry.read().snapshot.deployment.generation)
+    if generation > newest:
+        raise UsageError(
+            f"there is no generation {generation} of {service.name}: the newest is {newest}", hint="turnout history"
+        )
+    raise UsageError(
+        f"nothing is recorded of generation {generation} of {service.name}: the journal has {known[0]} to {known[-1]}",
+        hint="turnout history",
+    )
+
+
 def _print(event: Event, *, as_json: bool) -> None:
     if as_json:
         stamp = {"ts": event.ts, "event": event.event, "generation": event.generation, "revision": event.revision}
         click.echo(json.dumps({**stamp, **event.evidence}))
         return
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.ts))
-    evidence = "  ".join(f"{key}={value}" for key, value in event.evidence.items() if value not in {"", None})
-    click.echo(f"{when}  gen {event.generation}  rev {event.revision}  {event.event}  {evidence}".rstrip())
+    click.echo(f"{moment(event.ts)}  gen {event.generation}  {sentence(event)}")

@@ -17,7 +17,15 @@ from turnout.system.home import Home
 POLL_S = 0.1
 
 
-@click.command()
+EXAMPLES = """
+\b
+Examples:
+  turnout logs -f                   the active daemon, over every switch
+  turnout logs --router -n 20
+"""
+
+
+@click.command(epilog=EXAMPLES)
 @click.option("-f", "--follow", is_flag=True, help="Go on as more comes; moves to the new daemon at a switch.")
 @click.option("-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="How many lines at first.")
 @click.option("--boot", metavar="ID", help="The log of this boot instead of the active daemon's.")

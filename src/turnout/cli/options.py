@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import msgspec
 
 from turnout.build_stamp import stamped
 from turnout.cli.report import Reporter
+from turnout.cli.terminal import clean
 from turnout.config import (
     DEFAULT_LISTEN,
     DEFAULT_SERVICE,
@@ -26,9 +28,10 @@ from turnout.config import (
     plane_name,
     strategy_name,
 )
-from turnout.errors import NoSuchServiceError, UsageError
+from turnout.errors import NoSuchServiceError, TurnoutError, UsageError
+from turnout.foresight import Intent, foretell, must_stand_at
 from turnout.lifecycle import Lifecycle
-from turnout.service import remembered
+from turnout.service import Service, remembered
 from turnout.system.home import Home
 from turnout.system.lifecycle_lock import lock_timeout
 
@@ -46,7 +49,15 @@ class Choice:
     strategy: str | None = None
     observe: str | None = None
     lock_timeout: str | None = None
+    if_generation: int | None = None
+    dry_run: bool = False
+    verbose: bool = False
     quiet: bool = False
+
+    @property
+    def reporter(self) -> Reporter:
+        """Who tells on stderr how far the verb is."""
+        return Reporter(quiet=self.quiet, verbose=self.verbose)
 
 
 def reading(function: F) -> F:
@@ -54,7 +65,9 @@ def reading(function: F) -> F:
     function = click.option("-c", "--config", envvar="TURNOUT_CONFIG", metavar="FILE", help="Configuration file.")(
         function
     )
-    return click.option("--service", envvar="TURNOUT_SERVICE", metavar="NAME", help="Which service.")(function)
+    return click.option(
+        "--service", envvar="TURNOUT_SERVICE", metavar="NAME", help="Which service.", shell_complete=_names
+    )(function)
 
 
 def changing(function: F) -> F:
@@ -66,12 +79,21 @@ def changing(function: F) -> F:
         metavar="S",
         help="Seconds to wait for another verb (default 8, at least 0.1).",
     )(function)
+    function = click.option(
+        "--if-generation", type=click.IntRange(0), metavar="N", help="Only if the deployment stands at generation N."
+    )(function)
+    function = click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")(function)
+    function = click.option("-v", "--verbose", is_flag=True, help="Every step on stderr.")(function)
     return click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")(function)
 
 
 def shaping(function: F) -> F:
-    """Options that shape a service where it is first set up, or change its settings."""
-    function = changing(function)
+    """Options of verbs that set a service up, or change its settings."""
+    return shape(changing(function))
+
+
+def shape(function: F) -> F:
+    """Options that stand above the file."""
     function = click.option("--listen", envvar="TURNOUT_LISTEN", metavar="ADDR[,…]", help=f"Default {DEFAULT_LISTEN}.")(
         function
     )
@@ -132,6 +154,7 @@ def resolve(
     return stamped(wanted) if creates else wanted
 
 
+@contextmanager
 def open_lifecycle(
     chosen: Choice,
     wanted: Wanted,
@@ -140,14 +163,18 @@ def open_lifecycle(
     *,
     automatic: bool = False,
     from_router: bool = False,
-) -> Lifecycle:
-    """The service under its lock, with progress going to ``reporter``."""
+) -> Generator[Lifecycle]:
+    """The service under its lock, with progress going to ``reporter``.
+
+    Raises:
+        ConflictError: the deployment does not stand at the generation that was asked for; nothing was changed.
+    """
     timeout_s, warning = lock_timeout(chosen.lock_timeout)
     if warning:
         reporter.warn(warning)
     if wanted.fitted:
         reporter.say(wanted.fitted)
-    return Lifecycle(
+    with Lifecycle(
         Home.find(),
         wanted,
         verb,
@@ -157,7 +184,30 @@ def open_lifecycle(
         on_step=reporter.step,
         on_wait=reporter.waiting,
         on_slow=reporter.warn,
-    )
+    ) as lifecycle:
+        # a generation begins under this very lock, so what holds here holds until the verb's own begin
+        if chosen.if_generation is not None:
+            must_stand_at(lifecycle.service.registry.read().snapshot, chosen.if_generation)
+        yield lifecycle
+
+
+def foretold(chosen: Choice, wanted: Wanted, intent: Intent) -> bool:
+    """Whether the verb is only to be told: then it has been, on stdout."""
+    if not chosen.dry_run:
+        return False
+    home = Home.find()
+    service = Service.open(home.service(wanted.settings.name), wanted.settings)
+    for line in foretell(home, service, wanted, replace(intent, expected_generation=chosen.if_generation)):
+        click.echo(f"would {clean(line)}")
+    return True
+
+
+def _names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """The services that a shell offers behind ``--service``."""
+    try:
+        return [name for name in Home.find().service_names() if name.startswith(incomplete)]
+    except TurnoutError:
+        return []
 
 
 def watched_file(chosen: Choice) -> Choice:

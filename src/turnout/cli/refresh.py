@@ -6,16 +6,27 @@ from typing import Any
 
 import click
 
-from turnout.cli.options import changing, choice, open_lifecycle, resolve
-from turnout.cli.report import Reporter
+from turnout.cli.options import changing, choice, foretold, open_lifecycle, resolve
+from turnout.cli.report import tell
+from turnout.foresight import Intent
+
+EXAMPLES = """
+\b
+Examples:
+  turnout refresh                        after its configuration changed
+  turnout refresh --dry-run
+  turnout refresh --if-generation 7      only if nobody has rolled out since
+"""
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @changing
 def refresh(**options: Any) -> None:
     """Start the running build again and switch to the new process; no observe window."""
     chosen = choice(options)
     wanted = resolve(chosen)
-    with open_lifecycle(chosen, wanted, "refresh", Reporter(quiet=chosen.quiet)) as lifecycle:
+    if foretold(chosen, wanted, Intent("refresh")):
+        return
+    with open_lifecycle(chosen, wanted, "refresh", chosen.reporter) as lifecycle:
         done = lifecycle.refresh()
-    click.echo(done.text)
+    tell(done)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from turnout.cli.options import choice, reading, resolve
+from turnout.cli.terminal import clean
 from turnout.core.codec import NotARegistry, encode
 from turnout.errors import NotRunningError, RegistryDamagedError, UsageError
 from turnout.service import Service
@@ -21,12 +22,22 @@ as_json_option = click.option("--json", "as_json", is_flag=True, help="Machine-r
 file_argument = click.argument("file", required=False, type=click.Path(path_type=Path, readable=False))
 
 
-@click.group()
+EXAMPLES = """
+\b
+Examples:
+  turnout registry show --json
+  turnout registry validate /srv/app/registry.json
+  turnout registry repair --dry-run
+  turnout registry repair --from registry.json.displaced-20261125T010203
+"""
+
+
+@click.group(epilog=EXAMPLES)
 def registry() -> None:
     """Show, check or mend the registry: FILE, or that of the service."""
 
 
-@registry.command()
+@registry.command(epilog=EXAMPLES)
 @file_argument
 @as_json_option
 @reading
@@ -44,14 +55,15 @@ def show(file: Path | None, *, as_json: bool, **options: Any) -> None:
     for daemon in read.snapshot.daemons.values():
         roles = {block.active_boot_id: "active", block.old_boot_id: "warm", block.candidate_boot_id: "candidate"}
         role = roles.get(daemon.boot_id) or ("draining" if daemon.draining else "")
-        click.echo(f"  daemon {daemon.boot_id}  {daemon.host}:{daemon.port}  pid {daemon.pid}  {role}".rstrip())
+        line = f"  daemon {daemon.boot_id}  {daemon.host}:{daemon.port}  pid {daemon.pid}  {role}"
+        click.echo(clean(line.rstrip()))
     for workspace in read.snapshot.workspaces.values():
-        click.echo(f"  workspace {workspace.root}  {workspace.boot_id}")
+        click.echo(clean(f"  workspace {workspace.root}  {workspace.boot_id}"))
     for finding in read.report:
-        click.echo(f"{finding.where}: {finding.what}", err=True)
+        click.echo(clean(f"{finding.where}: {finding.what}"), err=True)
 
 
-@registry.command()
+@registry.command(epilog=EXAMPLES)
 @file_argument
 @as_json_option
 @reading
@@ -64,13 +76,13 @@ def validate(file: Path | None, *, as_json: bool, **options: Any) -> None:
     else:
         click.echo(f"{found.path}: {'sound' if found.sound else _verdict(found)}")
         for finding in found.findings:
-            click.echo(f"  {finding.where}: {finding.what}")
+            click.echo(clean(f"  {finding.where}: {finding.what}"))
         for name in found.aside:
             click.echo(f"  kept aside: {name}")
     click.get_current_context().exit(0 if found.sound else 1)
 
 
-@registry.command()
+@registry.command(epilog=EXAMPLES)
 @file_argument
 @click.option(
     "--from",
@@ -104,7 +116,7 @@ def repair(file: Path | None, *, source: Path | None, dry_run: bool, as_json: bo
         click.echo(json.dumps({"path": str(opened.path), "dry_run": dry_run, "repairs": would}))
         return
     for line in would:
-        click.echo(f"{'would mend' if dry_run else 'mended'}: {line}")
+        click.echo(clean(f"{'would mend' if dry_run else 'mended'}: {line}"))
     if not would:
         click.echo(f"{opened.path}: nothing to mend")
 

@@ -12,8 +12,15 @@ from turnout.keeper_client import KeeperClient
 from turnout.notify import notify
 from turnout.system.home import Home
 
+EXAMPLES = """
+\b
+Examples:
+  TURNOUT_HOME=/var/lib/turnout turnout router     in a container
+  turnout router --replace                         after an upgrade of turnout
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.option("--replace", is_flag=True, help="Have the running keeper start a new router, and the old one leave.")
 def router(*, replace: bool) -> None:
     """Run the keeper in this terminal, with the router as its child; verbs then use it.

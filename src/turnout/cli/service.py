@@ -12,17 +12,25 @@ from turnout.system.home import Home
 from turnout.unit import launchd_plist, plan_of, systemd_unit
 from turnout.unit_file import UnitFile
 
+EXAMPLES = """
+\b
+Examples:
+  turnout service install --dry-run           the unit, printed
+  turnout service install                     for your own service manager; it says what to type next
+  sudo turnout service install --system --run-as app
+  turnout service uninstall
+"""
 _where = click.option("--user/--system", "user", default=True, help="Your own service manager (default), or root's.")
 _name = click.option("--name", default="turnout", metavar="NAME", help="The unit's name: one a state directory.")
 _force = click.option("--force", is_flag=True, help="Also a unit that turnout did not write.")
 
 
-@click.group()
+@click.group(epilog=EXAMPLES)
 def service() -> None:
     """Have a service manager start turnout: systemd, or launchd on macOS."""
 
 
-@service.command()
+@service.command(epilog=EXAMPLES)
 @_where
 @_name
 @_force
@@ -45,7 +53,7 @@ def install(*, user: bool, name: str, force: bool, run_as: str | None, dry_run: 
     click.echo("\n".join(["next:", *(f"  {step}" for step in [*steps, *unit.next_steps(installed=True)])]))
 
 
-@service.command()
+@service.command(epilog=EXAMPLES)
 @_where
 @_name
 @_force

@@ -6,11 +6,19 @@ from typing import Any
 
 import click
 
-from turnout.cli.options import changing, choice, open_lifecycle, resolve
-from turnout.cli.report import Reporter
+from turnout.cli.options import changing, choice, foretold, open_lifecycle, resolve
+from turnout.cli.report import tell
+from turnout.foresight import Intent
+
+EXAMPLES = """
+\b
+Examples:
+  turnout start
+  turnout start --service cache --dry-run
+"""
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @click.option("--automatic", is_flag=True, hidden=True, help="The router asks, with the settings that it runs on.")
 @click.option("--unwell", default="", metavar="ID", hidden=True, help="Replace this one, if it still fails its probe.")
 @changing
@@ -18,7 +26,10 @@ def start(*, automatic: bool, unwell: str, **options: Any) -> None:
     """Start the daemon of the build that was active last; never deploys another."""
     chosen = choice(options)
     wanted = resolve(chosen, remembered_only=automatic)
-    reporter = Reporter(quiet=chosen.quiet)
-    with open_lifecycle(chosen, wanted, "start", reporter, automatic=automatic, from_router=automatic) as lifecycle:
+    if foretold(chosen, wanted, Intent("start")):
+        return
+    with open_lifecycle(
+        chosen, wanted, "start", chosen.reporter, automatic=automatic, from_router=automatic
+    ) as lifecycle:
         done = lifecycle.start(unwell=unwell)
-    click.echo(done.text)
+    tell(done)

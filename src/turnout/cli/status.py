@@ -1,97 +1,87 @@
-"""``turnout status``: who serves, and how it is."""
+"""``turnout status``: who serves, how it is, and what to type if it is not well."""
 
 from __future__ import annotations
 
-import json
+import time
 from typing import Any
 
 import click
+import msgspec
 
-from turnout.admin import RouterClient
-from turnout.cli.options import choice, reading, resolve
-from turnout.errors import NotRunningError, TimedOutError
+from turnout.cli.options import Choice, choice, reading, resolve
+from turnout.cli.status_text import five_lines, more_lines
+from turnout.cli.terminal import coloured
+from turnout.config import duration
+from turnout.errors import NotRunningError, TurnoutError, UsageError
 from turnout.service import Service, remembered
-from turnout.status import service_status
+from turnout.status import ask_router, service_status
 from turnout.system.home import Home
+from turnout.telemetry import ServiceStatus, Status
+
+EXAMPLES = """
+\b
+Examples:
+  turnout status                          every service, five lines each
+  turnout status -v --service cache       one service, with each daemon
+  turnout status --watch                  live, with rates and drains
+  turnout status --json | jq '.services[].deployment.state'
+"""
 
 
-@click.command(name="status")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable, stable.")
-@click.option("-v", "--verbose", is_flag=True, help="Also what each daemon's last check said, and the counters.")
+@click.command(name="status", epilog=EXAMPLES)
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable, stable (turnout schema status).")
+@click.option("-v", "--verbose", is_flag=True, help="Also each daemon, its counts and its last check.")
+@click.option("-w", "--watch", is_flag=True, help="Go on, with rates; NDJSON with --json. Ctrl-C ends it.")
+@click.option("--every", metavar="D", default="1s", show_default=True, help="With --watch: how often.")
+@click.option("--all", "everything", is_flag=True, help="Every service of this home, whatever --service says.")
+@coloured
 @reading
-def status(*, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Show services, their deployment and their daemons. Works with nothing running, too."""
-    home = Home.find()
+def status(*, as_json: bool, verbose: bool, watch: bool, every: str, everything: bool, **options: Any) -> None:
+    """Show services, their deployment and their daemons. Works with nothing running, too.
+
+    The first line of a service says what is wrong with it and, behind the arrow, what to type.
+    """
     chosen = choice(options)
-    names = [resolve(chosen).settings.name] if chosen.service or chosen.config else home.service_names()
-    try:
-        router: dict[str, Any] | None = RouterClient(home).status()
-    except (NotRunningError, TimedOutError, OSError):
-        router = None
-    services: list[dict[str, Any]] = []
+    if watch:
+        from turnout.cli.watch import watch_status  # noqa: PLC0415  # only where somebody watches
+
+        every_s = duration(every, what="--every")
+        if not 0.05 <= every_s <= 3600:
+            raise UsageError("--every must lie in 50ms..1h")
+        watch_status(lambda: look(chosen, everything=everything), every_s=every_s, as_json=as_json, verbose=verbose)
+        return
+    seen = look(chosen, everything=everything)
+    if as_json:
+        click.echo(msgspec.json.encode(seen))
+        return
+    if not seen.services:
+        raise NotRunningError(
+            f"no service has been here ({Home.find().root})", hint="turnout up -- COMMAND --port {port}"
+        )
+    now = time.time()
+    for service in seen.services:
+        for line in [*five_lines(service, now=now), *(more_lines(service, now=now) if verbose else ())]:
+            click.echo(line)
+
+
+def look(chosen: Choice, *, everything: bool = False) -> Status:
+    """Every service that is meant, as it is now.
+
+    Raises:
+        TurnoutError: the registry of one cannot be read; nothing is made up for it.
+    """
+    home = Home.find()
+    one = not everything and (chosen.service or chosen.config)
+    names = [resolve(chosen).settings.name] if one else home.service_names()
+    router = ask_router(home)
+    found: list[ServiceStatus] = []
     for name in names:
         settings = remembered(home.service(name))
-        if settings is not None:
-            services.append(service_status(Service.open(home.service(name), settings), router))
-    if as_json:
-        click.echo(json.dumps({"schema": 1, "services": services}))
-        return
-    if not services:
-        raise NotRunningError(f"no service has been here ({home.root})", hint="turnout up -- COMMAND --port {port}")
-    for service in services:
-        _print(service, verbose=verbose)
-
-
-def _print(service: dict[str, Any], *, verbose: bool) -> None:
-    router, block = service["router"], service["deployment"]
-    state = "router up" if router["alive"] else "no router"
-    click.echo(
-        f"{service['name']}  {', '.join(service['listen'])}  {service['desired']}  {state}  {router['plane'] or ''}"
-    )
-    line = f"  generation {block['generation']}, {block['state']}, revision {block['revision']}"
-    if router["alive"] and router["applied_revision"] != block["revision"]:
-        line += f" (router at {router['applied_revision']})"
-    if block["observe_remaining_s"] is not None:
-        line += (
-            f", observed for {block['observe_remaining_s']:.0f} s more, {block['health_fail_streak']} failed in a row"
-        )
-    click.echo(line)
-    if router["leaving"]:
-        pids = ", ".join(str(pid) for pid in router["leaving"])
-        click.echo(f"  a router that was replaced still carries what it had accepted: pid {pids}")
-    if block["rollback_reason"]:
-        click.echo(f"  last rollout ended: {block['rollback_reason']}")
-    for what in _unsettled(service["settings"] or {}):
-        click.echo(f"  not taken over: {what}")
-    unwell, restart = service["unwell"], service["restart"]
-    if unwell:
-        since = f"{unwell['failures']} in a row, for {unwell['for_s']:.0f} s"
-        click.echo(f"  the active daemon runs and fails its checks, {since}: {unwell['reason']}")
-    if restart:
-        what = "hangs" if restart.get("hung") else "died"
-        click.echo(
-            f"  the daemon {what} ({restart['reason']}): restart {restart['attempt']} of {restart['most']}"
-            f" in {restart['in_s']:.0f} s"
-        )
-    if service["held"]:
-        click.echo(f"  {service['held']} connections are held")
-    for trouble in service["troubles"] or ():
-        click.echo(f"  {trouble}")
-    if verbose and service["counters"]:
-        told = ", ".join(f"{name} {count}" for name, count in service["counters"].items() if count)
-        click.echo(f"  counted: {told or 'nothing yet'}")
-    for daemon in service["daemons"]:
-        health = {True: "healthy", False: "UNHEALTHY", None: ""}[daemon["healthy"]] if daemon["alive"] else "DEAD"
-        count = "" if daemon["connections"] is None else f"{daemon['connections']} connections"
-        version = daemon["version"] or "-"
-        click.echo(
-            f"  {daemon['role']:9} {daemon['boot_id']}  {version}  pid {daemon['pid']}"
-            f"  {daemon['host']}:{daemon['port']}  {health}  {count}".rstrip()
-        )
-        if verbose and daemon["reason"]:
-            click.echo(f"            {daemon['reason']}")
-
-
-def _unsettled(settings: dict[str, Any]) -> list[str]:
-    """What the configuration file says that does not count yet."""
-    return [*settings.get("later", []), *([settings["error"]] if settings.get("error") else [])]
+        if settings is None:
+            continue
+        try:
+            found.append(service_status(Service.open(home.service(name), settings), router))
+        except TurnoutError as error:
+            error.hint = f"turnout doctor --service {name}"
+            raise
+    return Status(schema=1, services=found)

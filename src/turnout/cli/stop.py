@@ -6,16 +6,26 @@ from typing import Any
 
 import click
 
-from turnout.cli.options import changing, choice, open_lifecycle, resolve
-from turnout.cli.report import Reporter
+from turnout.cli.options import changing, choice, foretold, open_lifecycle, resolve
+from turnout.cli.report import tell
+from turnout.foresight import Intent
+
+EXAMPLES = """
+\b
+Examples:
+  turnout stop
+  turnout stop --service cache --dry-run
+"""
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @changing
 def stop(**options: Any) -> None:
     """Stop the daemon. The fixed address stays, and resets what comes until start or deploy."""
     chosen = choice(options)
     wanted = resolve(chosen)
-    with open_lifecycle(chosen, wanted, "stop", Reporter(quiet=chosen.quiet)) as lifecycle:
+    if foretold(chosen, wanted, Intent("stop")):
+        return
+    with open_lifecycle(chosen, wanted, "stop", chosen.reporter) as lifecycle:
         done = lifecycle.stop()
-    click.echo(done.text)
+    tell(done)

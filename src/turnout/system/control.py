@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, cast
@@ -190,17 +190,24 @@ def listen(path: Path) -> socket.socket:
     return sock
 
 
-def accept(listener: socket.socket) -> Channel | None:
-    """Accept one connection of our own user; None when there is none, or it is a stranger's (closed at once)."""
+def accept(listener: socket.socket, *, on_stranger: Callable[[int, int], None] | None = None) -> Channel | None:
+    """Accept one connection of our own user; None when there is none, or it is a stranger's (closed at once).
+
+    Args:
+        listener: a control socket.
+        on_stranger: called with pid and uid of a stranger that was turned away.
+    """
     try:
         sock, _ = listener.accept()
     except (BlockingIOError, ConnectionAbortedError):
         return None
     sock.setblocking(True)
     # SO_PEERCRED, unix(7): the credentials at connect(2), which the peer cannot forge
-    _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid not in {os.geteuid(), 0}:
         sock.close()
+        if on_stranger:
+            on_stranger(pid, uid)
         return None
     return Channel(sock)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+import msgspec
+
 from turnout.errors import TurnoutError
 from turnout.system.files import PRIVATE
 from turnout.system.flock import take
@@ -21,6 +23,15 @@ ROTATE_BYTES: Final = 4 << 20
 _TEXT_CHARS: Final = 2048
 _OWN: Final = ("ts", "event", "generation", "revision")
 Scalar = str | int | float | bool | None
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """What every line of the journal has; its evidence stands beside it, under names of its own."""
+
+    ts: float
+    event: str
+    generation: int
+    revision: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,14 @@ def state_of(pid: int) -> str:
     return _stat(pid).state
 
 
+def is_suspended(pid: int) -> bool:
+    """Whether it is stopped (T) or traced (t), proc_pid_stat(5); one that cannot be seen is not known to be."""
+    try:
+        return pid > 0 and state_of(pid) in {"T", "t"}
+    except (ProcessLookupError, PermissionError):
+        return False
+
+
 def is_alive(identity: Identity) -> bool:
     """Whether that very process runs; a zombie does not. Without start ticks the pid has to do."""
     if identity.pid <= 0 or of_another_boot(identity) or out_of_sight(identity):

@@ -1,0 +1,152 @@
+"""What the checks look at: one home and one machine, read once, changed never."""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turnout.admin import RouterClient
+from turnout.config import DEFAULT_SERVICE, Settings, Wanted
+from turnout.core.codec import NotARegistry, loads
+from turnout.core.merge import merge
+from turnout.core.model import Snapshot
+from turnout.errors import NotRunningError, RegistryUnsupportedError, TurnoutError
+from turnout.keeper_client import Hello, KeeperClient
+from turnout.service import remembered
+from turnout.system.commit import good_copy
+from turnout.system.files import Files
+from turnout.system.flock import holder_pid
+from turnout.system.home import Home, ServiceHome
+from turnout.system.process import is_alive, is_suspended
+from turnout.system.spawn_record import SpawnRecord, read_records
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One service, as far as it can be read.
+
+    Args:
+        name: its name.
+        home: where its files lie.
+        settings: those in force; else those of the configuration file; None where neither can be read.
+        unreadable: why the settings in force cannot be read; empty where they can, or there are none.
+        configured: it stands in the configuration file.
+    """
+
+    name: str
+    home: ServiceHome
+    settings: Settings | None
+    unreadable: str
+    configured: Wanted | None = None
+
+    @property
+    def registry(self) -> Path:
+        """The registry file, a link followed."""
+        named = Path(self.settings.registry) if self.settings and self.settings.registry else self.home.registry
+        return Path(os.path.realpath(named))
+
+    @functools.cached_property
+    def snapshot(self) -> Snapshot | None:
+        """What the registry says, together with its last good copy; None where neither can be read. Writes nothing."""
+        good, file = _read(good_copy(self.registry)), _read(self.registry)
+        if good is None or file is None:
+            return file or good
+        return merge(good, file)[0]
+
+    @property
+    def flag(self) -> str:
+        """What a command needs to mean this service."""
+        return "" if self.name == DEFAULT_SERVICE else f" --service {self.name}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that checks ask. The machine's own values can be put in the place of for tests.
+
+    Args:
+        home: the state directory.
+        configured: the services of the configuration file.
+        misconfigured: why that file cannot be used, and what to do; None where it can.
+        only: look at this service alone; empty: at all of them.
+        proc: where proc(5) is mounted.
+        nofile: RLIMIT_NOFILE, soft and hard.
+        uid: whose files they should be.
+        clock: wall-clock seconds.
+    """
+
+    home: Home
+    configured: Mapping[str, Wanted] = field(default_factory=dict[str, Wanted])
+    misconfigured: TurnoutError | None = None
+    only: str = ""
+    proc: Path = Path("/proc")
+    nofile: tuple[int, int] = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE))
+    uid: int = field(default_factory=os.geteuid)
+    clock: Callable[[], float] = time.time
+
+    @functools.cached_property
+    def subjects(self) -> list[Subject]:
+        """The services that have been here or are configured, by name."""
+        try:
+            names = {entry.name for entry in self.home.services.iterdir() if entry.is_dir()}
+        except OSError:
+            names = set[str]()
+        names |= set(self.configured)
+        return [self._subject(name) for name in sorted(names) if self.only in {"", name}]
+
+    def _subject(self, name: str) -> Subject:
+        home, configured = ServiceHome(name, self.home.services / name), self.configured.get(name)
+        try:
+            settings, why = remembered(home), ""
+        except TurnoutError as error:
+            settings, why = None, error.message
+        return Subject(name, home, settings or (configured.settings if configured else None), why, configured)
+
+    @functools.cached_property
+    def keeper(self) -> Hello | None:
+        """What the keeper says of itself; None where none answers. One that is suspended is not waited for."""
+        if is_suspended(holder_pid(self.home.keeper_lock, proc=self.proc) or 0):
+            return None
+        try:
+            with KeeperClient.connect(self.home) as keeper:
+                return keeper.hello()
+        except (TurnoutError, OSError, KeyError):
+            return None
+
+    @functools.cached_property
+    def asked_router(self) -> tuple[dict[str, Any] | None, str]:
+        """What the router says of itself, or None and why it does not."""
+        try:
+            return RouterClient(self.home).status(), ""
+        except NotRunningError:
+            return None, "none answers"
+        except (TurnoutError, OSError) as error:
+            return None, error.message if isinstance(error, TurnoutError) else str(error)
+
+    @property
+    def router(self) -> dict[str, Any] | None:
+        return self.asked_router[0]
+
+    @functools.cached_property
+    def router_processes(self) -> list[SpawnRecord]:
+        """The routers of this home that run, whether they answer or not."""
+        return [record for record in read_records(self.home.root).values() if is_alive(record.identity)]
+
+    def sysctl(self, name: str) -> str | None:
+        """The value of ``net.core.somaxconn`` and the like; None where this system has no such thing."""
+        try:
+            return (self.proc / "sys" / name.replace(".", "/")).read_text().strip()
+        except OSError:
+            return None
+
+
+def _read(path: Path) -> Snapshot | None:
+    try:
+        return loads(Files().read(path)[0]).snapshot
+    except (OSError, NotARegistry, RegistryUnsupportedError):
+        return None

@@ -1,0 +1,239 @@
+"""The same fields, with the right types, in every state and every view: text, --json, the admin socket."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from e2e_support import Turnout, line_daemon
+from process_support import Started
+from support import eventually
+from turnout.admin import RouterClient
+from turnout.cli import cli
+from turnout.cli.figures import moment
+from turnout.core.deployment import abort_deploy, begin_deploy, finish_deploy, mark_candidate_healthy
+from turnout.core.membership import register_daemon
+from turnout.core.model import Cause, Snapshot
+from turnout.core.outcome import Outcome
+from turnout.system.process import own_identity
+from turnout.system.spawn import choose_port
+from turnout.telemetry import DeploymentStatus, Role, Status
+
+# the contract of DESIGN: names and types of the rollout's fields
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "generation": int,
+    "state": str,
+    "active_boot_id": str,
+    "candidate_boot_id": str,
+    "old_boot_id": str,
+    "health_fail_streak": int,
+    "rollback_reason": str,
+    "switch_ts": float,
+    "observe_remaining_s": (float, type(None)),
+    "revision": int,
+    "cause": str,
+}
+SERVICE = {"name", "listen", "strategy", "desired", "held", "restart", "router", "deployment", "daemons", "problems"}
+SERVICE |= {"unwell", "settings", "counters", "troubles"}
+ROUTER = {"pid", "alive", "plane", "applied_revision", "uptime_s", "version", "leaving"}
+DAEMON: dict[str, type | tuple[type, ...]] = {
+    "boot_id": str,
+    "version": str,
+    "pid": int,
+    "host": str,
+    "port": int,
+    "role": str,
+    "alive": bool,
+    "healthy": (bool, type(None)),
+    "reason": str,
+    "connections": (int, type(None)),
+    "bytes_in": (int, type(None)),
+    "bytes_out": (int, type(None)),
+    "started_ts": float,
+    "suspended": bool,
+}
+
+
+@dataclass(frozen=True)
+class Views:
+    """One state as each view tells it; ``socket`` is None where no router answers."""
+
+    state: str
+    text: list[str]
+    json: dict[str, Any]
+    socket: dict[str, Any] | None
+
+
+STATES = ("idle", "starting", "rolling_back", "ready", "switched", "paused", "stopped", "not running")
+GENERATIONS = dict(zip(STATES, (1, 2, 3, 4, 5, 5, 5, 5), strict=True))
+
+
+class Tour:
+    """One service, brought from state to state."""
+
+    def __init__(self, turnout: Turnout, started: Started) -> None:
+        self.turnout = turnout
+        self.started = started
+        self.seen: dict[str, Views] = {}
+
+    def go(self) -> dict[str, Views]:
+        self.turnout.configure(line_daemon("--version", "v1"), observe="10m")
+        self.turnout.run("up")
+        self.look("idle")
+        for state, cause in (("starting", Cause.DEPLOY), ("rolling_back", Cause.ROLLBACK)):
+            self.begin(cause)
+            self.look(state)
+            self.abort()
+        self.begin(Cause.DEPLOY)
+        candidate = replace(self.started.demo(version="next").daemon, boot_id="next", version="next", owned=False)
+        self.event(lambda snap: register_daemon(snap, candidate))
+        self.event(lambda snap: mark_candidate_healthy(snap, 4, "next"))
+        self.look("ready")
+        self.abort()
+        self.turnout.configure(line_daemon("--version", "v2"), version="v2", observe="10m")
+        self.turnout.run("deploy", "--detach")
+        self.look("switched")
+        self.event(lambda snap: finish_deploy(snap, 5))
+        for verb, state in (("pause", "paused"), ("stop", "stopped"), ("down", "not running")):
+            self.turnout.run(verb)
+            self.look(state)
+        return self.seen
+
+    def begin(self, cause: Cause) -> None:
+        self.event(lambda snap: begin_deploy(snap, "next", owner=own_identity(), cause=cause))
+
+    def abort(self) -> None:
+        generation = self.turnout.snapshot().deployment.generation
+        self.event(lambda snap: abort_deploy(snap, generation, reason=""))
+
+    def event(self, change: Callable[[Snapshot], Outcome]) -> None:
+        assert self.turnout.registry.update(change).applied
+
+    def look(self, state: str) -> None:
+        block = self.turnout.snapshot().deployment
+        socket = None
+        if state != "not running":
+            RouterClient(self.turnout.home).wait_applied("default", block.revision, timeout_s=20)
+            active = block.active_boot_id
+            eventually(lambda: not active or self.asked()["healthy"].get(active), why="never healthy")
+            socket = self.asked()
+        run = CliRunner().invoke
+        text = run(cli, ["status"], env=self.turnout.env)
+        told = run(cli, ["status", "--json"], env=self.turnout.env)
+        assert (text.exit_code, told.exit_code) == (0, 0), text.output
+        (service,) = json.loads(told.stdout)["services"]
+        self.seen[state] = Views(state, text.stdout.splitlines(), service, socket)
+
+    def asked(self) -> dict[str, Any]:
+        found: dict[str, Any] = RouterClient(self.turnout.home).status(timeout_s=20)["services"]["default"]
+        return found
+
+
+@pytest.fixture(scope="module")
+def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Views]]:
+    with choose_port() as reserved:
+        port = reserved.port
+    turnout = Turnout(tmp_path_factory.mktemp("views") / "home", port)
+    try:
+        with Started() as started:
+            yield Tour(turnout, started).go()
+    finally:
+        turnout.end()
+
+
+@pytest.fixture(params=STATES)
+def views(request: pytest.FixtureRequest, tour: dict[str, Views]) -> Views:
+    return tour[request.param]
+
+
+def test_json_has_every_field_with_its_type(views: Views) -> None:
+    assert set(views.json) >= SERVICE
+    assert set(views.json["router"]) >= ROUTER
+    assert set(views.json["deployment"]) >= FIELDS.keys()
+    for name, kind in FIELDS.items():
+        assert isinstance(views.json["deployment"][name], kind), name
+    for daemon in views.json["daemons"]:
+        assert daemon.keys() >= DAEMON.keys()
+        for name, kind in DAEMON.items():
+            assert isinstance(daemon[name], kind), name
+        assert daemon["role"] in get_args(Role)
+    msgspec.convert({"schema": 1, "services": [views.json]}, Status, strict=True)
+
+
+def test_json_tells_the_state(views: Views) -> None:
+    block = views.json["deployment"]
+    expected = {"paused": "idle", "stopped": "idle", "not running": "idle"}.get(views.state, views.state)
+    assert block["state"] == expected
+    desired = {"paused": "paused", "stopped": "stopped", "not running": "stopped"}.get(views.state, "running")
+    assert views.json["desired"] == desired
+    assert views.json["router"]["alive"] is (views.state != "not running")
+    assert (block["active_boot_id"] == "") is (views.state in {"stopped", "not running"})
+    assert (block["candidate_boot_id"] == "next") is (views.state in {"starting", "rolling_back", "ready"})
+    assert (block["old_boot_id"] != "") is (views.state == "switched")
+    assert (block["observe_remaining_s"] is not None) is (views.state == "switched")
+    assert block["generation"] == GENERATIONS[views.state]
+
+
+def test_the_admin_socket_has_the_same_fields_and_values(views: Views) -> None:
+    if views.socket is None:
+        assert views.json["router"] == dict.fromkeys(ROUTER) | {"alive": False, "leaving": []}
+        assert views.json["held"] is None
+        return
+    block = views.socket["deployment"]
+    msgspec.convert(block, DeploymentStatus, strict=True)
+    for name, kind in FIELDS.items():
+        assert isinstance(block[name], kind), name
+        if name != "observe_remaining_s":
+            assert block[name] == views.json["deployment"][name], name
+    remaining, earlier = block["observe_remaining_s"], views.json["deployment"]["observe_remaining_s"]
+    assert (remaining is None) is (earlier is None)
+    assert remaining is None or 0 < earlier <= remaining <= 600, "the window counts down"
+    assert views.socket["desired"] == views.json["desired"]
+    assert views.socket["applied_revision"] == views.json["deployment"]["revision"]
+
+
+def test_the_text_is_five_lines_with_the_same_values(views: Views) -> None:
+    assert len(views.text) == 5, views.text
+    head, active, others, rollout, router = views.text
+    block = views.json["deployment"]
+    assert head.startswith(f"default  {views.json['listen'][0]}  {views.json['desired']}")
+    assert active.split(",")[0].split()[:2] == ["active", block["active_boot_id"] or "none"]
+    assert f"candidate {block['candidate_boot_id'] or 'none'}" in others
+    assert f"old {block['old_boot_id'] or 'none'}" in others
+    found = re.fullmatch(
+        r"  rollout    generation (\d+), (\w+), (no window|observed for \d+ s more), (\d+) failed in a row;"
+        r" switched (never|.{19}), .* ago; rollback reason: (.+)",
+        rollout,
+    )
+    assert found, rollout
+    assert found[1] == str(block["generation"])
+    assert found[2] == block["state"]
+    assert (found[3] != "no window") is (block["observe_remaining_s"] is not None)
+    assert found[4] == str(block["health_fail_streak"])
+    assert found[5] == moment(block["switch_ts"])
+    assert found[6] == (block["rollback_reason"] or "none")
+    assert f"revision {block['revision']}" in router
+    if views.json["router"]["alive"]:
+        assert f"pid {views.json['router']['pid']}, relay" in router
+    else:
+        assert "none" in router
+
+
+def test_the_first_line_says_what_is_wrong_or_that_all_is_well(views: Views) -> None:
+    said = {"paused": "WARN: paused", "stopped": "by hand  -> turnout start", "not running": "by hand  -> turnout up"}
+    assert said.get(views.state, "OK: ") in views.text[0]
+    assert bool(views.json["problems"]) is (views.state == "paused")
+
+
+def test_the_json_is_what_one_service_of_the_schema_promises() -> None:
+    """The contract is a subset of the struct: what is added there is added here on purpose."""
+    assert set(DeploymentStatus.__struct_fields__) >= FIELDS.keys()
+    schema = json.dumps(msgspec.json.schema(Status))
+    assert all(f'"{name}"' in schema for name in {*FIELDS, *SERVICE, *ROUTER, *DAEMON})
