@@ -87,12 +87,19 @@ class Stage:
 
     def close(self) -> None:
         self.call(self.plane.close)
+        asyncio.run_coroutine_threadsafe(_settled(), self._loop).result(20)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
         self._loop.close()
         self.front.close()
         for sock in self._sockets:
             sock.close()
+
+
+async def _settled() -> None:
+    """Tasks that were cancelled come to their end, as under asyncio.Runner."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    await asyncio.gather(*left, return_exceptions=True)
 
 
 class Daemon:

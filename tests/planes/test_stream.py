@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -112,3 +116,38 @@ def test_connections_that_are_still_being_opened_end_with_the_plane() -> None:
     stage.close()
     for client in clients:
         assert client.fileno() == -1
+
+
+def test_a_plane_that_is_killed_in_a_burst_ends_it_by_a_reset() -> None:
+    """What a killed process had open is closed by the kernel in order, and half a download would look whole."""
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        script = Path(__file__).parent.with_name("stream_alone.py")
+        child = subprocess.Popen(
+            [sys.executable, str(script), str(listener.getsockname()[1])], stdout=subprocess.PIPE, text=True
+        )
+        with child, contextlib.ExitStack() as opened:
+            opened.callback(child.kill)
+            assert child.stdout is not None
+            address = ("127.0.0.1", int(child.stdout.readline()))
+            client = opened.enter_context(socket.create_connection(address, 20))
+            far, _ = listener.accept()
+            opened.enter_context(far)
+
+            def push() -> None:
+                with contextlib.suppress(OSError):
+                    while not stop.is_set():
+                        far.sendall(bytes(1 << 20))
+
+            pusher = threading.Thread(target=push)
+            pusher.start()
+            opened.callback(pusher.join, 20)
+            opened.callback(stop.set)
+            taken = 0
+            while taken < 20 << 20:
+                taken += len(client.recv(1 << 20))
+            child.kill()
+            child.wait(20)
+            _, by_reset = read_to_the_end(client)
+            assert by_reset

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Final, cast
 
 from turnout.planes.plane import Carried, Counters
-from turnout.planes.tcp import peer_of, reset_on_close
+from turnout.planes.tcp import NO_LINGER, RESET_LINGER, peer_of, reset_on_close
 
+BURST_BYTES: Final = 65536  # one read of so much begins a burst, one of less than SMALL_BYTES ends it
+SMALL_BYTES: Final = 16384
 SALVAGE_BYTES: Final = 65536
 SALVAGE_TIMES: Final = 16  # so much of what came before a reset is still read when a write met it first
 
@@ -27,6 +29,7 @@ class Leg(asyncio.Protocol):
         self.unsent = 0  # what its transport still had when it was lost
         self.ended = False  # it has sent its end of stream
         self.gone = False
+        self.in_burst = False
         self._dying = False  # to be reset as soon as it has taken what it is owed
         self._early: list[bytes] = []  # before the other one was there; one read at most, then it is paused
         self._counters = counters
@@ -47,6 +50,8 @@ class Leg(asyncio.Protocol):
         size = len(data)
         self.received += size
         self._counters.copied_bytes += size
+        if (size >= BURST_BYTES) != self.in_burst and (size >= BURST_BYTES or size < SMALL_BYTES):
+            self.burst(begins=not self.in_burst)
         self.pair.last = self
         other = self.other
         if other.transport is None:
@@ -84,6 +89,14 @@ class Leg(asyncio.Protocol):
         self.pair.one_is_gone(self, broken=exc is not None)
 
     # -- for the pair ------------------------------------------------------------------------------------------------
+
+    def burst(self, *, begins: bool) -> None:
+        """Killed in the middle of one, it must not look as if that had been all, as the kernel's own close would."""
+        self.in_burst = begins
+        if not self.other.gone:
+            with contextlib.suppress(OSError):
+                linger = RESET_LINGER if begins else NO_LINGER
+                self.other.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     def deliver_early(self) -> None:
         """The other one is there now: give it what came before."""
@@ -215,6 +228,8 @@ class LegPair:
         assert other.transport is not None
         if other.gone or self.broken:
             return
+        if leg.in_burst:
+            leg.burst(begins=False)
         if not other.ended:
             other.transport.write_eof()
             self._on_half(self)
@@ -245,6 +260,8 @@ class LegPair:
         if self.broken or any(leg.waiting_bytes() for leg in legs):
             self.reset()
         elif self.client.transport is not None and self.daemon.transport is not None:  # else once they are made
+            for leg in legs:
+                leg.burst(begins=False)
             self.client.transport.close()
             self.daemon.transport.close()
 

@@ -8,6 +8,7 @@ connections, and of those that wait, is looked at once a second.
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -144,7 +145,7 @@ class Stream:
         self._tallies.of(target.boot_id).pairs.add(pair)
         task = self._loop.create_task(self._open(pair))
         self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+        task.add_done_callback(functools.partial(self._opened, pair))
 
     async def _open(self, pair: LegPair) -> None:
         """Transports for both; what comes from the first before the second is there waits in its leg."""
@@ -153,10 +154,13 @@ class Stream:
             await self._loop.connect_accepted_socket(lambda: pair.client, sock=pair.client.sock)
         except OSError:  # one of the two has gone by now
             pair.reset()
-        finally:
-            for leg in (pair.client, pair.daemon):
-                if leg.transport is None:
-                    leg.never_made()
+
+    def _opened(self, pair: LegPair, task: asyncio.Task[None]) -> None:
+        """Not a part of the task: one that is cancelled before its first step runs nothing of it."""
+        self._opening.discard(task)
+        for leg in (pair.client, pair.daemon):
+            if leg.transport is None:
+                leg.never_made()
 
     # -- what becomes of connections ---------------------------------------------------------------------------------
 
