@@ -23,7 +23,7 @@ def test_a_changed_file_is_taken_over_and_what_cannot_be_is_in_status(turnout: T
     toml.write_text(text + 'hold = { max = 7, timeout = "9s" }\nplane = "stream"\n')
     later = eventually(lambda: turnout.status()["settings"]["later"])
     assert later == ["plane: turnout up, then turnout router --replace"]
-    assert "not taken over: plane" in turnout.run("status").stdout
+    assert "later      plane: turnout up" in turnout.run("status", "-v").stdout
     assert "reloaded: hold_max, hold_timeout_s" in turnout.home.router_log.read_text()
     toml.write_text("this is no TOML")
     assert str(toml) in eventually(lambda: turnout.status()["settings"]["error"])
