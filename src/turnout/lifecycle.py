@@ -489,11 +489,12 @@ class Lifecycle:
     def _owned_left(self) -> list[Daemon]:
         return [d for d in self.service.registry.read().snapshot.daemons.values() if d.owned]
 
-    def _wait_gone(self, timeout_s: float) -> None:
+    def _wait_gone(self, timeout_s: float, *, ended: bool = False) -> None:
+        """Until no daemon of ours has an entry; ``ended``: until none lives, since only a router forgets entries."""
         deadline = time.monotonic() + timeout_s
-        while self._owned_left():
+        while left := [daemon for daemon in self._owned_left() if not ended or is_alive(daemon.identity)]:
             if time.monotonic() > deadline:
-                names = ", ".join(daemon_name(daemon) for daemon in self._owned_left())
+                names = ", ".join(daemon_name(daemon) for daemon in left)
                 raise TimedOutError(f"still there after {timeout_s:g} s: {names}", hint="turnout status")
             time.sleep(POLL_S)
 
@@ -501,7 +502,7 @@ class Lifecycle:
         """Give what is connected the drain grace, then stop the daemons whatever they still have."""
         settings = self.service.settings
         with suppress(TimedOutError):
-            self._wait_gone(settings.drain_grace_s)
+            self._wait_gone(settings.drain_grace_s, ended=True)
         keeper = self._ground.keeper
         for daemon in self._owned_left():
             keeper.stop(

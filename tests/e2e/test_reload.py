@@ -10,6 +10,7 @@ from e2e_support import Turnout, ask, line_daemon
 from support import eventually
 from turnout.core.model import Desired
 from turnout.demo.load import Load, line_exchange
+from turnout.system.flock import holder_pid
 from turnout.system.process import identify, is_alive
 
 
@@ -84,6 +85,8 @@ def test_a_second_sigterm_to_the_keeper_does_not_wait(turnout: Turnout) -> None:
         turnout.kill(keeper.pid, signal.SIGTERM)
         eventually(lambda: not is_alive(keeper), timeout_s=60)
     assert turnout.processes() == {}
+    lock = turnout.home.service("default").root / "lifecycle.lock"
+    eventually(lambda: holder_pid(lock) is None, timeout_s=60, why="the verb waits on, for daemons that are dead")
 
 
 def test_a_keeper_that_goes_down_starts_nothing_new(turnout: Turnout) -> None:
