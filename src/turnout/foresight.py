@@ -13,6 +13,7 @@ from turnout.core.deployment import abort_deploy, begin_deploy
 from turnout.core.model import Cause, Daemon, Desired, Snapshot, State
 from turnout.core.outcome import explain
 from turnout.errors import ConflictError, NotRunningError, UsageError
+from turnout.ground import check_command
 from turnout.keeper_client import Hello, KeeperClient, bind_error
 from turnout.rollout import daemon_name
 from turnout.service import Service, remembered
@@ -124,6 +125,7 @@ class _Foresight:
     # -- what all verbs that need a router do first -------------------------------------------------------------------
 
     def _ground(self) -> None:
+        check_command(self._wanted)
         before = remembered(self._service.home)
         changed = [
             f"{field} {getattr(before, field)} -> {getattr(self._settings, field)}"

@@ -26,6 +26,24 @@ SILENT_AFTER_S: Final = 5.0
 POLL_S: Final = 0.02
 
 
+def check_command(wanted: Wanted) -> None:
+    """Find out whether the command that is asked for can run at all; none is asked for: there is nothing to check.
+
+    Raises:
+        UsageError: it names the service's own port.
+        SpawnError: it cannot be run.
+    """
+    if not wanted.command:
+        return
+    own = names_own_port(wanted.command, {address.port for address in wanted.settings.listen})
+    if own:
+        raise UsageError(
+            f"the command names port {own}, where the service itself listens: it would wait for itself",
+            hint="put {port} in its place; the daemon gets a port of its own",
+        )
+    resolve_command(wanted.command, wanted.cwd or str(Path.cwd()), os.environ)
+
+
 class Ground:
     """Keeper and router as one verb needs them. Owns the line to the keeper until closed.
 
@@ -135,14 +153,7 @@ class Ground:
             ConflictError: the service runs, and cannot be changed into what is wanted while it does.
             SpawnError: the command cannot be run.
         """
-        if self._wanted.command:
-            own = names_own_port(self._wanted.command, {address.port for address in self._wanted.settings.listen})
-            if own:
-                raise UsageError(
-                    f"the command names port {own}, where the service itself listens: it would wait for itself",
-                    hint="put {port} in its place; the daemon gets a port of its own",
-                )
-            resolve_command(self._wanted.command, self._wanted.cwd or str(Path.cwd()), os.environ)
+        check_command(self._wanted)
         settings = self._wanted.settings
         known: Sequence[tuple[str, int]] = ()
         try:

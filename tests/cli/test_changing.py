@@ -78,6 +78,8 @@ def test_a_dry_run_before_anything_runs_tells_it_and_makes_not_even_a_directory(
     ):
         assert part in said
     assert "no-such-daemon" in would(turnout, "up", "--", "no-such-daemon", code=1)
+    loop = ["server", "--port", str(turnout.port)]
+    assert "names port" in would(turnout, "up", "--listen", f"127.0.0.1:{turnout.port}", "--", *loop, code=2)
     with socket.create_server(turnout.address):
         listen = f"127.0.0.1:{turnout.port}"
         assert "is in use by pid" in would(turnout, "up", "--listen", listen, "--", *line_daemon(), code=1)
