@@ -79,8 +79,8 @@ STREAMS: Final = _case("bulk, 16 streams", next(case for case in BULK if case.lo
 SWITCH: Final = "switch"
 CASES: Final = (ONE, FIFTY, CONNECT, STREAMS)
 SWITCHED: Final = Guarded(SWITCH, "first_ms", 1.00)
-# Of one connection the added latency is the quiet figure: within 3 % also on a machine with load 18. Its CPU time is not:
-# a poller that stays while traffic is dense goes round the loop each time that it was kept from the core.
+# Of one connection the added latency is the quiet figure: within 3 % also on a machine with load 18. Its CPU time is
+# not: a poller that stays while traffic is dense goes round the loop each time that it was kept from the core.
 GUARDED: Final = (
     Guarded(ONE.name, "cpu_us", 0.50),
     Guarded(ONE.name, "added_us", 0.10),
