@@ -6,31 +6,46 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
+
+from programs import wheel
 
 NOBODY = 65534
 
 
-class Postgres:
-    """One data directory and the commands for it.
+@contextmanager
+def readable_copy() -> Iterator[Path]:
+    """The programs of the pgserver package where every user may look: a directory, with them in pgserver/pginstall/bin.
 
-    PostgreSQL refuses to run as root. Then it runs as another user, who may look into directories of root's (the
-    test's, this environment's) but not write there.
+    PostgreSQL refuses to run as root, and nobody may not look into pytest's directories, nor perhaps into ours.
     """
+    found = wheel("pgserver")
+    with tempfile.TemporaryDirectory(prefix="turnout-postgres-", ignore_cleanup_errors=True) as made:
+        directory = Path(made)
+        directory.chmod(0o755)
+        for name in ("pgserver", "pgserver.libs"):  # side by side: the programs look for their libraries so
+            shutil.copytree(found.with_name(name), directory / name, ignore=shutil.ignore_patterns("include", "*.a"))
+        yield directory
 
-    def __init__(self, binaries: Path, directory: Path) -> None:
-        self._bin = binaries
+
+class Postgres:
+    """One data directory and the commands for it, in a directory that :func:`readable_copy` made."""
+
+    def __init__(self, directory: Path) -> None:
+        self._bin = directory / "pgserver" / "pginstall" / "bin"
         self.data = directory / "pgdata"
         self.data.mkdir(mode=0o700)
         self._as: list[str] = []
         if os.geteuid() == 0:
             os.chown(self.data, NOBODY, NOBODY)
-            user = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
             setpriv = shutil.which("setpriv")
             assert setpriv, "util-linux"
-            self._as = [setpriv, *user, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+            self._as = [setpriv, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
         initdb = [*self._as, str(self._bin / "initdb"), "-D", str(self.data), "-U", "postgres"]
         subprocess.run(
             [*initdb, "--auth=trust", "--no-sync", "-E", "utf8"], check=True, capture_output=True, cwd="/", timeout=120

@@ -87,6 +87,7 @@ class RestartStatus(msgspec.Struct, frozen=True, kw_only=True):
 class UnwellStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The active daemon runs and has failed ``failures`` checks in a row, for ``for_s`` seconds."""
 
+    boot_id: str
     failures: int
     for_s: float
     reason: str

@@ -101,7 +101,7 @@ def test_a_dry_run_of_each_verb_tells_what_the_verb_then_does(turnout: Turnout) 
     assert "there is no earlier build" in would(turnout, "rollback", code=2)
     turnout.run("deploy", "--detach")
     assert f"switch back to {active}" in would(turnout, "rollback")
-    assert "rollout 2 is still observed" in would(turnout, "deploy", code=6)
+    assert "the rollout of generation 2 is still observed" in would(turnout, "deploy", code=6)
     assert "begin generation 3 (deploy)" in would(turnout, "deploy", "--supersede")
     assert "hold new connections" in would(turnout, "pause")
     assert would(turnout, "resume") == "would do nothing: it is so already\n"

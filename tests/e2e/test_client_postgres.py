@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 
 from e2e_support import Turnout
-from programs import wheel
+from postgres_support import readable_copy
 from repeated import POLITE, output_of, over_and_over
 from support import report, scaled
 
@@ -44,13 +42,7 @@ class Installed:
 
 @pytest.fixture
 def postgres() -> Iterator[Installed]:
-    """Servers refuse to run as root; nobody may not look into pytest's directories, nor perhaps into ours."""
-    found = wheel("pgserver")
-    with tempfile.TemporaryDirectory(prefix="turnout-postgres-", ignore_cleanup_errors=True) as made:
-        directory = Path(made)
-        directory.chmod(0o755)
-        for name in ("pgserver", "pgserver.libs"):  # side by side: the programs look for their libraries so
-            shutil.copytree(found.with_name(name), directory / name, ignore=shutil.ignore_patterns("include", "*.a"))
+    with readable_copy() as directory:
         installed = Installed(directory / "pgserver" / "pginstall", directory / "data" / "template")
         (directory / "data").mkdir()
         other: dict[str, Any] = {"cwd": directory}

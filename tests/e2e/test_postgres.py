@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from e2e_support import Turnout
-from postgres_support import Pgbench, Postgres
-from programs import wheel
+from postgres_support import Pgbench, Postgres, readable_copy
 from support import eventually, report, scaled
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Postgres:
-    return Postgres(wheel("pgserver") / "pginstall" / "bin", tmp_path)
+def postgres() -> Iterator[Postgres]:
+    with readable_copy() as directory:
+        yield Postgres(directory)
 
 
 def up(turnout: Turnout, *command: str, strategy: str | None = None) -> str:

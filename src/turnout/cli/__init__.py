@@ -14,6 +14,8 @@ from turnout.cli.complain import complain, from_click, wants_json
 from turnout.cli.lazy import LazyGroup
 from turnout.errors import InterruptedByUserError, TurnoutError
 
+INTERRUPT_AGAIN_S = 0.01
+
 EXAMPLES = """
 \b
 Examples:
@@ -41,6 +43,7 @@ def main() -> None:
     """Entry point: every error is one line that says what and why, then ``hint:``; the exit code tells its kind."""
     _open_standard_descriptors()
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _again_if_interrupted
     as_json = wants_json(sys.argv[1:])
     try:
         code = cli.main(prog_name="turnout", standalone_mode=False)
@@ -74,6 +77,20 @@ def _open_standard_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def _again_if_interrupted(lost: sys.UnraisableHookArgs) -> None:
+    """An interrupt that fell into a callback of the interpreter's own (each import has one) is ignored there.
+
+    It is raised once more a moment later, when that callback is over.
+    """
+    if lost.exc_type is KeyboardInterrupt:
+        import _thread  # noqa: PLC0415  # only then
+        import threading  # noqa: PLC0415
+
+        threading.Timer(INTERRUPT_AGAIN_S, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

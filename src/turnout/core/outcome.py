@@ -72,7 +72,7 @@ def explain(outcome: Outcome) -> str:
         Reason.UNKNOWN_DAEMON: "the registry does not know that daemon",
         Reason.ACTIVE_CHANGED: f"the active daemon is {block.active_boot_id or 'none'} by now",
         Reason.GENERATION_CHANGED: f"the deployment stands at generation {block.generation}",
-        Reason.IN_PROGRESS: f"rollout {block.generation} is {_phase(block)}",
+        Reason.IN_PROGRESS: f"the rollout of generation {block.generation} is {_phase(block)}",
         Reason.RESTORE_UNAVAILABLE: "there is no previous daemon to go back to",
         Reason.NOT_ACTIVE: "that daemon is not active",
         Reason.CANDIDATE_IS_ACTIVE: "the candidate is the active daemon itself",
