@@ -8,12 +8,16 @@ stands, and what that means for the other direction. The pump asks :func:`step` 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
+from functools import cache
 from typing import Final, NamedTuple
 
 
-class FlowState(Enum):
-    """How one direction stands. "The rest" is what was taken from the source and not yet taken by the destination."""
+class FlowState(IntEnum):
+    """How one direction stands. "The rest" is what was taken from the source and not yet taken by the destination.
+
+    Numbers, for the hash of a plain Enum member is a call into Python.
+    """
 
     FLOWING = auto()  # nothing waits; the source is watched and read
     BLOCKED = auto()  # the rest waits for the destination; the source is not read, but still heard
@@ -33,7 +37,7 @@ for _state in FlowState:
     _state.orphaned = _state in {FlowState.ORPHANED, FlowState.ORPHANED_BLOCKED}
 
 
-class FlowEvent(Enum):
+class FlowEvent(IntEnum):
     """What was met. Each comes from one call, or from one report of the kernel."""
 
     STALLED = auto()  # the destination did not take all of it
@@ -89,6 +93,7 @@ TRANSITIONS: Final[Mapping[tuple[FlowState, FlowEvent], tuple[FlowState, tuple[D
 }
 
 
+@cache  # there are a few hundred questions, and two or three are asked for every connection
 def step(state: FlowState, back: FlowState, broken: bool, event: FlowEvent) -> Step:
     """Decide what an event of one direction means.
 

@@ -26,6 +26,7 @@ BUFFER_BYTES: Final = 65536
 SMALL_BYTES: Final = 16384
 SMALL_TIMES: Final = 4  # so many small transfers in a row end a burst
 AGAIN_AT_ONCE: Final = 64  # flows that are read on in one round without being told
+UNWATCHED: Final = -1
 FLOWING: Final = FlowState.FLOWING
 
 
@@ -56,7 +57,7 @@ class Flow:
         "src",
         "src_fd",
         "state",
-        "watched",
+        "watch",
     )
 
     def __init__(self, src: socket.socket, dst: socket.socket, pair: Pair, pump: Pump) -> None:
@@ -74,7 +75,7 @@ class Flow:
         self.small = 0
         self.count = 0
         self.state = FLOWING
-        self.watched = True  # src is in the epoll
+        self.watch = EIN  # what the epoll watches src for; UNWATCHED: it is not in there
 
 
 class Pair:
@@ -205,7 +206,7 @@ class Pump:
                 case Do.WATCH:
                     self._watch_both(flow)
                 case Do.UNWATCH:
-                    flow.watched = False
+                    flow.watch = UNWATCHED
                     self._epoll.unregister(flow.src_fd)
                 case Do.SHUT_DOWN:
                     try:
@@ -225,9 +226,12 @@ class Pump:
     def _watch_both(self, flow: Flow) -> None:
         """Tell the epoll what both ends are waited for now."""
         for one in (flow, flow.rev):
-            if one.watched:
+            if one.watch != UNWATCHED:
                 readable, writable = waits_for(one.state, one.rev.state)
-                self._watch(one.src_fd, (EIN if readable else 0) | (EOUT if writable else 0))
+                events = (EIN if readable else 0) | (EOUT if writable else 0)
+                if events != one.watch:
+                    one.watch = events
+                    self._epoll.modify(one.src_fd, events)
 
     # -- moving bytes ------------------------------------------------------------------------------------------------
 
