@@ -51,6 +51,11 @@ def main(kind: str) -> None:
         over_ipv6(stage, clients)
     finally:
         stage.close()
+    stage = Stage(kind)
+    try:
+        to_nobody(stage)
+    finally:
+        stage.close()
 
 
 def over_ipv4(stage: Stage, clients: Clients) -> None:
@@ -98,6 +103,24 @@ def over_ipv6(stage: Stage, clients: Clients) -> None:
         far.settimeout(20)
         assert far.recv(4) == b"late"
         far.close()
+
+
+def to_nobody(stage: Stage) -> None:
+    """The only port there is to come from is the daemon's own: with nobody listening TCP meets itself."""
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("41050 41050\n")
+    stage.call(lambda: stage.plane.point_at(Target("late", "127.0.0.1", 41050), patience_s=20.0))
+    client = socket.socket()
+    client.settimeout(20)
+    client.setsockopt(socket.IPPROTO_IP, 24, 1)  # IP_BIND_ADDRESS_NO_PORT, as above
+    client.bind(("127.0.2.1", 0))
+    client.connect(stage.address)
+    client.sendall(b"hello")
+    eventually(lambda: stage.plane.counters.connect_failed, why="it was served by itself")
+    listener = socket.create_server(("127.0.0.1", 41050))
+    listener.settimeout(20)
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("41050 41059\n")
+    far, _ = listener.accept()
+    assert far.recv(5) == b"hello"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from turnout.planes.hold import Hold, Waiting
 from turnout.planes.plane import Counters, Target
 from turnout.planes.policy import Policy
 from turnout.planes.readiness import EIN, EOUT, Readiness
-from turnout.planes.sources import Sources
+from turnout.planes.sources import Sources, may_be_a_source
 from turnout.planes.tcp import INHERITS, is_loopback, reset_on_close, set_up
 
 ACCEPTS_PER_WAKEUP: Final = 64
@@ -84,6 +84,7 @@ class Front:
         self._target: Target | None = None
         self._family = socket.AF_INET
         self._far = False
+        self._meets_itself = False  # an outgoing connection may be given the daemon's own port
         self._patience_s = 0.0
         self._closed = False
         self._no_resources = False
@@ -114,6 +115,7 @@ class Front:
         if target is not None:
             self._family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
             self._far = not is_loopback(target.host)
+            self._meets_itself = not self._far and may_be_a_source(target.port)
         self._sources.last = 1
         self._probe_pause_s = PROBE_FIRST_S
         self._probe_at = 0.0
@@ -258,6 +260,10 @@ class Front:
             code = sources.connect(daemon, address)
         if code == errno.EINPROGRESS:  # a second look usually finds it done
             code = daemon.connect_ex(address)
+        if self._meets_itself and code in {0, errno.EISCONN} and daemon.getsockname()[:2] == address:
+            # RFC 9293, 3.5: with nobody listening TCP can meet itself, and would keep the port from the daemon
+            reset_on_close(daemon)
+            code = errno.ECONNREFUSED
         if code == 0 or code == errno.EISCONN:  # noqa: PLR1714  # a set made for each connection costs more
             self._hand_over(waiting, daemon, target)
             return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from turnout.planes.plane import Counters
@@ -13,6 +14,17 @@ from turnout.planes.tcp import is_loopback
 SOURCES: Final = 64  # 127.0.0.1 … 127.0.0.64: 1.8 million connections
 FIRST_AGAIN_S: Final = 5.0
 _LATE_PORT: Final = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # ip(7), Linux 4.2; Python names it from 3.12 on
+
+_RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def may_be_a_source(port: int) -> bool:
+    """Whether an outgoing connection may get this port by itself (ip(7)); where that is not told, Linux' default."""
+    try:
+        low, high = map(int, _RANGE.read_text().split())
+    except (OSError, ValueError):
+        low, high = 32768, 60999
+    return low <= port <= high
 
 
 class Sources:
