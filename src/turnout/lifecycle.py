@@ -13,10 +13,10 @@ from turnout.core.deployment import rollback_active, set_desired
 from turnout.core.membership import hasten_drain
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, State
 from turnout.core.outcome import explain
+from turnout.daemon_naming import attached_boot_id, daemon_name
 from turnout.errors import ConflictError, NotRunningError, UsageError
 from turnout.ground import ROUTER_TIMEOUT_S
 from turnout.locked_service import Done, LockedService
-from turnout.rollout import attached_boot_id, daemon_name
 from turnout.system.probe import probe
 from turnout.system.process import identify, is_alive
 from turnout.system.sockets import who_listens

@@ -15,10 +15,11 @@ from turnout.config import Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, set_desired
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome, explain
+from turnout.daemon_naming import daemon_name
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import POLL_S, SILENT_AFTER_S, Ground
 from turnout.recreate import RecreateRun
-from turnout.rollout import OnStep, RolloutRun, Step, Switched, daemon_name
+from turnout.rollout import OnStep, RolloutRun, Step, Switched
 from turnout.service import Service
 from turnout.system.builds import Build
 from turnout.system.files import Files, write_durably
