@@ -5,7 +5,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from turnout.config import Address, Settings, dump_settings, duration, fit, load_file, load_settings, parse_address
+from turnout.config import Address, Settings, dump_settings, duration, fit, load_settings, parse_address
+from turnout.config_file import load_file
 from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import ConfigError, UsageError
 from turnout.planes.policy import Policy, networks

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from support import eventually
-from turnout.config import Settings, load_file
+from turnout.config import Settings
+from turnout.config_file import load_file
 from turnout.reloading import Reloading
 
 FILE = """

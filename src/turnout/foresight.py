@@ -12,10 +12,10 @@ from turnout.config import Address, Settings, Wanted
 from turnout.core.deployment import abort_deploy, begin_deploy
 from turnout.core.model import Cause, Daemon, Desired, Snapshot, State
 from turnout.core.outcome import explain
+from turnout.daemon_naming import daemon_name
 from turnout.errors import ConflictError, NotRunningError, UsageError
 from turnout.ground import check_command
 from turnout.keeper_client import Hello, KeeperClient, bind_error
-from turnout.rollout import daemon_name
 from turnout.service import Service, remembered
 from turnout.system.builds import Build
 from turnout.system.home import Home

@@ -10,31 +10,30 @@ whatever happens to the router, connections to the fixed address wait in the ker
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import math
 import os
 import resource
 import selectors
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from turnout import __version__
 from turnout.children import Child, Children, Reply
-from turnout.errors import ConflictError, NotRunningError, ProtocolError, SpawnError, TurnoutError
+from turnout.errors import NotRunningError, ProtocolError, SpawnError, TurnoutError
 from turnout.going_down import DEFAULT_TERMS, GoingDown, stop_terms
 from turnout.listening import Listening, spell
-from turnout.logfile import CHECK_EVERY_S, LogFile
+from turnout.logfile import CHECK_EVERY_S, LogFile, log_line
 from turnout.notify import notify
 from turnout.remains import LABEL, Ending
 from turnout.routers import Routers
+from turnout.signals import Signals
 from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home, check_name
+from turnout.system.keeper_lock import take_keeper_lock
 from turnout.system.process import identify
 from turnout.system.spawn import SpawnRequest, adopt_subreaper
 from turnout.system.spawn_record import read_records
@@ -53,13 +52,13 @@ class Keeper:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self._lock_fd = _take_lock(home.keeper_lock)
+        self._lock_fd = take_keeper_lock(home.keeper_lock)
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._served: dict[str, Listening] = {}
-        self._children = Children(self._selector, self._timers.after, self._child_ended, _log)
+        self._children = Children(self._selector, self._timers.after, self._child_ended, log_line)
         self._channels: set[Channel] = set()
-        self._routers = Routers(home, self._children, self._timers.after, self._served, self._send, _log)
+        self._routers = Routers(home, self._children, self._timers.after, self._served, self._send, log_line)
         self._ending = False
         self._shutting_down = False
         self._done = False
@@ -67,20 +66,17 @@ class Keeper:
         self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._socket = control.listen(home.keeper_sock)
         self._selector.register(self._socket, selectors.EVENT_READ, self._accept)
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_signal)
-        self._signals: set[int] = set()
+        self._signals = Signals()
+        self._selector.register(self._signals.fileno(), selectors.EVENT_READ, self._on_signal)
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until ``shutdown`` or a signal, then leave nothing behind."""
         adopt_subreaper()
-        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._note_signal)
+        self._signals.catch(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         self._adopt()
         self._watch_log()
         self._bound_logs()
-        _log(f"keeper {__version__} of {self.home.root}, pid {os.getpid()}")
+        log_line(f"keeper {__version__} of {self.home.root}, pid {os.getpid()}")
         ready()
         try:
             while True:
@@ -209,7 +205,7 @@ class Keeper:
             except OSError as error:
                 reply({"ok": False, "error": "bind", "errno": error.errno, "address": error.filename})
                 return
-            _log(f"service {name} listens on {spell(addresses)}")
+            log_line(f"service {name} listens on {spell(addresses)}")
             self._routers.offer(name)
         self._routers.wanted = True
         self._routers.start()
@@ -288,7 +284,7 @@ class Keeper:
             self._shut_down()
             return
         self._ending = True
-        _log("going down")
+        log_line("going down")
         notify("STOPPING=1")
         services = sorted(self._served)
         patience_s = max((stop_terms(self.home.service(name)).patience_s for name in services), default=0.0)
@@ -298,7 +294,7 @@ class Keeper:
             lambda fd, action: self._selector.register(fd, selectors.EVENT_READ, action),
             self._selector.unregister,
             lambda: self._shut_down(math.inf),
-            _log,
+            log_line,
         )
         self._timers.after(patience_s + DOWN_SLACK_S, lambda: self._shut_down(math.inf))
 
@@ -307,7 +303,7 @@ class Keeper:
         if self._shutting_down:
             return
         self._shutting_down = True
-        _log("shutting down")
+        log_line("shutting down")
         self._routers.tell_all({"op": "end"})
         for served in self._served.values():
             served.close()
@@ -345,17 +341,12 @@ class Keeper:
             channel.close()
             self._routers.lost(channel)
 
-    def _note_signal(self, number: int, _: object) -> None:
-        self._signals.add(number)
-
     def _on_signal(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
-        signals, self._signals = self._signals, set()
+        signals = self._signals.take()
         if signals & {signal.SIGTERM, signal.SIGINT}:
             self._go_down()
         if signal.SIGHUP in signals:
-            _log("SIGHUP: the routers look at their settings again; the keeper has none of its own")
+            log_line("SIGHUP: the routers look at their settings again; the keeper has none of its own")
             self._log_file.check()
             self._routers.tell_all({"op": "reload"})
         self._children.reap()
@@ -370,39 +361,13 @@ class Keeper:
         self._socket.close()
         for path in (self.home.keeper_sock, self.home.router_sock):
             path.unlink(missing_ok=True)
-        signal.set_wakeup_fd(-1)
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self._signals.close()
         os.close(self._lock_fd)
-        _log("keeper ended")
-
-
-def _take_lock(path: Path) -> int:
-    """Become the one keeper of this home, for as long as this process lives (flock(2)).
-
-    Raises:
-        ConflictError: another keeper lives.
-    """
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(fd)
-        raise ConflictError(f"a keeper already runs for {path.parent}: pid {holder}", hint="turnout status") from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
+        log_line("keeper ended")
 
 
 def _turned_away(pid: int, uid: int) -> None:
-    _log(f"keeper socket: pid {pid} of uid {uid} was turned away: it is another user's")
-
-
-def _log(text: str) -> None:
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-    with contextlib.suppress(OSError, ValueError):  # a full disk, a terminal that has gone: no reason to end
-        os.write(2, f"{stamp} {text}\n".encode(errors="replace"))
+    log_line(f"keeper socket: pid {pid} of uid {uid} was turned away: it is another user's")
 
 
 def main(argv: list[str]) -> int:
@@ -413,7 +378,7 @@ def main(argv: list[str]) -> int:
         home.create()
         keeper = Keeper(home)
     except TurnoutError as error:
-        _log(error.message)
+        log_line(error.message)
         return error.exit_code
 
     def ready() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import time
 from pathlib import Path
 
 CHECK_EVERY_S = 5.0
@@ -44,6 +46,13 @@ class LogFile:
         os.dup2(fd, 1)
         os.dup2(fd, 2)
         os.close(fd)
+
+
+def log_line(text: str) -> None:
+    """One line with its time, to standard error, which is the log file of a process in the background."""
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+    with contextlib.suppress(OSError, ValueError):  # a full disk, a terminal that has gone: no reason to end
+        os.write(2, f"{stamp} {text}\n".encode(errors="replace"))
 
 
 def _of_descriptor() -> os.stat_result | None:

@@ -8,7 +8,8 @@ from typing import Final, Literal, cast
 
 import msgspec
 
-from turnout.config import DEFAULT_LISTEN, Address, Settings, Wanted, keys, keys_in, parse_address
+from turnout.config import DEFAULT_LISTEN, Address, Settings, Wanted, parse_address
+from turnout.config_file import keys, keys_in
 from turnout.system.builds import Build
 
 Origin = Literal["flag", "environment", "file", "remembered", "derived", "default"]

@@ -12,7 +12,8 @@ from typing import Final
 
 import msgspec
 
-from turnout.config import Settings, Wanted, load_file
+from turnout.config import Settings, Wanted
+from turnout.config_file import load_file
 from turnout.errors import TurnoutError
 from turnout.system.watcher import Watcher
 

@@ -11,17 +11,15 @@ verb aborts the rollout of a dead owner, and the router stops daemons that nothi
 from __future__ import annotations
 
 import os
-import secrets
-import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Final
 
 from turnout.admin import RouterClient
+from turnout.candidate_error import candidate_error, log_tail
 from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
@@ -34,11 +32,11 @@ from turnout.core.membership import forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, explain
 from turnout.core.policy import DataOwner, owns_its_data
+from turnout.daemon_naming import new_boot_id
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import Ground
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
-from turnout.system.daemon_log import tail
 from turnout.system.probe import ProbeResult, probe, wait_healthy
 from turnout.system.process import is_alive, own_identity, provably_dead
 from turnout.system.readiness import says_not_ready
@@ -48,8 +46,6 @@ from turnout.system.spawn_record import read_records
 APPLY_TIMEOUT_S: Final = 10.0
 SPAWN_TRIES: Final = 3
 READY_AGAIN_S: Final = 0.05
-END_RECORD_TIMEOUT_S: Final = 0.5
-LOG_TAIL_LINES: Final = 12
 PORT_TAKEN: Final = ("address already in use", "eaddrinuse", "address in use")
 
 
@@ -150,7 +146,7 @@ class RolloutRun:
             self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
             result = self._wait_ready(daemon, None)
             if not result.ok:
-                raise self._candidate_error(daemon, result)
+                raise candidate_error(self._service, daemon, result)
             return self._switch(daemon, window=True)
         except BaseException as error:
             self._give_up(daemon.boot_id, "", error)
@@ -226,7 +222,7 @@ class RolloutRun:
                 return daemon
             said = log_tail(self._service.home.log(boot_id)).lower()
             if attempt == SPAWN_TRIES or not result.gone or not any(words in said for words in PORT_TAKEN):
-                raise self._candidate_error(daemon, result)
+                raise candidate_error(self._service, daemon, result)
         raise AssertionError("the last try returns or raises")
 
     def _spawn(self, boot_id: str, build: Build, build_id: str, port: int) -> Daemon:
@@ -316,7 +312,7 @@ class RolloutRun:
         result = probe(daemon, service.probe_spec, timeout_s=service.settings.health.timeout_s)
         self._tell_probe(daemon, Step.REPROBE, result, result.took_s)
         if not result.ok:
-            raise self._candidate_error(daemon, result)
+            raise candidate_error(self._service, daemon, result)
         self._on_step(Step.SWITCH, boot_id)
         outcome = self._registry.update(
             lambda snap: switch_active(snap, generation, boot_id, now=time.time(), window=window)
@@ -363,30 +359,6 @@ class RolloutRun:
         with suppress(NotRunningError, TimedOutError):  # then the router has it stopped, since nothing names it
             self._ground.keeper.stop(self._service.name, boot_id, stop_signal=settings.stop_signal, grace_s=grace_s)
 
-    def _candidate_error(self, daemon: Daemon, result: ProbeResult) -> CandidateError:
-        if result.found_port:
-            return CandidateError(
-                f"the daemon listens on port {result.found_port}, not on {daemon.port} as it was told",
-                hint="put {port} into its command (for example: --port {port}), or let it read $PORT",
-                detail=log_tail(self._service.home.log(daemon.boot_id)),
-            )
-        how = self._how_it_ended(daemon) if result.gone else ""
-        return CandidateError(
-            f"the candidate did not become healthy: {result.reason}{how}",
-            hint=f"see {self._service.home.log(daemon.boot_id)}" if daemon.owned else None,
-            detail=log_tail(self._service.home.log(daemon.boot_id)),
-        )
-
-    def _how_it_ended(self, daemon: Daemon) -> str:
-        """The exit code or the signal, which the keeper records a moment after the end."""
-        deadline = time.monotonic() + END_RECORD_TIMEOUT_S
-        while daemon.owned and time.monotonic() < deadline:
-            record = read_records(self._service.home.records).get(daemon.boot_id)
-            if record and record.ended:
-                return f" ({ending(record.ended.status)})" if record.ended.status is not None else ""
-            time.sleep(0.01)
-        return ""
-
     def _look(self, outcome: Outcome, *, wait: bool = False) -> None:
         """Have the router apply this at once. It polls the file anyway, so a router in replacement is no harm."""
         deadline = time.monotonic() + APPLY_TIMEOUT_S
@@ -410,31 +382,3 @@ class RolloutRun:
 def _wants_to_run(snap: Snapshot) -> Outcome:
     """A rollout starts a service that was stopped; one that is paused stays so until somebody resumes it."""
     return set_desired(snap, Desired.RUNNING if snap.deployment.desired is Desired.STOPPED else snap.deployment.desired)
-
-
-def ending(status: int) -> str:
-    """A wait status (wait(2)) in words."""
-    code = os.waitstatus_to_exitcode(status)
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-
-
-def daemon_name(daemon: Daemon | None) -> str:
-    """A daemon as messages name it."""
-    if daemon is None:
-        return "nothing"
-    version = f"{daemon.version}, " if daemon.version else ""
-    return f"{daemon.boot_id} ({version}pid {daemon.pid}, port {daemon.port})"
-
-
-def new_boot_id() -> str:
-    """A name for one boot of a daemon: sorts by time, never repeats."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
-
-
-def attached_boot_id(identity: Identity, port: int) -> str:
-    return f"attached-{identity.pid or 'x'}-{port}-{secrets.token_hex(2)}"
-
-
-def log_tail(path: Path, *, lines: int = LOG_TAIL_LINES, bound_bytes: int = 16384) -> str:
-    """The last lines of a log file; empty where there is none."""
-    return tail(path, lines=lines, bound_bytes=bound_bytes)

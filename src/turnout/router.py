@@ -225,7 +225,7 @@ class Router:
         """SIGHUP: look at the settings and the log file now."""
         self._log_file.check()
         for served, _ in self._services.values():
-            served.reload()
+            served.live.reload()
 
     def cut(self, service: str, boot_id: str) -> None:
         found = self._services.get(service)
@@ -272,8 +272,8 @@ class Router:
 
     def ended(self, service: str, boot_id: str) -> None:
         found = self._services.get(service)
-        if found and found[0].snapshot.deployment.active_boot_id == boot_id:
-            found[0].supervisor.poke()
+        if found:
+            found[0].supervision.process_ended(boot_id)
 
     def _compose(self, service: str) -> Served:
         home = self._home.service(service)
@@ -292,14 +292,14 @@ class Router:
             "uptime_s": time.monotonic() - self._started,
             "keeper": self._link.connected,
             "leaving": list(self._link.leaving or ()),
-            "services": {name: served.status() for name, (served, _) in self._services.items()},
+            "services": {name: served.report.status() for name, (served, _) in self._services.items()},
         }
 
     def drains(self, service: str) -> Sequence[Mapping[str, Any]]:
-        return self._services[service][0].drains()
+        return self._services[service][0].report.drains()
 
     def when_applied(self, service: str, revision: int, reply: Callable[[int], None]) -> None:
-        self._services[service][0].when_applied(revision, reply)
+        self._services[service][0].following.when_applied(revision, reply)
 
 
 def main(argv: list[str]) -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from turnout.config import load_file
+from turnout.config_file import load_file
 from turnout.errors import NoSuchServiceError, UsageError
 from turnout.service import remembered
 from turnout.system.home import Home

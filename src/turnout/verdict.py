@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from turnout.candidate_error import log_tail
 from turnout.core.model import Cause, Snapshot, State
+from turnout.daemon_naming import daemon_name
 from turnout.errors import CandidateError, ConflictError, RolledBackError, TimedOutError
-from turnout.rollout import Switched, daemon_name, log_tail
+from turnout.rollout import Switched
 from turnout.service import Service
 from turnout.system.process import is_alive
 from turnout.system.watcher import Watcher

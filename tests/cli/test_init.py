@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from e2e_support import Turnout, ask
 from turnout.cli import cli
 from turnout.cli.init import written
-from turnout.config import keys, load_file
+from turnout.config_file import keys, load_file
 from turnout.detection import Proposal, proposals, running
 from turnout.origins import Configuration, duration_text
 from turnout.system.sockets import Holder

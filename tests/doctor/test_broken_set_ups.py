@@ -15,7 +15,7 @@ import pytest
 
 from doctor_support import Patient, connected_from, date_ahead, listening_on, unix_socket
 from registry_support import SNAPSHOT
-from turnout.config import load_file
+from turnout.config_file import load_file
 from turnout.core.codec import dumps
 from turnout.errors import ConfigError
 from turnout.system.builds import Build, Builds

@@ -13,7 +13,7 @@ import pytest
 
 from e2e_support import Turnout, ask, line_daemon, under_load
 from support import eventually
-from turnout.config import load_file
+from turnout.config_file import load_file
 from turnout.core.model import Identity, State
 from turnout.drainer import STRAY_EVERY_S
 from turnout.keeper_client import KeeperClient

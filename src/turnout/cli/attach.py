@@ -9,7 +9,8 @@ import msgspec
 
 from turnout.cli.options import changing, choice, foretold, listening, open_lifecycle, resolve, shaping
 from turnout.cli.report import tell
-from turnout.config import DEFAULT_LISTEN, Settings, Wanted, check, parse_address
+from turnout.config import DEFAULT_LISTEN, Settings, Wanted, parse_address
+from turnout.config_check import check
 from turnout.errors import NoSuchServiceError
 from turnout.foresight import Intent
 from turnout.verdict import await_verdict

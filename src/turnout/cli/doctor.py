@@ -11,7 +11,7 @@ from turnout.cli.figures import counted
 from turnout.cli.options import choice, reading
 from turnout.cli.status_text import COLOURS
 from turnout.cli.terminal import clean, coloured
-from turnout.config import find_file, load_file
+from turnout.config_file import find_file, load_file
 from turnout.doctor.finding import GRAVITY, Diagnosis, Finding
 from turnout.doctor.run import diagnose, diagnosis, fix
 from turnout.doctor.scene import Scene

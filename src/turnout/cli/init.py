@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from turnout.config import FILE_NAME
+from turnout.config_file import FILE_NAME
 from turnout.detection import Proposal, Running, proposals, running
 from turnout.errors import UsageError
 from turnout.system.files import Files, write_durably

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from turnout.candidate_error import log_tail
 from turnout.cli.options import choice, reading, resolve
 from turnout.errors import NotRunningError
-from turnout.rollout import log_tail
 from turnout.service import Service
 from turnout.system.home import Home
 

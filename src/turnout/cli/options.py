@@ -19,15 +19,14 @@ from turnout.config import (
     Address,
     Settings,
     Wanted,
-    check,
     duration,
-    find_file,
     fit,
-    load_file,
     parse_address,
     plane_name,
     strategy_name,
 )
+from turnout.config_check import check
+from turnout.config_file import find_file, load_file
 from turnout.errors import NoSuchServiceError, TurnoutError, UsageError
 from turnout.foresight import Intent, foretell, must_stand_at
 from turnout.lifecycle import Lifecycle

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from turnout.cli.error_report import ErrorOutput
-from turnout.config import file_schema
+from turnout.config_file import file_schema
 from turnout.doctor.finding import Diagnosis
 from turnout.origins import Configuration
 from turnout.system.journal import Line

@@ -7,7 +7,7 @@ import os
 
 import click
 
-from turnout.config import find_file
+from turnout.config_file import find_file
 from turnout.system.home import Home
 from turnout.unit import launchd_plist, plan_of, systemd_unit
 from turnout.unit_file import UnitFile

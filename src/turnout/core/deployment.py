@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from turnout.core.model import (
     Cause,
@@ -18,11 +18,10 @@ from turnout.core.model import (
     Desired,
     DrainCause,
     Identity,
-    Move,
     Snapshot,
     State,
-    Workspace,
 )
+from turnout.core.moves import moved, moved_back
 from turnout.core.outcome import Outcome, Reason, already, apply, refuse
 
 
@@ -179,7 +178,7 @@ def switch_active(snap: Snapshot, generation: int, candidate: str, *, now: float
         return refuse(snap, Reason.UNKNOWN_DAEMON)
     previous = block.active_boot_id or block.retired_boot_id
     old = previous if previous in snap.daemons else ""
-    workspaces, moves = _moved(snap.workspaces, old, fresh)
+    workspaces, moves = moved(snap.workspaces, old, fresh)
     switched = replace(
         snap,
         daemons={**snap.daemons, candidate: replace(fresh, draining=False, drain_cause=DrainCause.NONE)},
@@ -259,7 +258,7 @@ def rollback_active(snap: Snapshot, generation: int, restore: str, *, reason: st
         rollback_reason=reason or "rolled back",
         moves=(),
     )
-    return apply(replace(snap, daemons=daemons, workspaces=_moved_back(snap, failed)), restored)
+    return apply(replace(snap, daemons=daemons, workspaces=moved_back(snap, failed)), restored)
 
 
 def finish_deploy(snap: Snapshot, generation: int) -> Outcome:
@@ -387,41 +386,6 @@ def _aborted(snap: Snapshot, reason: str) -> Snapshot:
             moves=(),
         ),
     )
-
-
-def _moved(
-    workspaces: Mapping[str, Workspace], old: str, fresh: Daemon
-) -> tuple[Mapping[str, Workspace], tuple[Move, ...]]:
-    """Every workspace of ``old`` goes to ``fresh``; how it was before is kept for the way back."""
-    if not old:
-        return workspaces, ()
-    moved = dict(workspaces)
-    moves: list[Move] = []
-    for root, workspace in workspaces.items():
-        if workspace.boot_id == old:
-            moves.append(Move(root, old, workspace.http_host, workspace.http_port, workspace.http_pid))
-            moved[root] = replace(workspace, boot_id=fresh.boot_id, **_http_of(fresh))
-    return moved, tuple(moves)
-
-
-def _moved_back(snap: Snapshot, failed: str) -> Mapping[str, Workspace]:
-    """What this switch moved returns, except what a client mapped elsewhere since."""
-    workspaces = dict(snap.workspaces)
-    for move in snap.deployment.moves:
-        workspace = workspaces.get(move.root)
-        if workspace and workspace.boot_id == failed:
-            workspaces[move.root] = replace(
-                workspace,
-                boot_id=move.boot_id,
-                http_host=move.http_host,
-                http_port=move.http_port,
-                http_pid=move.http_pid,
-            )
-    return workspaces
-
-
-def _http_of(daemon: Daemon) -> dict[str, Any]:
-    return {"http_host": daemon.http_host, "http_port": daemon.http_port, "http_pid": daemon.http_pid}
 
 
 Change = Callable[[Snapshot], Outcome]

@@ -19,7 +19,8 @@ from turnout.config import DEFAULT_LISTEN, Address, Health, Settings, Wanted, pa
 from turnout.demo.load import Exchange, Load, line_exchange, redis_exchange
 from turnout.errors import NotRunningError, RolledBackError, TurnoutError
 from turnout.keeper_client import KeeperClient
-from turnout.lifecycle import Done, Lifecycle
+from turnout.lifecycle import Lifecycle
+from turnout.locked_service import Done
 from turnout.rollout import Step
 from turnout.service import Service
 from turnout.system.home import Home

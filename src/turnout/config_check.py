@@ -1,0 +1,91 @@
+"""Whether resolved settings make sense together."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+
+from turnout.config import DEFAULT_LISTEN, Address, Health, Settings
+from turnout.core.listen import exposure_problem, overlap
+from turnout.errors import UsageError
+from turnout.planes.policy import networks
+from turnout.system.probe_http import parse_statuses
+
+
+def check(settings: Settings) -> None:
+    """Hold resolved settings to what makes sense together.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+    if not settings.listen:
+        raise UsageError("listen names no address", hint=f'for example listen = "{DEFAULT_LISTEN}"')
+    both = overlap([(address.host, address.port) for address in settings.listen])
+    if both:
+        raise UsageError(f"listen names {Address(*both[0])} and {Address(*both[1])}, which are one", hint="drop one")
+    problem = exposure_problem(
+        [address.host for address in settings.listen],
+        settings.expose,
+        proxy_protocol=settings.proxy_protocol != "none",
+    )
+    if problem:
+        raise UsageError(problem[0], hint=problem[1])
+    if not hasattr(signal, f"SIG{settings.stop_signal}"):
+        raise UsageError(f"there is no signal {settings.stop_signal!r}", hint="for example TERM, INT or QUIT")
+    if not 1 <= settings.health.failures <= 1000:
+        raise UsageError("health.failures must lie in 1..1000")
+    if settings.health.interval_s < 0.01 or settings.health.timeout_s < 0.01:
+        raise UsageError("health.interval and health.timeout must be 10ms or more")
+    if settings.start_timeout_s <= 0:
+        raise UsageError("start_timeout must be more than zero")
+    needed_s = settings.stop_grace_s + settings.start_timeout_s
+    if settings.strategy == "recreate" and settings.hold_timeout_s <= needed_s:
+        raise UsageError(
+            f"strategy recreate: hold.timeout ({settings.hold_timeout_s:g} s) must outlast stop.grace"
+            f" ({settings.stop_grace_s:g} s) plus start_timeout ({settings.start_timeout_s:g} s), for clients are held"
+            " while the old daemon stops and the new one starts",
+            hint=f'hold = {{ timeout = "{math.ceil(needed_s) + 10}s" }}, or a shorter stop.grace or start_timeout',
+        )
+    if not 1 <= settings.drain_max <= 1000:
+        raise UsageError("drain.max_draining must lie in 1..1000")
+    if not 0 <= settings.hold_max <= 1_000_000:
+        raise UsageError("hold.max must lie in 0..1000000")
+    if not 0 <= settings.connections <= 10_000_000:
+        raise UsageError("limits.connections must lie in 0..10000000; 0 means no limit")
+    for name, timeout_s in (("idle_timeout", settings.idle_timeout_s), ("user_timeout", settings.user_timeout_s)):
+        if timeout_s is not None and not 0.1 <= timeout_s <= 1_000_000:
+            raise UsageError(f"limits.{name} must be 100ms or more, and 11d at most", hint='"none" turns it off')
+    try:
+        networks(settings.allow)
+    except ValueError as error:
+        raise UsageError(f"allow: {error}", hint='for example allow = ["10.0.0.0/8", "::1"]') from error
+    if settings.health.probe == "expect" and not settings.health.match:
+        raise UsageError(
+            "probe = expect needs a match", hint='for example health = { probe = "expect", match = "PONG" }'
+        )
+    if settings.health.match:
+        try:
+            re.compile(settings.health.match)
+        except re.error as error:
+            raise UsageError(f"health.match is no regular expression: {error}") from error
+    _check_asking(settings.health)
+
+
+def _check_asking(health: Health) -> None:
+    """What the probes http and exec need."""
+    try:
+        parse_statuses(health.status)
+    except ValueError as error:
+        raise UsageError(f"health.status: {error}", hint='for example "200-399", "200" or "200,204"') from error
+    if not health.path.startswith("/") or re.search(r"[^!-~]", health.path):
+        raise UsageError(
+            f"health.path: {health.path!r} is no path of a request", hint='for example "/healthz"; no blanks'
+        )
+    if re.search(r"[^!-~]", health.host):
+        raise UsageError(f"health.host: {health.host!r} is no host name", hint='for example "example.org"')
+    if health.probe == "exec" and not (health.command and health.command[0]):
+        raise UsageError(
+            "probe = exec needs a command",
+            hint='for example health = { probe = "exec", command = ["pg_isready", "-p", "{port}"] }',
+        )

@@ -1,0 +1,139 @@
+"""What the router tells of one service when it is asked, for ``turnout status`` and ``turnout drain``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+
+from turnout.core.policy import RESTART_DELAYS_S
+from turnout.drainer import Drainer
+from turnout.following import Following
+from turnout.live_settings import LiveSettings
+from turnout.planes.plane import Plane
+from turnout.status import deployment_status
+from turnout.supervision import Supervision
+from turnout.troubles import Troubles
+
+
+class ServiceReport:
+    """Only looks. Owns nothing.
+
+    Args:
+        loop: the router's.
+        plane: the service's, for counters and census.
+        live: its settings, and what of them is not in force.
+        following: the registry.
+        supervision: health, and what is due to be restarted.
+        drainer: what drains.
+        elsewhere: answers how many connections of a daemon a router that leaves still has.
+        troubles: what the plane met lately.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        plane: Plane,
+        live: LiveSettings,
+        following: Following,
+        supervision: Supervision,
+        drainer: Drainer,
+        elsewhere: Callable[[str], int],
+        troubles: Troubles,
+    ) -> None:
+        self._loop = loop
+        self._plane = plane
+        self._live = live
+        self._following = following
+        self._supervision = supervision
+        self._drainer = drainer
+        self._elsewhere = elsewhere
+        self._troubles = troubles
+
+    def status(self) -> Mapping[str, Any]:
+        """The service as it is now, for ``turnout status``."""
+        census = self._plane.census()
+        return {
+            "applied_revision": self._following.applied_revision,
+            "plane": self._plane.name,
+            "held": self._plane.counters.held_now,
+            "counters": asdict(self._plane.counters),
+            "troubles": self._troubles.lately(self._loop.time()),
+            "restart": self._restart(),
+            "settings": {"later": list(self._live.last.later), "error": self._live.last.error},
+            "unwell": self._unwell(),
+            "observe_remaining_s": (remaining_s := self._supervision.supervisor.observe_remaining_s),
+            "desired": self._following.snapshot.deployment.desired.value,
+            "deployment": msgspec.to_builtins(deployment_status(self._following.snapshot.deployment, remaining_s)),
+            "healthy": dict(self._supervision.supervisor.healthy),
+            "reasons": dict(self._supervision.supervisor.reasons),
+            "census": {
+                boot_id: {"connections": c.connections, "bytes_in": c.bytes_in, "bytes_out": c.bytes_out}
+                for boot_id, c in census.items()
+            },
+            "elsewhere": {boot_id: self._elsewhere(boot_id) for boot_id in self._following.snapshot.daemons},
+        }
+
+    def drains(self) -> Sequence[Mapping[str, Any]]:
+        """Each daemon that drains, with what it still has and why, for ``turnout drain``."""
+        now = self._loop.time()
+        policy = self._drainer.policy
+        told: list[Mapping[str, Any]] = []
+        for boot_id in list(self._drainer.drains):
+            found = self._drainer.explain(boot_id)
+            daemon = self._following.snapshot.daemons.get(boot_id)
+            if found is None or daemon is None:
+                continue
+            drain, idle = found
+            carried = self._plane.carried(boot_id, peers=True)
+            age_s = now - drain.since
+            told.append(
+                {
+                    "boot_id": boot_id,
+                    "version": daemon.version,
+                    "cause": "hastened" if drain.hastened else daemon.drain_cause.value,
+                    "age_s": age_s,
+                    "deadline_in_s": None if policy.deadline_s is None else max(0.0, policy.deadline_s - age_s),
+                    "elsewhere": self._elsewhere(boot_id),
+                    "connections": None
+                    if carried is None
+                    else [
+                        {
+                            "peer": one.peer,
+                            "age_s": one.age_s,
+                            "idle_s": idle.get(one.id),
+                            "bytes_in": one.bytes_in,
+                            "bytes_out": one.bytes_out,
+                            "why": drain.decision.why.get(one.id, ""),
+                        }
+                        for one in carried
+                    ],
+                }
+            )
+        return told
+
+    def _restart(self) -> Mapping[str, Any] | None:
+        due = self._supervision.restarter.due
+        if due is None:
+            return None
+        return {
+            "attempt": due.attempt,
+            "most": len(RESTART_DELAYS_S),
+            "in_s": max(0.0, due.at - self._loop.time()),
+            "reason": due.reason,
+            "hung": due.hung,
+        }
+
+    def _unwell(self) -> Mapping[str, Any] | None:
+        unwell = self._supervision.supervisor.unwell
+        if unwell is None or unwell.failures < self._live.settings.health.failures:
+            return None
+        return {
+            "boot_id": unwell.boot_id,
+            "failures": unwell.failures,
+            "for_s": self._loop.time() - unwell.since,
+            "reason": unwell.reason,
+        }
