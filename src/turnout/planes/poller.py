@@ -17,7 +17,7 @@ from turnout.planes.pump import EIN, FLOWING, Flow
 
 EVENTS_PER_LOOK: Final = 256
 DENSE_S: Final = 0.001  # events that follow each other within so long are dense traffic
-STAY_MOST_S: Final = 0.005
+STAY_MOST_S: Final = 0.001
 
 
 class Member(Protocol):
