@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 import click
 
@@ -59,8 +61,9 @@ def main() -> None:
         complain(error, as_json=as_json)
         code = error.exit_code
     except (KeyboardInterrupt, click.exceptions.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that comes twice must not end the ending
         complain(InterruptedByUserError("interrupted", hint="turnout status tells how things stand"), as_json=as_json)
-        code = InterruptedByUserError.exit_code
+        _leave(InterruptedByUserError.exit_code)
     except BrokenPipeError:  # the reader of our output has gone; what is buffered must not be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -79,6 +82,18 @@ def _open_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
+def _leave(code: int) -> NoReturn:
+    """End with this code. An interrupt that met an exec() of source text has the interpreter end by SIGINT at its exit.
+
+    (``unhandled_keyboard_interrupt`` in CPython's pythonrun.c is set there and never taken back; every import of a
+    dataclass is such a place.) Everything that is to be undone has been by now: the exception came up to here.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _again_if_interrupted(lost: sys.UnraisableHookArgs) -> None:
     """An interrupt that fell into a callback of the interpreter's own (each import has one) is ignored there.
 
@@ -88,7 +103,9 @@ def _again_if_interrupted(lost: sys.UnraisableHookArgs) -> None:
         import _thread  # noqa: PLC0415  # only then
         import threading  # noqa: PLC0415
 
-        threading.Timer(INTERRUPT_AGAIN_S, _thread.interrupt_main).start()
+        again = threading.Timer(INTERRUPT_AGAIN_S, _thread.interrupt_main)
+        again.daemon = True
+        again.start()
     else:
         sys.__unraisablehook__(lost)
 
