@@ -44,8 +44,8 @@ def cli() -> None:
 def main() -> None:
     """Entry point: every error is one line that says what and why, then ``hint:``; the exit code tells its kind."""
     _open_standard_descriptors()
-    signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = _again_if_interrupted
+    signal.signal(signal.SIGTERM, _interrupt)
     as_json = wants_json(sys.argv[1:])
     try:
         code = cli.main(prog_name="turnout", standalone_mode=False)
