@@ -24,7 +24,7 @@ def registry_of(count: int) -> Snapshot:
         f"boot-{n}": Daemon(f"boot-{n}", port=1024 + n % 60000, identity=identity, version="1.2.3", start_ts=1e9 + n)
         for n in range(count)
     }
-    workspaces = {f"/work/{n}": Workspace(f"/work/{n}", f"boot-{n}", 1e9) for n in range(count // 2)}
+    workspaces = {f"/project/{n}": Workspace(f"/project/{n}", f"boot-{n}", 1e9) for n in range(count // 2)}
     return Snapshot(daemons, workspaces, Deployment(generation=7, active_boot_id="boot-0", revision=40))
 
 
