@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from bench.arena import LOAD_TIMEOUT_S, Arena, BenchError, Way
+from bench.arena import HERE, LOAD_TIMEOUT_S, Arena, BenchError, Way
 from bench.contenders import find
 from turnout.demo.scenario import find_redis
 
@@ -100,6 +103,32 @@ def _page(arena: Arena) -> tuple[str, ...] | None:
     return ("sh", "-c", f"sed s/PORT/{{port}}/g {text} > {made} && exec nginx -p {arena.directory} -c {made}")
 
 
+def _postgres_programs() -> str | None:
+    """The directory with postgres, initdb and pgbench: Debian's newest, else those of the pgserver package."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
+    spec = importlib.util.find_spec("pgserver")
+    packaged = [Path(each) / "pginstall" / "bin" for each in (spec.submodule_search_locations or () if spec else ())]
+    for programs in (*reversed(installed), *packaged):
+        if all((programs / name).exists() for name in ("postgres", "initdb", "pgbench")):
+            return str(programs)
+    return None
+
+
+def _postgres(_arena: Arena) -> tuple[str, ...] | None:
+    programs = _postgres_programs()
+    return (sys.executable, str(HERE / "tools" / "postgres.py"), programs, "{port}") if programs else None
+
+
+def _pgbench(*options: str) -> Callable[[int], tuple[str, ...] | None]:
+    def command(port: int) -> tuple[str, ...] | None:
+        programs = _postgres_programs()
+        told = ("-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-n", "-T", str(SECONDS), *options)
+        script = ("-f", str(HERE / "tools" / "select.sql"), "postgres")
+        return (f"{programs}/pgbench", *told, *script) if programs else None
+
+    return command
+
+
 def _server(name: str, *arguments: str) -> Callable[[Arena], tuple[str, ...] | None]:
     return lambda _arena: (program, *arguments) if (program := find(name)) else None
 
@@ -120,6 +149,22 @@ KNOWN: Final = (
         _tool("redis-benchmark", "-p", "PORT", "-c", "50", "-n", str(REQUESTS), "-t", "get", "--csv"),
         _number(r'"GET","([\d.]+)"'),
         "requests/s",
+    ),
+    Known(
+        "pgbench (SELECT 1, 10 clients)",
+        "postgres",
+        _postgres,
+        _pgbench("-c", "10"),
+        _number(r"tps = ([\d.]+) \(without"),
+        "transactions/s",
+    ),
+    Known(
+        "pgbench -C (SELECT 1, a connection each, 4 clients)",
+        "postgres",
+        _postgres,
+        _pgbench("-C", "-c", "4"),
+        _number(r"tps = ([\d.]+) \(including"),
+        "transactions/s",
     ),
     Known(
         "iperf3 (1 stream)",

@@ -55,7 +55,7 @@ def _slower_tools(run: Run) -> Iterator[tuple[float, str]]:
                 continue
             worse = between.median if told["less_is_better"] else 1 / between.median
             if worse > 1 + CLOSE:
-                yield worse, f"{tool.split()[0]}: {between.median:.2f} x {peer}'s {told['unit']}"
+                yield worse, f"{tool.partition(' (')[0]}: {between.median:.2f} x {peer}'s {told['unit']}"
 
 
 def _more_memory(run: Run) -> Iterator[tuple[float, str]]:

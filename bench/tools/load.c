@@ -248,6 +248,7 @@ int main(int argc, char **argv) {
     if (argc < 4) return 2;
     int port = atoi(argv[2]);
     many_descriptors();
+    no_sigpipe();
     if (!strcmp(argv[1], "pingpong") && argc == 6) return pingpong(port, atoi(argv[3]), atoi(argv[4]), atof(argv[5]));
     if (!strcmp(argv[1], "connects") && argc == 5) return connects(port, atoi(argv[3]), atof(argv[4]));
     if (!strcmp(argv[1], "bulk") && argc == 6) return bulk(port, atoi(argv[3]), atof(argv[4]), argv[5]);

@@ -30,6 +30,7 @@ int main(int argc, char **argv) {
     struct sockaddr_in a = loopback(atoi(argv[1]));
     int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     many_descriptors();
+    no_sigpipe();
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(listener, (struct sockaddr *)&a, sizeof a) || listen(listener, 4096)) fail("listen");
     int ep = epoll_create1(EPOLL_CLOEXEC);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,9 @@ static inline void no_delay(int fd) {
     int one = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 }
+
+/* A peer that ended and then reset (EPIPE, not ECONNRESET) is one connection's end, not the program's. */
+static inline void no_sigpipe(void) { signal(SIGPIPE, SIG_IGN); }
 
 /* All that the hard limit allows. */
 static inline void many_descriptors(void) {
