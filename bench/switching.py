@@ -44,14 +44,15 @@ class Switcher:
     Args:
         name: what the tables call it.
         port: where clients come.
-        switch: has new connections go to the daemon with this letter; returns when it has been asked for, not done.
+        prepare: makes all ready for new connections to go to the daemon with this letter, and answers what has only
+            to be called for it; that returns when it has been asked for, not done.
         begins: who answers before the first switch.
         quiet_s: how long both daemons may answer in turn after a switch; nginx ends its old worker 100 ms later.
     """
 
     name: str
     port: int
-    switch: Callable[[str], None]
+    prepare: Callable[[str], Callable[[], object]]
     quiet_s: float = QUIET_S
     begins: str = NAMES[0]
 
@@ -127,9 +128,11 @@ def measure(arena: Arena, switcher: Switcher, count: int) -> dict[str, Any]:
         for number in range(count):
             time.sleep(0.003 * (number % 7))  # anywhere between two looks of somebody who polls
             letter = NAMES[1 - NAMES.index(letter)]
-            moments.append((time.monotonic(), letter))
-            for _ in range(ASKED_MOST):
-                switcher.switch(letter)
+            for again in range(ASKED_MOST):
+                ask = switcher.prepare(letter)
+                if not again:
+                    moments.append((time.monotonic(), letter))
+                ask()
                 asked += 1
                 if _settled(process, letter, switcher.quiet_s):
                     break
@@ -217,18 +220,18 @@ def start_registry(
         verb = ("deploy", "--detach") if number else ("up",)
         arena.verb(home, *verb, "-q", "-c", str(config), "--service", "name", env=env)
     file = RegistryFile(Home(home).service("name").registry)
-    return Switcher(plane, port, lambda letter: rename(file, letter), begins=NAMES[1])
+    return Switcher(plane, port, lambda letter: beside(file, letter), begins=NAMES[1])
 
 
-def rename(file: RegistryFile, version: str) -> None:
-    """Make the daemon with this version the active one, without the lock: a file beside it, renamed over it."""
+def beside(file: RegistryFile, version: str) -> Callable[[], object]:
+    """Make a file in which the daemon with this version is the active one; what is answered renames it into place."""
     snapshot = file.read().snapshot
     boot = next(boot for boot, daemon in snapshot.daemons.items() if daemon.version == version)
     block = snapshot.deployment
     moved = Deployment(generation=block.generation, active_boot_id=boot, revision=block.revision + 1)
     temp = file.path.with_name("theirs.tmp")
     temp.write_bytes(dumps(Snapshot(snapshot.daemons, snapshot.workspaces, moved)))
-    temp.replace(file.path)
+    return lambda: temp.replace(file.path)
 
 
 # -- peers -------------------------------------------------------------------------------------------------------------
@@ -244,7 +247,7 @@ def start_reference(arena: Arena) -> Switcher:
         sys.executable, str(HERE / "tools" / "reference.py"), str(port), *(str(back[letter]) for letter in NAMES)
     )
     wait_for(port, process)
-    return Switcher("reference", port, lambda _letter: process.send_signal(signal.SIGUSR1))
+    return Switcher("reference", port, lambda _letter: lambda: process.send_signal(signal.SIGUSR1))
 
 
 def _haproxy_reload(arena: Arena) -> Switcher:
@@ -259,11 +262,11 @@ def _haproxy_reload(arena: Arena) -> Switcher:
     process = arena.start("haproxy", "-W", "-db", "-f", str(config))
     wait_for(port, process)
 
-    def switch(letter: str) -> None:
+    def prepare(letter: str) -> Callable[[], object]:
         write(letter)
-        process.send_signal(signal.SIGUSR2)
+        return lambda: process.send_signal(signal.SIGUSR2)
 
-    return Switcher("haproxy reload", port, switch, quiet_s=0.15)
+    return Switcher("haproxy reload", port, prepare, quiet_s=0.15)
 
 
 def _haproxy_runtime(arena: Arena) -> Switcher:
@@ -282,7 +285,7 @@ def _haproxy_runtime(arena: Arena) -> Switcher:
             while sock.recv(4096):
                 pass
 
-    return Switcher("haproxy set server", port, switch)
+    return Switcher("haproxy set server", port, lambda letter: lambda: switch(letter))
 
 
 def _nginx_reload(arena: Arena) -> Switcher:
@@ -296,11 +299,11 @@ def _nginx_reload(arena: Arena) -> Switcher:
     process = arena.start("nginx", "-p", str(arena.directory), "-c", str(config))
     wait_for(port, process)
 
-    def switch(letter: str) -> None:
+    def prepare(letter: str) -> Callable[[], object]:
         write(letter)
-        process.send_signal(signal.SIGHUP)
+        return lambda: process.send_signal(signal.SIGHUP)
 
-    return Switcher("nginx reload", port, switch, quiet_s=0.15)
+    return Switcher("nginx reload", port, prepare, quiet_s=0.15)
 
 
 SWITCHINGS: Final = (

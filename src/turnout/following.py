@@ -14,6 +14,7 @@ from turnout.core.model import Snapshot
 from turnout.core.outcome import Outcome
 from turnout.errors import LockTimeoutError, TurnoutError
 from turnout.live_settings import LiveSettings
+from turnout.planes.attention import Attention
 from turnout.supervisor import Change
 from turnout.system.loading import Read
 from turnout.system.notice import Notice
@@ -54,13 +55,22 @@ class Following:
         executor: where files are read and written.
         live: the service, whose settings are looked at with the same poll.
         host: told what is applied.
+        attention: told of hints and of looks under way, so that nothing keeps the loop meanwhile.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, executor: Executor, live: LiveSettings, host: Host) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        executor: Executor,
+        live: LiveSettings,
+        host: Host,
+        attention: Attention,
+    ) -> None:
         self._loop = loop
         self._executor = executor
         self._live = live
         self._host = host
+        self._attention = attention
         self.snapshot = Snapshot()
         self.applied_revision = -1
         self.deciding = 0  # writes of ours under way
@@ -130,6 +140,7 @@ class Following:
         self._notice = Notice.of(self._live.service.registry.path)
         if self._notice:
             self._loop.add_reader(self._notice.fileno(), self._hinted)
+            self._attention.watch(self._notice.fileno())
 
     def _hinted(self) -> None:
         if self._notice and self._notice.read():
@@ -138,6 +149,7 @@ class Following:
     def _drop_notice(self) -> None:
         if self._notice:
             self._loop.remove_reader(self._notice.fileno())
+            self._attention.forget(self._notice.fileno())
             self._notice.close()
             self._notice = None
 
@@ -147,7 +159,8 @@ class Following:
             self._look_at = math.inf
             self._live.look()
             try:
-                read = await self._loop.run_in_executor(self._executor, self._live.service.registry.read)
+                with self._attention.hurry():
+                    read = await self._loop.run_in_executor(self._executor, self._live.service.registry.read)
             except TurnoutError as error:
                 log.warning("%s: %s", self._live.service.name, error.message)
                 self._look_at = self._loop.time() + UNREADABLE_AGAIN_S
@@ -221,9 +234,10 @@ class Following:
         with self.unbroken():
             self.deciding += 1
             try:
-                outcome = await self._loop.run_in_executor(
-                    self._executor, lambda: self._live.service.registry.update(change)
-                )
+                with self._attention.hurry():
+                    outcome = await self._loop.run_in_executor(
+                        self._executor, lambda: self._live.service.registry.update(change)
+                    )
             finally:
                 self.deciding -= 1
             if outcome.applied:

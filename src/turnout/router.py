@@ -281,7 +281,9 @@ class Router:
         chosen = choose(settings.plane, lacks=lacking())
         log.info("%s: plane %s: %s", service, chosen.name, chosen.reason)
         plane = self._planes.make(chosen.name, policy(settings))
-        return Served(self._loop, self._executor, self._scribe, self._home, service, plane, self._link)
+        return Served(
+            self._loop, self._executor, self._scribe, self._home, service, plane, self._link, self._planes.attention
+        )
 
     # -- answers for the admin socket --------------------------------------------------------------------------------
 

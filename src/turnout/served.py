@@ -20,6 +20,7 @@ from turnout.following import Following
 from turnout.keeper_link import KeeperLink
 from turnout.leaving import Leaving
 from turnout.live_settings import LiveSettings
+from turnout.planes.attention import Attention
 from turnout.planes.plane import Plane
 from turnout.pointing import Pointing
 from turnout.service import policy
@@ -45,6 +46,7 @@ class Served:
         name: str,
         plane: Plane,
         keeper: KeeperLink,
+        attention: Attention,
     ) -> None:
         self._loop = loop
         self.plane = plane
@@ -58,7 +60,7 @@ class Served:
         live = self.live = LiveSettings(home.service(name), plane.name, self._settings_changed)
         # until the registry is read, nobody is turned away: a router that follows a dead one finds clients waiting
         plane.point_at(None, patience_s=live.settings.hold_timeout_s)
-        following = self.following = Following(loop, executor, live, self)
+        following = self.following = Following(loop, executor, live, self, attention)
         self._pointing = Pointing(plane, live, following)
         telling = Telling(scribe, live, following)
         self.supervision = Supervision(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from turnout.errors import ConfigError
+from turnout.planes.attention import Attention
 from turnout.planes.plane import Plane
 from turnout.planes.policy import Policy
 from turnout.planes.stream import Stream
@@ -55,12 +56,14 @@ def choose(wanted: str, *, lacks: str) -> Chosen:
 class Planes:
     """Makes the planes of one router. Owns the epoll that its relays share: none of them waits for another's events.
 
-    What only Linux has is imported where a relay is made.
+    ``attention`` is how the rest of the router keeps that epoll from staying when there is something urgent. What only
+    Linux has is imported where a relay is made.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._poller: Poller | None = None
+        self.attention = Attention()
 
     def make(self, name: str, policy: Policy) -> Plane:
         """A plane by the name that was chosen."""
@@ -69,7 +72,7 @@ class Planes:
         from turnout.planes.poller import Poller  # noqa: PLC0415
         from turnout.planes.relay import Relay  # noqa: PLC0415
 
-        self._poller = self._poller or Poller(self._loop)
+        self._poller = self._poller or Poller(self._loop, attention=self.attention)
         return Relay(self._loop, poller=self._poller, policy=policy)
 
     def close(self) -> None:

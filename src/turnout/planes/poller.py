@@ -2,7 +2,8 @@
 
 A round of the loop costs as much as moving a small message. So while traffic is dense the poller stays: it waits for
 the next events right here, asleep in the kernel, for a moment. Since every relay is on the same epoll, none of them
-waits for another; what else the loop has to do waits for :data:`STAY_MOST_S` at most.
+waits for another; what else the loop has to do waits for :data:`STAY_MOST_S` at most, and what is urgent not at all
+(:mod:`turnout.planes.attention`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from turnout.planes.attention import Attention
 from turnout.planes.pump import EIN, FLOWING, Flow
 
 EVENTS_PER_LOOK: Final = 256
@@ -36,11 +38,20 @@ class Poller:
 
     Args:
         loop: the loop that runs it; only its thread may call.
+        attention: what in the loop must not wait for it to leave; None: nothing.
         clock: monotonic seconds.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        attention: Attention | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.epoll = select.epoll()
+        self._attention = attention = attention or Attention()
+        attention.joined(self.epoll)
         self.flows: dict[int, Flow] = {}  # by the descriptor that a flow reads from
         self._loop = loop
         self._clock = clock
@@ -74,7 +85,7 @@ class Poller:
         self._left = False
         began = clock()
         self._look(0)
-        if began - self._last < DENSE_S:
+        if began - self._last < DENSE_S and not self._attention.urgent:
             until = began + STAY_MOST_S
             while not self._left and self._look(DENSE_S) and clock() < until:
                 pass
@@ -105,7 +116,11 @@ class Poller:
     def _hear(self, others: list[tuple[int, int]]) -> None:
         members = list(self._members)
         knocks: list[Member] = []
+        bells = self._attention.bells
         for fd, what in others:
+            if fd in bells:
+                self._left = True
+                continue
             for member in members:
                 if member.is_listener(fd):
                     if member not in knocks:
