@@ -60,7 +60,8 @@ def shown_size(size: int) -> str:
 
 def _exchange(connections: int, size: int, placement: Placement = "anywhere") -> Case:
     promises = {(1, 64): ("p50_us", 1.10, 1.0), (50, 64): ("ops_s", 0.70, 0.9)}
-    figure, must, aim = promises.get((connections, size), ("p50_us", None, None))
+    # of many that all ask at once a median is no measure: who starves some of them serves the others sooner
+    figure, must, aim = promises.get((connections, size), ("p50_us" if connections == 1 else "ops_s", None, None))
     where = {"anywhere": "", "together": ", on one core", "apart": ", proxy on its own core"}[placement]
     name = f"{shown_size(size)}, {connections} connection{'s' if connections > 1 else ''}{where}"
     load = ("pingpong", str(connections), str(size))

@@ -7,96 +7,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from bench import compare, profile
 from bench.arena import HERE, BenchError
-from bench.cases import BULK, CASES, CONNECTS, EXCHANGES, HEADLINES, Case
+from bench.cases import BULK, CONNECTS, EXCHANGES, HEADLINES, Case
 from bench.draw import draw
-from bench.measure import Figures, column, ratio
+from bench.losses import OURS, first_paragraph
+from bench.measure import Figures, column
 from bench.raw import Run
 
-OURS: Final = "relay"
 PEER: Final = "haproxy"
-NOT_PEERS: Final = frozenset({"direct", "relay", "stream", "reference"})
-CLOSE: Final = 0.03  # a difference below this is none
-
-
-def losses(run: Run) -> list[str]:
-    """Where the default plane is worse than a peer, worst first; a part of a sentence each."""
-    found = [*_slower_cases(run), *_slower_tools(run), *_more_memory(run), *_later_switches(run)]
-    return [text for _, text in sorted(found, reverse=True)]
-
-
-def _slower_cases(run: Run) -> Iterator[tuple[float, str]]:
-    for case in CASES:
-        figures = run.cases.get(case.name, {})
-        for peer, theirs in figures.items():
-            between = (
-                ratio(column(figures.get(OURS, []), case.figure), column(theirs, case.figure))
-                if OURS in figures
-                else None
-            )
-            if peer in NOT_PEERS or between is None:
-                continue
-            worse = between.median if case.less_is_better else 1 / between.median
-            if worse > 1 + CLOSE:
-                doubt = " (a wide spread)" if between.wide else ""
-                yield worse, f"{case.name}: {between.median:.2f} x {peer}'s {_figure(case)}{doubt}"
-
-
-def _slower_tools(run: Run) -> Iterator[tuple[float, str]]:
-    for tool, told in run.known.items():
-        for peer, theirs in told["figures"].items():
-            between = ratio(told["figures"][OURS], theirs) if OURS in told["figures"] else None
-            if peer in NOT_PEERS or between is None:
-                continue
-            worse = between.median if told["less_is_better"] else 1 / between.median
-            if worse > 1 + CLOSE:
-                yield worse, f"{tool.partition(' (')[0]}: {between.median:.2f} x {peer}'s {told['unit']}"
-
-
-def _more_memory(run: Run) -> Iterator[tuple[float, str]]:
-    for count, by_name in run.idle.items():
-        for peer, theirs in by_name.items():
-            between = ratio(column(by_name[OURS], "bytes"), column(theirs, "bytes")) if OURS in by_name else None
-            if peer not in NOT_PEERS and between and between.median > 1 + CLOSE:
-                yield between.median, f"memory of {count} idle connections: {between.median:.2f} x {peer}'s"
-
-
-def _later_switches(run: Run) -> Iterator[tuple[float, str]]:
-    mine = run.switches.get(OURS)
-    for name, theirs in run.switches.items():
-        if mine and name not in NOT_PEERS:
-            now, then = (statistics.median(each["first_ms"]) for each in (mine, theirs))
-            if now > then * (1 + CLOSE):
-                yield now / then, f"a switch: first new connection after {now:.1f} ms, {name} {then:.1f} ms"
-
-
-def first_paragraph(run: Run) -> str:
-    """What a reader who has one minute must know, the bad news first."""
-    lost = losses(run)
-    text = "**Where turnout loses.** "
-    if lost:
-        text += f"In {len(lost)} comparisons its default plane, the relay, is behind a peer: " + "; ".join(lost) + ". "
-    else:
-        text += "In no case was its default plane, the relay, behind a peer by more than 3 %. "
-    case = EXCHANGES[0]
-    figures = run.cases.get(case.name, {})
-    if OURS in figures and "direct" in figures:
-        between = ratio(column(figures[OURS], case.figure), column(figures["direct"], case.figure))
-        if between:
-            text += (
-                f"And like every proxy it costs: {case.name} takes {between.median:.1f} x as long as with no proxy in "
-                "between."
-            )
-    return text
-
-
-def _figure(case: Case) -> str:
-    return {"p50_us": "median latency", "ops_s": "rate", "per_s": "rate", "bytes_s": "rate"}[case.figure]
 
 
 ABOUT: Final = """\

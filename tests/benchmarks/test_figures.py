@@ -20,9 +20,17 @@ STRACE = """\
 100.00    0.002000           2       810        10 total
 """
 PRINTED = {
-    "page": ("Requests/sec:  81140.25\nTransfer/sec: 12MB\n", 81140.25),
-    "redis": ('"test","rps"\n"GET","55096.42"\n', 55096.42),
+    "wrk": ("Requests/sec:  81140.25\nTransfer/sec: 12MB\n", 81140.25),
+    "redis-benchmark": ('"test","rps"\n"GET","55096.42"\n', 55096.42),
     "iperf3": ('{"end": {"sum_received": {"bits_per_second": 8.0e9}}}', 1.0),
+    "pgbench": (
+        "initial connection time = 11.6 ms\ntps = 52318.264 (without initial connection time)\n",
+        52318.264,
+    ),
+    "pgbench -C": (
+        "average connection time = 1.3 ms\ntps = 1503.5 (including reconnection times)\n",
+        1503.5,
+    ),
     "sockperf": ("sockperf: ---> percentile 50.000 =    3.004\n", 3.004),
 }
 
@@ -38,10 +46,10 @@ def test_a_table_of_calls_leaves_out_what_is_too_rare_and_sums_all() -> None:
     assert lines[-1] == "| all | 2.00 | 2.50 |"
 
 
-@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.kind)
+@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
 def test_each_tool_is_understood(known: object) -> None:
     tool = next(each for each in KNOWN if each is known)
-    text, figure = PRINTED[tool.kind]
+    text, figure = PRINTED[tool.name.partition(" (")[0]]
     assert tool.figure(text) == pytest.approx(figure)
 
 

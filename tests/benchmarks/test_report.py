@@ -13,8 +13,9 @@ from bench.arena import BenchError
 from bench.cases import CASES, CONNECTS, EXCHANGES
 from bench.contenders import CONTENDERS
 from bench.draw import draw
+from bench.losses import first_paragraph, losses
 from bench.raw import Run
-from bench.report import document, first_paragraph, losses
+from bench.report import document
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -82,9 +83,9 @@ def test_where_turnout_loses_is_said_first(tmp_path: Path) -> None:
     text = document(run, draw(run))
     first = text.split("\n\n")[1]
     assert first.startswith("**Where turnout loses.**")
-    assert f"{EXCHANGES[0].name}: 1.50 x haproxy's median latency" in first
-    assert f"{CONNECTS.name}: 0.67 x nginx's rate" in first
-    assert "first new connection after 60.0 ms, nginx reload 50.0 ms" in first
+    assert f"{EXCHANGES[0].name}, median latency: 1.50 x haproxy" in first
+    assert f"{CONNECTS.name}, rate: 0.67 x haproxy, 0.67 x nginx" in first
+    assert "first new connection after 60.0 ms: nginx reload 50.0 ms" in first
     assert len(losses(run)) == 2 * len(CASES) + 2 + 1
 
 
