@@ -68,6 +68,7 @@ class Planes:
     def make(self, name: str, policy: Policy) -> Plane:
         """A plane by the name that was chosen."""
         if name == "stream":
+            self.attention.urgent += 1  # its connections are on the loop's own epoll, and must not wait for a relay's
             return Stream(self._loop, policy=policy)
         from turnout.planes.poller import Poller  # noqa: PLC0415
         from turnout.planes.relay import Relay  # noqa: PLC0415
