@@ -202,6 +202,9 @@ class Chaos:
     def fault_kill_keeper(self) -> None:
         self._signal(self.turnout.keeper_pid(), signal.SIGKILL)
 
+    def fault_stop_keeper(self) -> None:
+        self._signal(self.turnout.keeper_pid(), signal.SIGSTOP)
+
     def fault_kill_router(self) -> None:
         self._signal(self.turnout.router_pid(), signal.SIGKILL)
 
