@@ -189,8 +189,8 @@ class Turnout:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-        keeper = read_keeper(self.home.keeper_lock)
-        for identity in [*self.processes().values(), *([keeper] if keeper and is_alive(keeper) else [])]:
+        last = read_keeper(self.home.keeper_lock)
+        for identity in [*self.processes().values(), *([last] if last and is_alive(last) else [])]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(identity.pid, signal.SIGCONT)
         left: list[Identity] = []

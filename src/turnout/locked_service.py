@@ -164,9 +164,12 @@ class LockedService:
             # where nothing serves clients are held: whoever rolls out next takes over in one write
             self._takes_over = rolls and not block.active_boot_id
             if not self._takes_over:
-                snapshot = service.registry.update(
+                aborted = service.registry.update(
                     lambda snap: abort_deploy(snap, block.generation, reason="its owner died")
-                ).snapshot
+                )
+                snapshot = aborted.snapshot
+                if not aborted.applied:  # the router has seen it too
+                    return snapshot
             service.journal.write(
                 "abort",
                 generation=block.generation,
