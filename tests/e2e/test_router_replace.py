@@ -266,6 +266,20 @@ def test_a_router_that_hangs_is_replaced_by_force(turnout: Turnout) -> None:
     assert ask(turnout.address) == "v1"
 
 
+def test_a_dry_run_tells_what_would_be_done_and_does_nothing(turnout: Turnout) -> None:
+    said = turnout.run("router", "--dry-run").stdout
+    assert said == f"would run the keeper of {turnout.home.root} in this terminal, with a router as its child\n"
+    assert not turnout.home.root.exists()
+    turnout.run("router", "--replace", "--dry-run", code=3)
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    keeper, before = turnout.keeper_pid(), turnout.processes()
+    said = turnout.run("router", "--replace", "--dry-run").stdout
+    assert said == f"would start a router beside router {turnout.router_pid()}, which then lets its connections go\n"
+    assert f"pid {keeper}" in turnout.run("router", "--dry-run", code=6).stderr
+    assert (turnout.processes(), turnout.keeper_pid()) == (before, keeper)
+
+
 def test_replacing_what_does_not_run_says_so(turnout: Turnout) -> None:
     assert "hint" in turnout.run("router", "--replace", code=3).stderr
 
