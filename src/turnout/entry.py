@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Final
 
 INTERRUPTED: Final = 130  # that of errors.InterruptedByUserError, which is not imported yet
-HINT: Final = "nothing was begun"
+HINT: Final = "turnout status tells how things stand"
 AS_JSON: Final = (
     f'{{"error":{{"type":"InterruptedByUserError","message":"interrupted","hint":"{HINT}","detail":null,'
     f'"exit_code":{INTERRUPTED}}}}}\n'

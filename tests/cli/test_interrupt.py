@@ -52,7 +52,7 @@ def interrupted_at_import(tmp_path: Path, number: int, *args: str, **more: objec
 def test_an_interrupt_during_the_imports_ends_with_130_and_one_line(tmp_path: Path, number: int) -> None:
     done = interrupted_at_import(tmp_path, number, "up")
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "turnout: interrupted\nhint: nothing was begun\n"
+    assert done.stderr == "turnout: interrupted\nhint: turnout status tells how things stand\n"
 
 
 def test_it_is_told_as_json_where_json_was_asked_for(tmp_path: Path) -> None:
