@@ -12,6 +12,7 @@ from turnout.config import Address, Settings, Wanted
 from turnout.core.deployment import abort_deploy, begin_deploy
 from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
 from turnout.core.outcome import explain
+from turnout.core.policy import abandoned
 from turnout.daemon_naming import daemon_name
 from turnout.errors import ConflictError, NotRunningError, TimedOutError, UsageError
 from turnout.ground import check_command
@@ -154,7 +155,7 @@ class _Foresight:
         block = self._snapshot.deployment
         if block.in_flight and provably_dead(block.owner):
             self._say(f"abort generation {block.generation}, whose owner (pid {block.owner.pid}) died")
-            self._snapshot = abort_deploy(self._snapshot, block.generation, reason="its owner died").snapshot
+            self._snapshot = abort_deploy(self._snapshot, block.generation, reason=abandoned(block)).snapshot
 
     # -- rollouts -----------------------------------------------------------------------------------------------------
 

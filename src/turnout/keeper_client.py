@@ -171,7 +171,10 @@ def bind_error(address: Address, number: int) -> TurnoutError:
         return TurnoutError(f"cannot listen on {address}: {os.strerror(number)}", hint="name another with --listen")
     holder = who_listens(address.host, address.port)
     if holder is None:
-        return AddressInUseError(f"{address} is in use", hint="name another with --listen")
+        return AddressInUseError(
+            f"{address} is in use, by no process that can be seen",
+            hint="name another with --listen, or try again in a minute: a connection that ended may have had it",
+        )
     if holder.listening:
         return AddressInUseError(
             f"{address} is in use by pid {holder.pid} ({holder.command})", hint="stop it, or name another with --listen"

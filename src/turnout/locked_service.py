@@ -16,6 +16,7 @@ from turnout.config import Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, set_desired
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome, explain
+from turnout.core.policy import abandoned
 from turnout.daemon_naming import daemon_name
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, Ground
@@ -165,7 +166,7 @@ class LockedService:
             self._takes_over = rolls and not block.active_boot_id
             if not self._takes_over:
                 aborted = service.registry.update(
-                    lambda snap: abort_deploy(snap, block.generation, reason="its owner died")
+                    lambda snap: abort_deploy(snap, block.generation, reason=abandoned(block))
                 )
                 snapshot = aborted.snapshot
                 if not aborted.applied:  # the router has seen it too
@@ -174,7 +175,7 @@ class LockedService:
                 "abort",
                 generation=block.generation,
                 revision=snapshot.deployment.revision,
-                reason="its owner died",
+                reason=abandoned(block),
                 owner_pid=block.owner.pid,
             )
             service.builds.set_result(block.generation, "aborted")

@@ -13,6 +13,7 @@ from turnout.cold_rollback import ColdRollback
 from turnout.core.deployment import abort_deploy, deactivate
 from turnout.core.model import Daemon, Deployment, Snapshot
 from turnout.core.outcome import Outcome, Reason, refuse
+from turnout.core.policy import abandoned
 from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import ConflictError
 from turnout.following import Following
@@ -88,7 +89,7 @@ class Supervision:
                 self.restarter.died(lost, f"the rollout of generation {block.generation} lost its owner")
 
     async def _abort_abandoned(self, block: Deployment) -> None:
-        generation, reason = block.generation, "its owner died"
+        generation, reason = block.generation, abandoned(block)
 
         def end(snap: Snapshot) -> Outcome:
             if not snap.deployment.active_boot_id:  # retired a moment before the death, and not seen here yet
