@@ -94,8 +94,11 @@ def test_any_sign_of_life_spares_it(home: Home, start: Start, does: str) -> None
     assert child.poll() is None
 
 
-def test_one_that_comes_round_at_the_last_question_is_spared(home: Home, start: Start) -> None:
+def test_one_that_comes_round_at_the_last_question_is_spared(
+    home: Home, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The silence may have been this process's own: stopped with the answer unread."""
+    monkeypatch.setattr("turnout.silent_keeper._ONCE_MORE_S", 60.0)
     child = start("kept.append(channel); len(kept) > 1 and channel.send({'re': 1, 'ok': True})")
     assert end_silent_keeper(home, silent_after_s=SILENT_AFTER_S) == 0
     assert child.poll() is None
