@@ -150,7 +150,7 @@ class Chaos:
         registry = self.turnout.home.service("default").registry
         assert examine(registry).sound, f"{said}: {examine(registry)}"
         if not self._gets_clean(CLEAN_WITHIN_S if mended else CLEAN_BY_ITSELF_S) and not mended:
-            self._up()  # the candidate of a verb that was killed waits for the next one
+            self._up()  # whatever still hangs there is for the next verb
         assert self._gets_clean(CLEAN_WITHIN_S), f"{said}: {self._picture()}"
         assert examine(registry).sound, f"{said}: {examine(registry)}"
 
@@ -201,6 +201,9 @@ class Chaos:
 
     def fault_kill_keeper(self) -> None:
         self._signal(self.turnout.keeper_pid(), signal.SIGKILL)
+
+    def fault_stop_keeper(self) -> None:
+        self._signal(self.turnout.keeper_pid(), signal.SIGSTOP)
 
     def fault_kill_router(self) -> None:
         self._signal(self.turnout.router_pid(), signal.SIGKILL)

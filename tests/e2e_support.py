@@ -20,6 +20,7 @@ from turnout.demo.scenario import find_redis
 from turnout.errors import TurnoutError
 from turnout.keeper_client import KeeperClient
 from turnout.system.home import Home
+from turnout.system.keeper_lock import read_keeper
 from turnout.system.process import ProcessHandle, descendants, identify, is_alive
 from turnout.system.registry import RegistryFile
 from turnout.system.spawn_record import read_records
@@ -188,7 +189,8 @@ class Turnout:
             if process.poll() is None:
                 process.kill()
             process.communicate()
-        for identity in self.processes().values():
+        last = read_keeper(self.home.keeper_lock)
+        for identity in [*self.processes().values(), *([last] if last and is_alive(last) else [])]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(identity.pid, signal.SIGCONT)
         left: list[Identity] = []

@@ -105,8 +105,8 @@ def hold(path: Path) -> None:
     RegistryFile(path).update(slow)
 
 
-def lifecycle(directory: Path, verb: str) -> None:
-    with LifecycleLock(directory, timeout_s=20, verb=verb):
+def lifecycle(directory: Path, verb: str, wish: str = "") -> None:
+    with LifecycleLock(directory, timeout_s=20, verb=verb, wish=wish):
         say("held")
         sys.stdin.readline()
 

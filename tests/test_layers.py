@@ -20,7 +20,7 @@ LAYERS = (
     {"testing"},
     set[str](),  # rollout, supervisor, admin, keeper, router, dashboard and what they are made of
     {"cli", "demo"},
-    {"__main__"},
+    {"__main__", "entry"},
 )
 ABOVE = 4
 # What would let core touch the world: it gets the time, and decides; somebody else acts.

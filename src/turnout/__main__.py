@@ -1,6 +1,6 @@
 """``python -m turnout``, for where the console script is not on the PATH."""
 
-from turnout.cli import main
+from turnout.entry import main
 
 if __name__ == "__main__":
     main()

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 from turnout.choice import build_to_return_to, last_good_build, wanted_build
 from turnout.config import Address, Settings, Wanted
 from turnout.core.deployment import abort_deploy, begin_deploy
-from turnout.core.model import Cause, Daemon, Desired, Snapshot, State
+from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
 from turnout.core.outcome import explain
+from turnout.core.policy import abandoned
 from turnout.daemon_naming import daemon_name
-from turnout.errors import ConflictError, NotRunningError, UsageError
+from turnout.errors import ConflictError, NotRunningError, TimedOutError, UsageError
 from turnout.ground import check_command
 from turnout.keeper_client import Hello, KeeperClient, bind_error
 from turnout.service import Service, remembered
 from turnout.system.builds import Build
 from turnout.system.home import Home
+from turnout.system.keeper_lock import read_keeper
 from turnout.system.process import is_alive, own_identity, provably_dead
 from turnout.system.sockets import who_listens
 from turnout.system.spawn import resolve_command
@@ -72,7 +74,7 @@ class _Foresight:
         self._settings: Settings = wanted.settings
         self._intent = intent
         self._snapshot = service.registry.read().snapshot
-        self._keeper = _hello(home)
+        self._keeper, self._silent = _hello(home)
         self._lines: list[str] = []
 
     def tell(self) -> list[str]:
@@ -136,10 +138,12 @@ class _Foresight:
             self._say(f"take over changed settings: {', '.join(changed)}")
         if self._keeper and self._service.name in self._keeper.services:
             return
-        if not self._keeper:
+        if self._silent:
+            self._say(f"replace the keeper (pid {self._silent.pid}), should it go on saying nothing")
+        elif not self._keeper:
             self._say(f"start a keeper and a router in {self._home.root}")
         for address in self._settings.listen:
-            if who_listens(address.host, address.port) and not self._any_daemon_runs():
+            if who_listens(address.host, address.port) and not self._any_daemon_runs() and not self._silent:
                 raise bind_error(address, errno.EADDRINUSE)
         self._say(f"listen on {self._where}")
 
@@ -151,7 +155,7 @@ class _Foresight:
         block = self._snapshot.deployment
         if block.in_flight and provably_dead(block.owner):
             self._say(f"abort generation {block.generation}, whose owner (pid {block.owner.pid}) died")
-            self._snapshot = abort_deploy(self._snapshot, block.generation, reason="its owner died").snapshot
+            self._snapshot = abort_deploy(self._snapshot, block.generation, reason=abandoned(block)).snapshot
 
     # -- rollouts -----------------------------------------------------------------------------------------------------
 
@@ -302,9 +306,12 @@ class _Foresight:
                 self._say(f"hasten {daemon_name(daemon)}: {how}")
 
 
-def _hello(home: Home) -> Hello | None:
+def _hello(home: Home) -> tuple[Hello | None, Identity | None]:
+    """What the keeper says of itself; where it says nothing, which process that is."""
     try:
         with KeeperClient.connect(home) as keeper:
-            return keeper.hello()
+            return keeper.hello(timeout_s=1.0), None
     except NotRunningError:
-        return None
+        return None, None
+    except TimedOutError:
+        return None, read_keeper(home.keeper_lock)

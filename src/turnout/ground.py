@@ -16,13 +16,13 @@ from turnout.core.listen import overlap
 from turnout.core.self_loop import names_own_port
 from turnout.errors import ConflictError, NotRunningError, TimedOutError, TurnoutError, UsageError
 from turnout.keeper_client import KeeperClient, bind_error, ensure_keeper
+from turnout.silent_keeper import SILENT_AFTER_S, end_silent_keeper
 from turnout.system.home import Home
 from turnout.system.process import is_alive
 from turnout.system.spawn import resolve_command
 from turnout.system.spawn_record import read_records
 
 ROUTER_TIMEOUT_S: Final = 15.0
-SILENT_AFTER_S: Final = 5.0
 POLL_S: Final = 0.02
 
 
@@ -50,8 +50,8 @@ class Ground:
     Args:
         home: the state directory.
         wanted: the service's settings, and the command that is about to be started, if any.
-        starts_keeper: start one where there is none. What turnout does by itself must not: whoever ended the keeper
-            would find it running again.
+        starts_keeper: start one where there is none, or in the place of one that is silent. What turnout does by itself
+            must not: whoever ended the keeper would find it running again.
     """
 
     def __init__(self, home: Home, wanted: Wanted, *, starts_keeper: bool = True) -> None:
@@ -156,6 +156,8 @@ class Ground:
         check_command(self._wanted)
         settings = self._wanted.settings
         known: Sequence[tuple[str, int]] = ()
+        if self._starts_keeper:
+            end_silent_keeper(self._home)
         try:
             with KeeperClient.connect(self._home) as keeper:
                 known = keeper.hello().services.get(settings.name, ())

@@ -18,6 +18,7 @@ from turnout.core.model import Identity
 from turnout.errors import AddressInUseError, NotRunningError, ProtocolError, StateUnwritableError, TurnoutError
 from turnout.notify import notify
 from turnout.remains import LABEL
+from turnout.silent_keeper import end_silent_keeper
 from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home
@@ -64,8 +65,9 @@ class KeeperClient:
     def close(self) -> None:
         self._channel.close()
 
-    def hello(self) -> Hello:
-        answer = self._ask({"op": "hello"})
+    def hello(self, *, timeout_s: float = ANSWER_TIMEOUT_S) -> Hello:
+        """Raises TimedOutError: it is silent for ``timeout_s`` seconds."""
+        answer = self._ask({"op": "hello"}, timeout_s=timeout_s)
         return Hello(
             answer["pid"],
             answer["version"],
@@ -169,7 +171,10 @@ def bind_error(address: Address, number: int) -> TurnoutError:
         return TurnoutError(f"cannot listen on {address}: {os.strerror(number)}", hint="name another with --listen")
     holder = who_listens(address.host, address.port)
     if holder is None:
-        return AddressInUseError(f"{address} is in use", hint="name another with --listen")
+        return AddressInUseError(
+            f"{address} is in use, by no process that can be seen",
+            hint="name another with --listen, or try again in a minute: a connection that ended may have had it",
+        )
     if holder.listening:
         return AddressInUseError(
             f"{address} is in use by pid {holder.pid} ({holder.command})", hint="stop it, or name another with --listen"
@@ -183,10 +188,13 @@ def bind_error(address: Address, number: int) -> TurnoutError:
 def ensure_keeper(home: Home) -> KeeperClient:
     """The running keeper, started where there is none; it outlives this process and its terminal.
 
+    One that has been silent for five seconds is replaced.
+
     Raises:
         StateUnwritableError: the state directory cannot be used.
         TimedOutError: it did not answer in time.
     """
+    end_silent_keeper(home)
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:

@@ -78,7 +78,7 @@ class Lifecycle(LockedService):
 
     def _replace_unwell(self, active: Daemon) -> Done:
         """A new process of the same build; the old one serves until the switch, and gets no patience after it."""
-        result = probe(active, self.service.probe_spec, timeout_s=self.service.settings.health.timeout_s)
+        result = probe(active, self.service.spec_of(active), timeout_s=self.service.settings.health.timeout_s)
         build = self.service.builds.get(active.build)
         if result.ok or build is None:
             return Done(f"{daemon_name(active)} is well again", changed=False)
@@ -134,7 +134,7 @@ class Lifecycle(LockedService):
         if self._automatic and (not failed or block.desired is Desired.STOPPED):
             return Done("nothing is to be rolled back", changed=False)
         if generation is None and block.state is State.SWITCHED and old:
-            result = probe(old, self.service.probe_spec, timeout_s=self.service.settings.health.timeout_s)
+            result = probe(old, self.service.spec_of(old), timeout_s=self.service.settings.health.timeout_s)
             if result.ok:
                 outcome = self.service.registry.update(
                     lambda snap: rollback_active(snap, block.generation, old.boot_id, reason="by hand")
@@ -181,6 +181,7 @@ class Lifecycle(LockedService):
             identity=identity,
             start_ts=time.time(),
             last_seen_ts=time.time(),
+            proxy_protocol=self.service.settings.proxy_protocol,
         )
         switched = self._run().adopt(daemon)
         return Done(f"attached {daemon_name(daemon)} as generation {switched.generation}", switched=switched)

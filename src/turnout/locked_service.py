@@ -11,16 +11,19 @@ from types import TracebackType
 from typing import Self
 
 from turnout.admin import RouterClient
+from turnout.choice import wanted_build
 from turnout.config import Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, set_desired
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome, explain
+from turnout.core.policy import abandoned
 from turnout.daemon_naming import daemon_name
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
-from turnout.ground import POLL_S, SILENT_AFTER_S, Ground
+from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, Ground
 from turnout.recreate import RecreateRun
 from turnout.rollout import OnStep, RolloutRun, Step, Switched
 from turnout.service import Service
+from turnout.silent_keeper import SILENT_AFTER_S
 from turnout.system.builds import Build
 from turnout.system.files import Files, write_durably
 from turnout.system.home import Home
@@ -86,7 +89,12 @@ class LockedService:
     def __enter__(self) -> Self:
         self.service.home.create()
         lock = LifecycleLock(
-            self.service.home.root, timeout_s=self._lock_timeout_s, verb=self._verb, on_wait=self._on_wait
+            self.service.home.root,
+            timeout_s=self._lock_timeout_s,
+            verb=self._verb,
+            on_wait=self._on_wait,
+            wish=self._wish(),
+            patience_s=self._patience_s,
         )
         lock.__enter__()
         self._lock = lock
@@ -97,6 +105,19 @@ class LockedService:
     ) -> None:
         self._ground.close()
         self.unlock()
+
+    def _wish(self) -> str:
+        """What another verb may have made so by the time this one gets the lock; only `up` is content with that."""
+        if self._verb != "up" or not self._starts_keeper:  # the router asks again, and must not be kept waiting
+            return ""
+        build = wanted_build(self.service, self.wanted, required=False) or self.service.builds.latest()
+        return f"up {build.id if build else ''}"
+
+    @property
+    def _patience_s(self) -> float:
+        """The time that an `up` may take by itself: so long its like waits for it."""
+        settings = self.service.settings
+        return ROUTER_TIMEOUT_S + settings.stop_grace_s + settings.start_timeout_s
 
     def unlock(self) -> None:
         """Let other verbs in; what comes after (watching the window) changes nothing."""
@@ -144,14 +165,17 @@ class LockedService:
             # where nothing serves clients are held: whoever rolls out next takes over in one write
             self._takes_over = rolls and not block.active_boot_id
             if not self._takes_over:
-                snapshot = service.registry.update(
-                    lambda snap: abort_deploy(snap, block.generation, reason="its owner died")
-                ).snapshot
+                aborted = service.registry.update(
+                    lambda snap: abort_deploy(snap, block.generation, reason=abandoned(block))
+                )
+                snapshot = aborted.snapshot
+                if not aborted.applied:  # the router has seen it too
+                    return snapshot
             service.journal.write(
                 "abort",
                 generation=block.generation,
                 revision=snapshot.deployment.revision,
-                reason="its owner died",
+                reason=abandoned(block),
                 owner_pid=block.owner.pid,
             )
             service.builds.set_result(block.generation, "aborted")

@@ -45,10 +45,14 @@ class Pointing:
             self._plane.point_at(None, patience_s=hold_s if coming else 0.0)
 
     def expects_header(self, boot_id: str) -> bool:
-        """Whether a daemon is told its clients' addresses: as the settings had it when it first came to be active.
+        """Whether a daemon is told its clients' addresses: as it was started, whatever the settings say now.
 
-        A changed setting goes with the daemons that come after it; the old one may be gone back to.
+        A changed setting goes with the daemons that come after it; the old one may be gone back to. Of one whose entry
+        does not tell, it is as the settings had it when it first came to be active.
         """
+        daemon = self._following.snapshot.daemons.get(boot_id)
+        if daemon and daemon.proxy_protocol:
+            return daemon.proxy_protocol == "v2"
         expects = self._headers.get(boot_id)
         if expects is None:
             known = self._following.snapshot.daemons

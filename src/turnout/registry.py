@@ -197,7 +197,7 @@ class Registry:
             supersede: end another rollout first, instead of being refused with ``in_progress``.
             cause: why.
             owner: the process that carries the rollout to its switch; this one if None. When it dies before that, the
-                next verb of turnout aborts the rollout.
+                router aborts the rollout, or else the next verb of turnout.
         """
         carrier = own_identity() if owner is None else owner
         return self._decide(

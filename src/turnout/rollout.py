@@ -240,6 +240,7 @@ class RolloutRun:
             version=build.version,
             build=build_id,
             owned=True,
+            proxy_protocol=self._service.settings.proxy_protocol,
         )
         self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
         return daemon

@@ -86,7 +86,7 @@ class Served:
                     group.create_task(self._keep_running(supervision.restarter.run, "restarter")),
                     group.create_task(self._keep_running(self.deployer.run, "deployer")),
                     group.create_task(self._keep_running(supervision.cold_rollback.run, "cold rollback")),
-                    group.create_task(supervision.watch_owner()),
+                    group.create_task(self._keep_running(supervision.watch_owner, "owner watch")),
                 ]
                 await self._leaves.wait()
                 await self.following.idle()

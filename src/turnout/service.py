@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turnout.config import Settings, load_settings
+from turnout.core.model import Daemon
 from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import StateUnwritableError
 from turnout.planes.policy import Policy, networks
@@ -45,6 +46,10 @@ class Service:
     def probe_spec(self) -> ProbeSpec:
         return probe_spec(self.settings)
 
+    def spec_of(self, daemon: Daemon) -> ProbeSpec:
+        """How a daemon is probed that may have been started under earlier settings."""
+        return probe_spec(self.settings, daemon)
+
 
 def remembered(home: ServiceHome) -> Settings | None:
     """The settings that an earlier verb left; None where the service has never been."""
@@ -56,11 +61,13 @@ def remembered(home: ServiceHome) -> Settings | None:
         raise StateUnwritableError(f"cannot read {home.settings}: {error.strerror}") from error
 
 
-def probe_spec(settings: Settings) -> ProbeSpec:
+def probe_spec(settings: Settings, daemon: Daemon | None = None) -> ProbeSpec:
+    """How the settings want daemons probed: one that starts now, or ``daemon``, which may expect another preamble."""
     health = settings.health
+    expects = (daemon.proxy_protocol if daemon else "") or settings.proxy_protocol
     return ProbeSpec(
         kind=health.probe,
-        preamble=LOCAL_HEADER if settings.proxy_protocol == "v2" else b"",
+        preamble=LOCAL_HEADER if expects == "v2" else b"",
         send=health.send.encode(),
         match=health.match.encode(),
         verify_owner=health.verify_owner,

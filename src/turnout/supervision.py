@@ -11,8 +11,9 @@ from typing import Final
 from turnout.automatic import run_verb
 from turnout.cold_rollback import ColdRollback
 from turnout.core.deployment import abort_deploy, deactivate
-from turnout.core.model import Daemon, Snapshot
-from turnout.core.outcome import Outcome
+from turnout.core.model import Daemon, Deployment, Snapshot
+from turnout.core.outcome import Outcome, Reason, refuse
+from turnout.core.policy import abandoned
 from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import ConflictError
 from turnout.following import Following
@@ -71,14 +72,37 @@ class Supervision:
             self.supervisor.poke()
 
     async def watch_owner(self) -> None:
-        """Where nothing serves since a rollout lost its owner half-way, somebody must go on: clients are held."""
+        """A rollout whose owner is provably dead is ended: its candidate would run, for nobody, until the next verb.
+
+        Where nothing serves since it retired what did, somebody must go on instead: clients are held.
+        """
         while True:
             await asyncio.sleep(OWNER_LOOK_S)
             block = self._following.snapshot.deployment
-            if block.in_flight and not block.active_boot_id and provably_dead(block.owner):
+            if not block.in_flight or not provably_dead(block.owner):
+                continue
+            if block.active_boot_id:
+                await self._abort_abandoned(block)
+            else:
                 daemon = self._following.snapshot.old or self._following.snapshot.candidate
                 lost = daemon or Daemon(block.candidate_boot_id, owned=True)
                 self.restarter.died(lost, f"the rollout of generation {block.generation} lost its owner")
+
+    async def _abort_abandoned(self, block: Deployment) -> None:
+        generation, reason = block.generation, abandoned(block)
+
+        def end(snap: Snapshot) -> Outcome:
+            if not snap.deployment.active_boot_id:  # retired a moment before the death, and not seen here yet
+                return refuse(snap, Reason.ACTIVE_CHANGED)
+            return abort_deploy(snap, generation, reason=reason)
+
+        outcome = await self.update(end)
+        if outcome.applied:
+            self.journal("abort", outcome, reason=reason, owner_pid=block.owner.pid)
+            with self._following.unbroken():
+                await self._loop.run_in_executor(
+                    self._executor, lambda: self._live.service.builds.set_result(generation, "aborted")
+                )
 
     # -- the world ---------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         "version": names,
         "build": names,
         "owned": st.booleans(),
+        "proxy_protocol": st.sampled_from(["", "none", "v2"]),
         "extra": extras,
     }
     moves = st.lists(st.builds(Move, names, names, **http), max_size=2).map(tuple)

@@ -98,7 +98,8 @@ def _suspend(turnout: Turnout, pid: int) -> None:
 
 
 def _abandon(turnout: Turnout) -> None:
-    """A rollout whose verb is dead: what a killed deploy leaves, at its first step."""
+    """A rollout whose verb is dead: what a killed deploy leaves, at its first step, where no router ends it."""
+    _suspend(turnout, turnout.router_pid())
     process = subprocess.Popen(["sleep", "300"])
     owner = identify(process.pid)
     process.kill()

@@ -95,3 +95,28 @@ def test_a_verb_waits_for_one_that_ends_in_time_and_says_for_whom(turnout: Turno
     block = turnout.snapshot().deployment
     assert (block.state, block.active_boot_id) == (State.IDLE, "")
     eventually(lambda: not turnout.daemons(), why="a daemon is left")
+
+
+def test_an_up_waits_for_another_of_the_same_build_as_long_as_that_takes_and_for_no_other(turnout: Turnout) -> None:
+    """Refused because somebody is just doing it: whoever runs `up` twice wants the service, not an error."""
+    gate = turnout.home.root.parent / "gate"
+    turnout.configure(
+        ["sh", "-c", f"until [ -e {gate} ]; do sleep 0.05; done; exec {' '.join(line_daemon('--version', 'v1'))}"],
+        observe="1s",
+    )
+    turnout.tune(start_timeout='"300s"')
+    first = turnout.begin("up")
+    eventually(lambda: turnout.snapshot().candidate, why="the candidate was never started", timeout_s=60)
+    others = [turnout.begin("up", "--lock-timeout", "0.1") for _ in range(3)]
+    for other in others:
+        assert other.stderr
+        assert f"waiting for up (pid {first.pid})" in other.stderr.readline()
+    for verb, *command in (["stop"], ["deploy"], ["up", "--", *line_daemon("--version", "v2")]):
+        said = turnout.run(verb, "--lock-timeout", "0.1", *command, code=6).stderr
+        assert f"up (pid {first.pid}, since" in said
+    assert [other.poll() for other in others] == [None] * 3, "they waited no longer than --lock-timeout"
+    gate.touch()
+    for process in (first, *others):
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert (len(turnout.daemons()), ask(turnout.address)) == (1, "v1")

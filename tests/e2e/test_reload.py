@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import socket
 import time
+
+import pytest
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually
 from turnout.core.model import Desired
 from turnout.demo.load import Load, line_exchange
-from turnout.system.flock import holder_pid
+from turnout.system.flock import hold, holder_pid
 from turnout.system.process import identify, is_alive
 
 
@@ -87,6 +90,27 @@ def test_a_second_sigterm_to_the_keeper_does_not_wait(turnout: Turnout) -> None:
     assert turnout.processes() == {}
     lock = turnout.home.service("default").root / "lifecycle.lock"
     eventually(lambda: holder_pid(lock) is None, timeout_s=60, why="the verb waits on, for daemons that are dead")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_where_its_verb_cannot_the_keeper_ends_daemons_by_their_own_signal_and_grace(
+    turnout: Turnout, times: int
+) -> None:
+    """Once: the verb does not get the lock. Twice: nobody waits for the verb. TERM would leave a PostgreSQL waiting."""
+    heard = turnout.home.root.parent / "heard"
+    traps = " ".join(f"trap 'echo {name} >> {heard}; [ {name} = TERM ] || exit 0' {name};" for name in ("INT", "TERM"))
+    daemon = shlex.join(line_daemon("--version", "v1"))
+    turnout.configure(["sh", "-c", f"{traps} {daemon} & while :; do wait; done"], stop_signal="INT")
+    turnout.run("up", env={**turnout.env, "TURNOUT_LOCK_TIMEOUT": "0.1" if times == 1 else "60"})
+    keeper = identify(turnout.keeper_pid())
+    with hold(turnout.home.service("default").root / "lifecycle.lock", timeout_s=20, what="the service"):
+        for number in range(times):
+            turnout.kill(keeper.pid, signal.SIGTERM)
+            said = ("going down", "shutting down")[number]
+            eventually(lambda said=said: said in turnout.home.keeper_log.read_text())  # type: ignore[misc]
+        eventually(lambda: not is_alive(keeper), timeout_s=60)
+    assert heard.read_text() == "INT\n"
+    assert turnout.processes() == {}
 
 
 def test_a_keeper_that_goes_down_starts_nothing_new(turnout: Turnout) -> None:

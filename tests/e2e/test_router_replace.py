@@ -173,6 +173,48 @@ def test_clients_that_the_old_router_holds_are_served_by_it(turnout: Turnout) ->
     eventually(lambda: leaving(turnout) == [])
 
 
+TESTS = Path(__file__).parents[1]
+
+
+def proxied(turnout: Turnout) -> None:
+    """Have a daemon configured that serves nobody without a PROXY header."""
+    turnout.configure([sys.executable, str(TESTS / "proxy_daemon.py"), "{port}"])
+    turnout.tune(proxy_protocol='"v2"', env=f'{{ PYTHONPATH = "{TESTS}" }}')
+
+
+def test_clients_that_a_leaving_router_holds_are_introduced_to_the_daemon_that_comes(turnout: Turnout) -> None:
+    """Also to one that was started while it left, and with the address of the client, not with the router's."""
+    proxied(turnout)
+    turnout.run("up")
+    turnout.run("pause")
+    first = turnout.router_pid()
+    with socket.create_connection(turnout.address, 20) as held:
+        eventually(lambda: turnout.status()["held"] == 1)
+        turnout.run("router", "--replace")
+        assert leaving(turnout) == [first]
+        turnout.run("refresh")
+        turnout.run("resume")
+        host, port = held.getsockname()
+        assert speaks(held, "who am I?") == f"{host}:{port}\n"
+    eventually(lambda: leaving(turnout) == [])
+
+
+def test_a_new_router_introduces_nobody_to_a_daemon_that_was_started_before_the_setting(turnout: Turnout) -> None:
+    """A changed setting goes with the daemons that come after it, whichever router serves them."""
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    before = turnout.active()["boot_id"]
+    turnout.tune(proxy_protocol='"v2"')
+    turnout.run("up")
+    turnout.run("router", "--replace")
+    assert turnout.active()["boot_id"] == before
+    assert ask(turnout.address) == "v1"
+    router = turnout.router_pid()
+    turnout.kill(router)
+    eventually(lambda: turnout.router_pid() not in {0, router}, why="no new router")
+    assert ask(turnout.address) == "v1"
+
+
 def test_a_replacement_while_a_dead_daemon_is_started_again_turns_nobody_away(turnout: Turnout) -> None:
     gate = turnout.home.root.parent / "gate"
     turnout.configure(gated(gate, "--version", "v1"))
@@ -264,6 +306,20 @@ def test_a_router_that_hangs_is_replaced_by_force(turnout: Turnout) -> None:
     turnout.run("router", "--replace")
     assert not is_alive(first)
     assert ask(turnout.address) == "v1"
+
+
+def test_a_dry_run_tells_what_would_be_done_and_does_nothing(turnout: Turnout) -> None:
+    said = turnout.run("router", "--dry-run").stdout
+    assert said == f"would run the keeper of {turnout.home.root} in this terminal, with a router as its child\n"
+    assert not turnout.home.root.exists()
+    turnout.run("router", "--replace", "--dry-run", code=3)
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    keeper, before = turnout.keeper_pid(), turnout.processes()
+    said = turnout.run("router", "--replace", "--dry-run").stdout
+    assert said == f"would start a router beside router {turnout.router_pid()}, which then lets its connections go\n"
+    assert f"pid {keeper}" in turnout.run("router", "--dry-run", code=6).stderr
+    assert (turnout.processes(), turnout.keeper_pid()) == (before, keeper)
 
 
 def test_replacing_what_does_not_run_says_so(turnout: Turnout) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e_support import Turnout, ask, line_daemon
+from e2e_support import Turnout, ask, line_daemon, under_load
 from support import eventually, scaled
 from turnout.core.model import Identity, State
 from turnout.demo.load import Load, line_exchange
@@ -59,6 +59,34 @@ def test_a_deploy_killed_at_any_step_is_taken_up_by_the_next_verb(
     eventually(lambda: turnout.snapshot().deployment.state is State.IDLE)
     eventually(lambda: len(turnout.daemons()) == 1, why="a candidate nobody knows is left")
     eventually(lambda: len(turnout.snapshot().daemons) == 1, why="an entry of a dead candidate is left")
+
+
+@pytest.mark.parametrize("step", [Step.SPAWN, Step.PROBE, Step.MARK, Step.REPROBE])
+def test_what_a_killed_deploy_had_begun_is_ended_by_the_router_and_nobody_need_come(
+    turnout: Turnout, step: Step
+) -> None:
+    """A candidate that nobody will switch to would run beside the active daemon for days."""
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    before = turnout.active()["boot_id"]
+    turnout.configure(line_daemon("--version", "v2"), version="v2")
+    with under_load(turnout):
+        subprocess.run(
+            [sys.executable, "-P", DIE, step.value, "after", "deploy"],
+            cwd=turnout.home.root.parent,
+            env=turnout.env,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        eventually(lambda: turnout.snapshot().deployment.state is State.IDLE, why="the rollout stays open")
+        eventually(lambda: set(turnout.daemons()) == {before}, why="the candidate runs on", timeout_s=60)
+        eventually(lambda: set(turnout.snapshot().daemons) == {before}, why="its entry is left")
+    block = turnout.snapshot().deployment
+    assert (block.generation, block.active_boot_id, block.rollback_reason) == (2, before, "its owner died")
+    (abort,) = [event for event in turnout.journal() if event["event"] == "abort"]
+    assert (abort["generation"], abort["reason"]) == (2, "its owner died")
+    assert "its owner died" in turnout.run("why", "2").stdout
 
 
 def test_a_router_killed_under_load_is_back_by_itself_and_refuses_nobody(turnout: Turnout) -> None:

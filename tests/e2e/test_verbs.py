@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 
-from e2e_support import Turnout, ask, line_daemon
+from e2e_support import Turnout, ask, line_daemon, under_load
 from support import eventually
+from turnout.core.model import Identity
+from turnout.system.process import is_alive
 from turnout.system.sockets import who_listens
 from turnout.system.spawn import choose_port
 
@@ -155,6 +157,28 @@ def test_a_silent_router_is_replaced_by_up(turnout: Turnout) -> None:
     turnout.run("up")
     assert turnout.router_pid() not in {0, router}
     assert ask(turnout.address) == "v1"
+
+
+def test_a_silent_keeper_is_replaced_by_up_and_no_client_notices(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    keeper, router, daemons = turnout.keeper_pid(), turnout.router_pid(), turnout.daemons()
+    with under_load(turnout):
+        turnout.kill(keeper, signal.SIGSTOP)
+        assert f"replace the keeper (pid {keeper})" in turnout.run("up", "--dry-run").stdout
+        turnout.run("up")
+        assert turnout.keeper_pid() != keeper
+        assert (turnout.router_pid(), turnout.daemons()) == (router, daemons), "they were adopted"
+        turnout.run("deploy", "--version", "v2")
+    assert not is_alive(Identity(keeper))
+
+
+def test_down_ends_all_also_where_the_keeper_is_silent(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    turnout.kill(turnout.keeper_pid(), signal.SIGSTOP)
+    turnout.run("down")
+    assert turnout.processes() == {}
 
 
 def test_settings_that_the_router_cannot_read_do_not_keep_it_from_switching(turnout: Turnout) -> None:

@@ -11,14 +11,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from faulty_files import names_in
 from support import eventually, scaled
 from turnout.errors import LockTimeoutError, StateUnwritableError
-from turnout.system.flock import advice, command_of, holder_pid
+from turnout.system.flock import advice, command_of, holder_pid, take
 from turnout.system.lifecycle_lock import Holder, LifecycleLock, lock_timeout
+from turnout.system.process import is_suspended
 
 CHILD = Path(__file__).parent.parent / "registry_child.py"
 
@@ -60,6 +63,69 @@ def test_whoever_cannot_get_it_is_told_verb_pid_and_since_when(tmp_path: Path, d
     assert [(holder.verb, holder.pid) for holder in waited] == [("deploy", deploy.pid)]
     assert deploy.poll() is None
     assert holder_pid(lock.path) == deploy.pid
+
+
+@pytest.fixture
+def same(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock for the build "b1"."""
+    command = [sys.executable, str(CHILD), "lifecycle", str(tmp_path), "up", "up b1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout
+            assert child.stdout.readline() == "held\n"
+            yield child
+        finally:
+            child.kill()
+
+
+def test_one_of_the_same_wish_is_waited_for_beyond_the_lock_timeout(
+    tmp_path: Path, same: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[float] = []
+
+    def third_time_free(path: Path, **more: Any) -> FileLock | None:
+        tries.append(more["timeout_s"])
+        if len(tries) == 3:
+            assert same.stdin
+            same.stdin.write("\n")
+            same.stdin.flush()
+            same.wait(60)
+        return take(path, **more)
+
+    monkeypatch.setattr("turnout.system.lifecycle_lock.take", third_time_free)
+    with LifecycleLock(tmp_path, timeout_s=0.1, verb="up", wish="up b1", patience_s=60) as lock:
+        assert lock.holder().wish == "up b1"
+    assert tries == [0.1, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("wish", ["", "up b2"])
+def test_one_of_another_wish_is_not(tmp_path: Path, same: subprocess.Popen[str], wish: str) -> None:
+    lock = LifecycleLock(tmp_path, timeout_s=0.1, verb="up", wish=wish, patience_s=3600)
+    with pytest.raises(LockTimeoutError, match=rf"up \(pid {same.pid}, .*for the 0\.1 s that up may wait"), lock:
+        pytest.fail("it is held")
+
+
+def test_patience_with_the_same_wish_has_an_end_and_is_said_as_it_was(
+    tmp_path: Path, same: subprocess.Popen[str]
+) -> None:
+    lock = LifecycleLock(tmp_path, timeout_s=0.1, verb="up", wish="up b1", patience_s=0.5)
+    with pytest.raises(LockTimeoutError, match=rf"up \(pid {same.pid}, ") as caught, lock:
+        pytest.fail("it is held")
+    said = re.search(r"for the ([\d.]+) s that up may wait", caught.value.message)
+    assert said
+    assert float(said[1]) >= 0.5
+
+
+def test_a_stopped_process_of_the_same_wish_is_not_waited_for(tmp_path: Path, same: subprocess.Popen[str]) -> None:
+    same.send_signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: is_suspended(same.pid), why="the process stops")
+        lock = LifecycleLock(tmp_path, timeout_s=0.1, verb="up", wish="up b1", patience_s=3600)
+        with pytest.raises(LockTimeoutError, match=r"for the 0\.1 s") as caught, lock:
+            pytest.fail("it is held")
+        assert f"kill -CONT {same.pid}" in (caught.value.hint or "")
+    finally:
+        same.send_signal(signal.SIGCONT)
 
 
 def test_a_lock_that_changes_hands_all_the_time_is_never_refused_without_a_name(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def main() -> None:
     """Entry point: every error is one line that says what and why, then ``hint:``; the exit code tells its kind."""
     _open_standard_descriptors()
     sys.unraisablehook = _again_if_interrupted
-    signal.signal(signal.SIGTERM, _interrupt)
     as_json = wants_json(sys.argv[1:])
     try:
+        _take_signals()
         code = cli.main(prog_name="turnout", standalone_mode=False)
     except click.exceptions.Exit as error:
         code = error.exit_code
@@ -68,6 +68,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _take_signals() -> None:
+    """From :mod:`turnout.entry`, which had them during the imports. An interrupt that is ignored stays so."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
 
 
 def _open_standard_descriptors() -> None:

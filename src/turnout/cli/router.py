@@ -6,10 +6,11 @@ import os
 
 import click
 
-from turnout.errors import NotRunningError
+from turnout.errors import ConflictError, NotRunningError
 from turnout.keeper import Keeper
 from turnout.keeper_client import KeeperClient
 from turnout.notify import notify
+from turnout.system.flock import holder_pid
 from turnout.system.home import Home
 
 EXAMPLES = """
@@ -22,7 +23,8 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @click.option("--replace", is_flag=True, help="Have the running keeper start a new router, and the old one leave.")
-def router(*, replace: bool) -> None:
+@click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+def router(*, replace: bool, dry_run: bool) -> None:
     """Run the keeper in this terminal, with the router as its child; verbs then use it.
 
     Ends with everything it started at Ctrl-C or SIGTERM. A second one for the same home refuses and names the first.
@@ -34,10 +36,30 @@ def router(*, replace: bool) -> None:
     if replace:
         with _running(home) as keeper:
             before = keeper.hello().router_pid
+            if dry_run:
+                click.echo(f"would {_replacement(before)}")
+                return
             click.echo(f"router {keeper.replace_router()} leads; router {before} lets its connections go")
+        return
+    if dry_run:
+        _must_be_free(home)
+        click.echo(f"would run the keeper of {home.root} in this terminal, with a router as its child")
         return
     home.create()
     Keeper(home).run(lambda: _ready(home))
+
+
+def _replacement(before: int) -> str:
+    if not before:
+        return "start a router: none runs"
+    return f"start a router beside router {before}, which then lets its connections go"
+
+
+def _must_be_free(home: Home) -> None:
+    """Raises ConflictError: a keeper has this home; it is named."""
+    pid = holder_pid(home.keeper_lock)
+    if pid:
+        raise ConflictError(f"a keeper already runs for {home.root}: pid {pid}", hint="turnout status")
 
 
 def _running(home: Home) -> KeeperClient:

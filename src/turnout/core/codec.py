@@ -185,6 +185,7 @@ class _Reader:
             version=fields.text("version"),
             build=fields.text("build"),
             owned=fields.flag("owned"),
+            proxy_protocol=fields.text("proxy_protocol"),
             http_host=fields.maybe_text("http_host"),
             http_port=fields.maybe_port("http_port"),
             http_pid=fields.maybe_count("http_pid"),
@@ -328,7 +329,13 @@ def _daemon(daemon: Daemon) -> dict[str, Any]:
     }
     proof = _identity(daemon.identity)
     del proof["pid"]
-    later = {**proof, "drain_cause": daemon.drain_cause.value, "build": daemon.build, "owned": daemon.owned}
+    later = {
+        **proof,
+        "drain_cause": daemon.drain_cause.value,
+        "build": daemon.build,
+        "owned": daemon.owned,
+        "proxy_protocol": daemon.proxy_protocol,
+    }
     return {**ours, **{key: value for key, value in later.items() if value}, **_finite(daemon.extra)}
 
 

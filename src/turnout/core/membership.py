@@ -13,7 +13,7 @@ from turnout.core.model import Daemon, DrainCause, Snapshot, Workspace
 from turnout.core.outcome import Outcome, Reason, already, apply, refuse
 
 # What turnout knows better of a process that it started than the process itself.
-_OURS: Final = ("host", "port", "identity", "start_ts", "build", "owned")
+_OURS: Final = ("host", "port", "identity", "start_ts", "build", "owned", "proxy_protocol")
 
 
 def register_daemon(snap: Snapshot, daemon: Daemon) -> Outcome:

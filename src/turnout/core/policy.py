@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from turnout.core.model import Cause, Deployment
+
 _POSTGRES: Final = frozenset({"postgres", "postmaster", "pg_ctl", "pg_ctlcluster"})
 _REDIS: Final = frozenset({"redis-server", "valkey-server", "keydb-server"})
 # PostgreSQL documentation, 55.7: a StartupMessage of protocol 3.0 for the user postgres; and SQLSTATE 57P03
@@ -80,3 +82,8 @@ def _is_memory_only(arguments: Sequence[str]) -> bool:
         if word == "--appendonly" and after.lower() != "no":
             return False
     return save_off
+
+
+def abandoned(block: Deployment) -> str:
+    """Why a rollout whose owner is provably dead is aborted; what was to be a rollback is said to be none."""
+    return "a rollback failed: its owner died" if block.cause is Cause.ROLLBACK else "its owner died"

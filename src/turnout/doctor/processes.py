@@ -117,7 +117,7 @@ def _active(subject: Subject, daemon: Daemon, snapshot: Snapshot) -> Iterator[Fo
         what = f"{daemon.boot_id} (pid {daemon.pid}) is suspended: it accepts nobody"
         yield bad("daemons", what, f"kill -CONT {daemon.pid}", service=subject.name)
         return
-    result = probe(daemon, probe_spec(subject.settings), timeout_s=max(1.0, subject.settings.health.timeout_s))
+    result = probe(daemon, probe_spec(subject.settings, daemon), timeout_s=max(1.0, subject.settings.health.timeout_s))
     if result.ok:
         what = f"{daemon.boot_id} (pid {daemon.pid}, port {daemon.port}): {result.reason or 'well'}"
         yield ok("daemons", what, service=subject.name)

@@ -20,7 +20,7 @@ from filelock import FileLock
 from turnout.errors import LockTimeoutError
 from turnout.system.files import PRIVATE
 from turnout.system.flock import advice, command_of, holder_pid, take
-from turnout.system.process import own_identity
+from turnout.system.process import is_suspended, own_identity
 
 DEFAULT_TIMEOUT_S: Final = 8.0
 SHORTEST_TIMEOUT_S: Final = 0.1
@@ -35,12 +35,13 @@ _held: set[tuple[int, str]] = set()  # with the pid: a forked child has not got 
 class Holder:
     """Who has the lock. ``verb`` is the command line where the sidecar does not tell; ``since`` is wall-clock seconds.
 
-    What is not known is 0 or empty.
+    ``wish`` is what it will have made so once it is done. What is not known is 0 or empty.
     """
 
     verb: str = ""
     pid: int = 0
     since: float = 0.0
+    wish: str = ""
 
     def __str__(self) -> str:
         details = [f"pid {self.pid}"] if self.pid else []
@@ -60,16 +61,28 @@ class LifecycleLock:
         timeout_s: how long to wait, in seconds, 0.1 or more.
         verb: the name under which those who wait will know this one.
         on_wait: called once, with the holder, when it has to wait.
+        wish: what this one is about to make so; empty: nothing that another one could do for it.
+        patience_s: how long to wait in all, in seconds, for holders of the same wish: to be refused because somebody
+            is just doing it would be absurd. A holder that is stopped (SIGSTOP) does nothing for anybody.
     """
 
     def __init__(
-        self, directory: Path, *, timeout_s: float, verb: str, on_wait: Callable[[Holder], None] | None = None
+        self,
+        directory: Path,
+        *,
+        timeout_s: float,
+        verb: str,
+        on_wait: Callable[[Holder], None] | None = None,
+        wish: str = "",
+        patience_s: float = 0.0,
     ) -> None:
         self.path = directory / "lifecycle.lock"
         self._sidecar = directory / "lifecycle.json"
         self._timeout_s = max(SHORTEST_TIMEOUT_S, timeout_s)
         self._verb = verb
         self._on_wait = on_wait
+        self._wish = wish
+        self._patience_s = patience_s
         self._key = (0, "")
         self._lock: FileLock | None = None
 
@@ -88,25 +101,7 @@ class LifecycleLock:
             _held.add(key)
         self._key = key
         try:
-            self._lock = take(self.path, timeout_s=self._timeout_s, on_wait=self._waits)
-            for _ in range(_TRIES_BETWEEN_HOLDERS):
-                if self._lock:
-                    break
-                holder = self._signed_holder()
-                if not holder.pid:  # between two holders nobody is to be named, and it may be free
-                    self._lock = take(self.path, timeout_s=0)
-                    continue
-                raise LockTimeoutError(
-                    f"{holder} has held the lifecycle lock for the {self._timeout_s:g} s that {self._verb} may wait; "
-                    "nothing was changed",
-                    hint=advice(holder.pid),
-                )
-            if self._lock is None:
-                raise LockTimeoutError(
-                    f"other verbs have held the lifecycle lock for the {self._timeout_s:g} s that {self._verb} may "
-                    "wait; nothing was changed",
-                    hint=advice(None),
-                )
+            self._lock = self._acquired()
             self._sign()
         except BaseException:
             self._let_go()
@@ -121,12 +116,37 @@ class LifecycleLock:
                 self._sidecar.unlink(missing_ok=True)
         self._let_go()
 
+    def _acquired(self) -> FileLock:
+        began = time.monotonic()
+        lock = take(self.path, timeout_s=self._timeout_s, on_wait=self._waits)
+        between_holders = 0
+        while lock is None:
+            holder = self._signed_holder()
+            left_s = began + self._patience_s - time.monotonic()
+            if left_s > 0 and self._will_do(holder):
+                lock = take(self.path, timeout_s=min(self._timeout_s, left_s))
+            elif holder.pid or between_holders == _TRIES_BETWEEN_HOLDERS:
+                waited_s = max(self._timeout_s, round(time.monotonic() - began, 1) if self._will_do(holder) else 0.0)
+                who = f"{holder} has" if holder.pid else "other verbs have"
+                raise LockTimeoutError(
+                    f"{who} held the lifecycle lock for the {waited_s:g} s that {self._verb} may wait; "
+                    "nothing was changed",
+                    hint=advice(holder.pid or None),
+                )
+            else:  # between two holders nobody is to be named, and it may be free
+                between_holders += 1
+                lock = take(self.path, timeout_s=0)
+        return lock
+
+    def _will_do(self, holder: Holder) -> bool:
+        return bool(self._wish) and holder.wish == self._wish and not is_suspended(holder.pid)
+
     def holder(self) -> Holder:
         """Who has the lock now, as far as that can be found out; ``Holder()`` where nothing is known."""
         pid = holder_pid(self.path)
         with suppress(OSError, ValueError, TypeError, KeyError):
             signed = cast("dict[str, Any]", json.loads(self._sidecar.read_bytes()))
-            told = Holder(str(signed["verb"]), int(signed["pid"]), float(signed["since"]))
+            told = Holder(str(signed["verb"]), int(signed["pid"]), float(signed["since"]), str(signed.get("wish", "")))
             # a killed holder leaves its name behind: the kernel knows better where it says anything
             if pid in {None, told.pid}:
                 return told
@@ -147,7 +167,13 @@ class LifecycleLock:
 
     def _sign(self) -> None:
         me = own_identity()
-        signed = {"verb": self._verb, "pid": me.pid, "start_ticks": me.start_ticks, "since": time.time()}
+        signed = {
+            "verb": self._verb,
+            "pid": me.pid,
+            "start_ticks": me.start_ticks,
+            "since": time.time(),
+            "wish": self._wish,
+        }
         temp = self._sidecar.with_name(f".{self._sidecar.name}.{secrets.token_hex(4)}.tmp")
         try:  # not synced: after a crash of the machine nobody holds it
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
