@@ -328,13 +328,13 @@ def label(text: str) -> str:
     return text[:LABEL_MOST].encode("utf-8", "replace").decode()
 
 
-def table() -> list[str]:
-    """The table in Markdown, for the documentation."""
+def markdown_table() -> str:
+    """Every metric of the table, for the documentation."""
     rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     for metric in METRICS:
         labels = ", ".join(f"`{name}`" for name in metric.labels)
         rows.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
-    return rows
+    return "\n".join(rows)
 
 
 def _bound(bound: float) -> str:

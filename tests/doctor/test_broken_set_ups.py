@@ -142,6 +142,7 @@ CASES = {
     "clock: files of tomorrow": Case(
         "clock", "warn", lambda p: date_ahead(p.service.registry, ahead_s=86400), "in the future"
     ),
+    "metrics: damaged": Case("metrics", "bad", lambda p: p.home.metrics.write_text("{"), "metrics.json"),
     "backlog: cut": Case("backlog", "warn", lambda p: p.sysctl("net.core.somaxconn", "128"), "somaxconn is 128"),
     "pipes: few": Case("pipes", "warn", _few_pipes, "fs.pipe-user-pages-soft is 1024"),
     "pipes: small": Case("pipes", "warn", lambda p: p.sysctl("fs.pipe-max-size", "4096"), "fs.pipe-max-size is 4096"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import socket
 from collections.abc import Iterator
 
@@ -22,7 +23,7 @@ def check_metrics(scene: Scene) -> Iterator[Found]:
     try:
         scrape = read_scrape(scene.home)
     except TurnoutError as error:
-        yield bad("metrics", error.message, "turnout up --metrics none")
+        yield bad("metrics", f"{scene.home.metrics}: {error.message}", f"rm -- {shlex.quote(str(scene.home.metrics))}")
         return
     if scrape.listen is None:
         yield ok("metrics", OFF)
