@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from turnout.errors import NotRunningError, ProtocolError, TimedOutError
 from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home
+
+if TYPE_CHECKING:  # the router has it; a verb that only asks is quick without
+    import asyncio
 
 MAX_CLIENTS: Final = 256
 log = logging.getLogger("turnout.router")
