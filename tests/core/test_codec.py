@@ -321,16 +321,34 @@ sections = st.dictionaries(st.sampled_from(["a", "b", "c"]), entries, max_size=3
 raws = st.fixed_dictionaries({"daemons": sections, "workspaces": sections})
 
 
-@settings(max_examples=scaled(300, 10_000))
-@given(st.lists(raws, min_size=2, max_size=4))
-def test_a_memo_changes_nothing_of_what_is_read(versions: list[dict[str, Any]]) -> None:
-    """Whatever stood there before: 1 is not true, 1.0 is not 1, and what has to be mended is reported each time."""
+def told_alike(*versions: dict[str, Any]) -> None:
+    """Whatever stood there before; repr tells 1 from 1.0, which equality does not."""
     memo = Memo()
     for raw in versions:
         data = json.dumps(raw).encode()
         found, plain = loads(data, memo=memo), loads(data)
         assert found.report == plain.report
-        assert repr(found.snapshot) == repr(plain.snapshot), "equality does not tell 1 from 1.0"
+        assert repr(found.snapshot) == repr(plain.snapshot)
+
+
+@settings(max_examples=scaled(300, 10_000))
+@given(st.lists(raws, min_size=2, max_size=4))
+def test_a_memo_changes_nothing_of_what_is_read(versions: list[dict[str, Any]]) -> None:
+    told_alike(*versions)
+
+
+@pytest.mark.parametrize("field", ["draining", "port", "start_ts", "owned", "theirs"])
+@pytest.mark.parametrize("values", [(1, True), (1, 1.0), (0, False), (0.0, -0.0), (True, "true"), (80, "80")], ids=str)
+def test_a_memo_takes_nothing_for_what_is_only_equal_to_it(field: str, values: tuple[object, object]) -> None:
+    one, other = ({"daemons": {"a": {field: value}}} for value in values)
+    told_alike(one, other, one)
+    told_alike(other, one)
+
+
+@pytest.mark.parametrize("value", ["no object", {"port": "bad"}])
+def test_what_has_to_be_mended_is_reported_each_time(value: object) -> None:
+    raw = {"daemons": {"a": value}}
+    told_alike(raw, raw, raw)
 
 
 def test_with_a_memo_an_entry_that_stayed_is_the_same_object() -> None:
