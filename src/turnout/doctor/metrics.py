@@ -23,7 +23,9 @@ def check_metrics(scene: Scene) -> Iterator[Found]:
     try:
         scrape = read_scrape(scene.home)
     except TurnoutError as error:
-        yield bad("metrics", f"{scene.home.metrics}: {error.message}", f"rm -- {shlex.quote(str(scene.home.metrics))}")
+        path = scene.home.metrics
+        mend = "rm --" if isinstance(error, ConfigError) else "ls -l --"
+        yield bad("metrics", f"{path}: {error.message}", f"{mend} {shlex.quote(str(path))}")
         return
     if scrape.listen is None:
         yield ok("metrics", OFF)
