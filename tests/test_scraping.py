@@ -219,8 +219,9 @@ def test_a_taken_address_is_said_and_served_once_it_is_free(served: Served) -> N
     assert served.scraping.status() == {"listen": str(address), "error": None}
 
 
-def test_a_damaged_file_leaves_it_where_it_is(served: Served, port: int) -> None:
-    served.home.metrics.write_text("{")
+@pytest.mark.parametrize("text", ["{", '{"listen": {"host": "127.0.0.1", "port": 99999}}', '{"listen": 7}', "\xff"])
+def test_a_damaged_file_leaves_it_where_it_is(served: Served, port: int, text: str) -> None:
+    served.home.metrics.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError):
         read_scrape(served.home)
     assert get(port)[0] == 200

@@ -253,9 +253,12 @@ def load_scrape(data: bytes) -> Scrape:
         ConfigError: it was not written by this version.
     """
     try:
-        return msgspec.json.decode(data, type=Scrape)
-    except msgspec.DecodeError as error:
+        scrape = msgspec.json.decode(data, type=Scrape)
+        if scrape.listen:  # somebody may have edited it, and the router is to bind it
+            parse_address(str(scrape.listen), beyond_loopback=True)
+    except (msgspec.DecodeError, UsageError) as error:
         raise ConfigError(f"metrics.json: {error}", hint="turnout up --metrics ADDR, or none") from error
+    return scrape
 
 
 def dump_scrape(scrape: Scrape) -> bytes:

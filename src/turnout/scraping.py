@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
@@ -102,12 +103,17 @@ class Scraping:
             return before
 
     async def _open(self, address: Address) -> asyncio.Server | None:
+        loop = asyncio.get_running_loop()
+        # in another thread: to say who has a taken address takes a walk through /proc
+        binding = loop.run_in_executor(self._executor, _bind, address)
         try:
-            require()
-            sock = bound(address, backlog=CLIENTS_MOST)
+            sock = await asyncio.shield(binding)
         except TurnoutError as error:
             self._say(error.message)
             return None
+        except asyncio.CancelledError:
+            binding.add_done_callback(_give_back)
+            raise
         server = await asyncio.start_server(self._serve, sock=sock, limit=REQUEST_MOST_BYTES)
         self.address = address
         self._say("")
@@ -196,3 +202,14 @@ class Scraping:
             job = loop.run_in_executor(self._executor, expose, self._read(), accept)
             self._made[kind] = self._clock(), job
         return await asyncio.shield(job)
+
+
+def _bind(address: Address) -> socket.socket:
+    require()
+    return bound(address, backlog=CLIENTS_MOST)
+
+
+def _give_back(binding: asyncio.Future[socket.socket]) -> None:
+    """Nobody waits for this listener any more."""
+    if not binding.cancelled() and binding.exception() is None:
+        binding.result().close()
