@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from turnout.errors import NotRunningError, ProtocolError
+from turnout.errors import NotRunningError, ProtocolError, TimedOutError
 from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home
+
+if TYPE_CHECKING:  # the router has it; a verb that only asks is quick without
+    import asyncio
 
 MAX_CLIENTS: Final = 256
 log = logging.getLogger("turnout.router")
@@ -117,6 +119,14 @@ class RouterClient:
             TimedOutError: it is there but silent for ``timeout_s`` seconds.
         """
         return dict(self._ask({"op": "status"}, timeout_s)["status"])
+
+    def metrics_address(self) -> str | None:
+        """Where it serves its metrics now; None: nowhere, or no router answers."""
+        try:
+            found: str | None = self.status().get("metrics", {}).get("listen")
+        except (NotRunningError, TimedOutError, OSError):
+            return None
+        return found
 
     def wait_applied(self, service: str, revision: int, *, timeout_s: float) -> int:
         """Have the router look at the registry at once, and wait until it applied ``revision`` or a later one.

@@ -97,6 +97,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return max(0.0, min(self.drain_grace_s, RETIRE_MOST_S, spare_s / 2))
 
 
+class Scrape(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the router serves its metrics; None: nowhere. ``source``: the file that says so, empty for a flag."""
+
+    listen: Address | None = None
+    source: str = ""
+
+
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """A service's settings and the build the operator asks for; an empty command means: the one remembered."""
 
@@ -108,6 +115,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""  # the file it came from, for messages
     watched: str = ""  # what the watched files contained, as one hash
     fitted: str = ""  # what was chosen for this daemon because nobody named it, in words
+    scrape: Scrape | None = None  # of the whole home; None: nobody says anything about it
 
 
 # -- how people write values -----------------------------------------------------------------------------------------
@@ -159,6 +167,11 @@ def parse_address(text: str, *, beyond_loopback: bool = False) -> Address:
     if not parsed.is_loopback and not beyond_loopback:
         raise UsageError(f"{text!r} lies beyond loopback", hint="a daemon is reached on 127.0.0.1 or [::1]")
     return Address(str(parsed), int(port_text))
+
+
+def scrape_flag(text: str) -> Scrape:
+    """What ``--metrics`` says: an address on loopback, or ``none``. Raises UsageError: neither."""
+    return Scrape() if text == "none" else Scrape(listen=parse_address(text))
 
 
 def plane_name(text: str) -> PlaneName:
@@ -231,3 +244,22 @@ def load_settings(data: bytes) -> Settings:
 
 def dump_settings(settings: Settings) -> bytes:
     return msgspec.json.format(msgspec.json.encode(settings), indent=2) + b"\n"
+
+
+def load_scrape(data: bytes) -> Scrape:
+    """Read back what :func:`dump_scrape` wrote.
+
+    Raises:
+        ConfigError: it was not written by this version.
+    """
+    try:
+        scrape = msgspec.json.decode(data, type=Scrape)
+        if scrape.listen:  # somebody may have edited it, and the router is to bind it
+            parse_address(str(scrape.listen), beyond_loopback=True)
+    except (msgspec.DecodeError, UsageError) as error:
+        raise ConfigError(f"metrics.json: {error}", hint="turnout up --metrics ADDR, or none") from error
+    return scrape
+
+
+def dump_scrape(scrape: Scrape) -> bytes:
+    return msgspec.json.encode(scrape) + b"\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 import re
 import tomllib
@@ -20,6 +21,7 @@ from turnout.config import (
     Expose,
     Health,
     ProxyProtocol,
+    Scrape,
     Settings,
     Wanted,
     duration,
@@ -99,8 +101,14 @@ class _RawService(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     version_command: list[str] = []
 
 
+class _RawMetrics(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    listen: str
+    expose: bool = False
+
+
 class _RawFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     service: dict[str, _RawService] = {}
+    metrics: _RawMetrics | None = None
 
 
 def find_file(named: str | None) -> Path | None:
@@ -168,9 +176,13 @@ def load_file(path: Path) -> dict[str, Wanted]:
     except msgspec.ValidationError as error:
         raise _explain(path, str(error)) from error
     wanted: dict[str, Wanted] = {}
+    try:
+        scrape = _scrape(raw.metrics, path)
+    except UsageError as error:
+        raise ConfigError(f"{path}: [metrics] {error.message}", hint=error.hint) from error
     for name, service in raw.service.items():
         try:
-            wanted[name] = _resolve(name, service, path)
+            wanted[name] = msgspec.structs.replace(_resolve(name, service, path), scrape=scrape)
         except ConfigError:
             raise
         except UsageError as error:
@@ -188,11 +200,23 @@ def _explain(path: Path, text: str) -> ConfigError:
             f"{path}: {where}: {text.split(' - at ', maxsplit=1)[0]}", hint="see the README's table of settings"
         )
     known: set[str] = set()
-    for struct in (_RawFile, _RawService, _RawHealth, _RawStop, _RawDrain, _RawHold, _RawLimits):
+    for struct in (_RawFile, _RawService, _RawHealth, _RawStop, _RawDrain, _RawHold, _RawLimits, _RawMetrics):
         known |= set(struct.__struct_fields__)
     near = difflib.get_close_matches(unknown[1], sorted(known), n=1)
     hint = f"did you mean {near[0]!r}?" if near else "see the README's table of settings"
     return ConfigError(f"{path}: {where}: unknown key {unknown[1]!r}", hint=hint)
+
+
+def _scrape(raw: _RawMetrics | None, path: Path) -> Scrape:
+    """A file that says nothing takes back what it said before, and nothing else."""
+    if raw is None:
+        return Scrape(source=str(path.absolute()))
+    listen = parse_address(raw.listen, beyond_loopback=True)
+    if not raw.expose and not ipaddress.ip_address(listen.host).is_loopback:
+        raise UsageError(
+            f"listen address {listen} lies beyond loopback", hint="expose = true, if others are to read the metrics"
+        )
+    return Scrape(listen=listen, source=str(path.absolute()))
 
 
 def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:

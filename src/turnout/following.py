@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from typing import Final, Protocol
@@ -218,6 +219,13 @@ class Following:
         self._waiters.append((revision, reply))
         del self._waiters[:-256]  # verbs that gave up are not told apart from those that wait
         self._news.set()
+
+    def written_ago_s(self) -> float | None:
+        """Seconds since the file came to be as it is: a rename sets its change time (rename(2), inode(7))."""
+        try:
+            return (time.time_ns() - self._path.stat().st_ctime_ns) / 1e9
+        except OSError:
+            return None
 
     def _answer_waiters(self) -> None:
         waiting, self._waiters = self._waiters, []

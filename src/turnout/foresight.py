@@ -7,6 +7,7 @@ import os
 import shlex
 from dataclasses import dataclass
 
+from turnout.admin import RouterClient
 from turnout.choice import build_to_return_to, last_good_build, wanted_build
 from turnout.config import Address, Settings, Wanted
 from turnout.core.deployment import abort_deploy, begin_deploy
@@ -17,6 +18,7 @@ from turnout.daemon_naming import daemon_name
 from turnout.errors import ConflictError, NotRunningError, TimedOutError, UsageError
 from turnout.ground import check_command
 from turnout.keeper_client import Hello, KeeperClient, bind_error
+from turnout.scrape_address import check_scrape, to_write
 from turnout.service import Service, remembered
 from turnout.system.builds import Build
 from turnout.system.home import Home
@@ -103,6 +105,8 @@ class _Foresight:
             "drain": self._drain,
         }
         steps[verb]()
+        if verb == "up":
+            self._scrape()
         return self._lines or ["do nothing: it is so already"]
 
     def _say(self, line: str) -> None:
@@ -172,6 +176,13 @@ class _Foresight:
             self._roll(build, Cause.DEPLOY)
             return
         self._roll(last_good_build(self._service, self._wanted) if build is None or barred else build, Cause.START)
+
+    def _scrape(self) -> None:
+        scrape = to_write(self._home, self._wanted)
+        if scrape is None:
+            return
+        check_scrape(self._wanted, scrape, serves=RouterClient(self._home).metrics_address())
+        self._say(f"serve metrics on http://{scrape.listen}/metrics" if scrape.listen else "serve no metrics any more")
 
     def _start(self) -> None:
         if not self._active:

@@ -17,6 +17,7 @@ from turnout.daemon_naming import attached_boot_id, daemon_name
 from turnout.errors import ConflictError, NotRunningError, UsageError
 from turnout.ground import ROUTER_TIMEOUT_S
 from turnout.locked_service import Done, LockedService
+from turnout.scrape_address import check_scrape, to_write, write_scrape
 from turnout.system.probe import probe
 from turnout.system.process import identify, is_alive
 from turnout.system.sockets import who_listens
@@ -26,7 +27,13 @@ class Lifecycle(LockedService):
     """The verbs. Opened, and closed, as a :class:`LockedService`."""
 
     def up(self, *, supersede: bool = False, expected_generation: int | None = None) -> Done:
-        """Make it so: keeper, router, and an active daemon of the wanted build."""
+        """Make it so: keeper, router, and an active daemon of the wanted build.
+
+        A person's `up` also says where metrics are served; what is started by itself never fails over them.
+        """
+        scrape = None if self._automatic else to_write(self.home, self.wanted)
+        if scrape:
+            check_scrape(self.wanted, scrape, serves=self.router.metrics_address())
         caution = Caution(self.service, self.wanted, automatic=self._automatic)
         refused = ""
         if self._automatic:
@@ -34,6 +41,8 @@ class Lifecycle(LockedService):
             self._want(wanted)
         with caution:
             done = self._make_so(supersede=supersede, expected_generation=expected_generation)
+        if scrape:
+            write_scrape(self.home, scrape)
         runs = self._ground.other_plane()
         notes = f"; not deployed: {refused}" if refused else ""
         notes += f"; it runs on plane {runs} until: turnout router --replace" if runs else ""

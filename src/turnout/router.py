@@ -30,7 +30,9 @@ from turnout.config import load_settings
 from turnout.errors import ConflictError, NotRunningError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.logfile import CHECK_EVERY_S, LogFile
+from turnout.metrics import Reading
 from turnout.planes.choose import Planes, choose, lacking
+from turnout.scraping import Scraping
 from turnout.served import Served
 from turnout.service import policy
 from turnout.system.home import Home
@@ -63,6 +65,7 @@ class Router:
         self._lead = LeadLock(home.router_lock)
         self._log_file = LogFile(home.router_log, LOG_BOUND_BYTES)
         self._admin: AdminServer | None = None
+        self._scraping = Scraping(home, self._executor, self._reading)
         self._expected: frozenset[str] | None = None  # the services that the keeper has; None: it did not say yet
         self._lost_at: float | None = None
         self._ready_told = False
@@ -119,7 +122,11 @@ class Router:
         for served, _ in self._services.values():
             served.lead()
         self._open_admin()
-        await self._leave.wait()
+        scraping = self._group.create_task(self._scraping.run())
+        try:
+            await self._leave.wait()
+        finally:
+            scraping.cancel()
         await self._hand_over()
         while left := sum(served.left() for served, _ in self._services.values()):
             log.debug("%d connections are left", left)
@@ -294,8 +301,17 @@ class Router:
             "uptime_s": time.monotonic() - self._started,
             "keeper": self._link.connected,
             "leaving": list(self._link.leaving or ()),
+            "metrics": self._scraping.status(),
             "services": {name: served.report.status() for name, (served, _) in self._services.items()},
         }
+
+    def _reading(self) -> Reading:
+        return Reading(
+            __version__,
+            time.monotonic() - self._started,
+            len(self._link.leaving or ()),
+            [served.report.reading() for served, _ in self._services.values()],
+        )
 
     def drains(self, service: str) -> Sequence[Mapping[str, Any]]:
         return self._services[service][0].report.drains()

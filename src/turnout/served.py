@@ -11,6 +11,7 @@ from concurrent.futures import Executor
 from typing import Any, Final
 
 from turnout.core.model import Desired, Snapshot
+from turnout.core.rollout_times import RolloutTimes
 from turnout.deploy_world import DeployWorld
 from turnout.deployer import Deployer
 from turnout.drain_world import DrainWorld
@@ -55,6 +56,7 @@ class Served:
         self._leaves = asyncio.Event()
         self._rests = asyncio.Event()
         self._leaving: Leaving | None = None
+        self._times = RolloutTimes()
         self._troubles = Troubles()
         self._troubles_at = 0.0
         live = self.live = LiveSettings(home.service(name), plane.name, self._settings_changed)
@@ -70,7 +72,15 @@ class Served:
         self.drainer = Drainer(drain_world, lambda: live.settings)
         self.deployer = Deployer(DeployWorld(loop, executor, home, live, following, telling), lambda: live.settings)
         self.report = ServiceReport(
-            loop, plane, live, following, self.supervision, self.drainer, drain_world.elsewhere, self._troubles
+            loop,
+            plane,
+            live,
+            following,
+            self.supervision,
+            self.drainer,
+            drain_world.elsewhere,
+            self._troubles,
+            self._times,
         )
 
     async def run(self) -> None:
@@ -163,6 +173,7 @@ class Served:
         self.supervision.restarter.observe(snapshot)
         self.supervision.cold_rollback.observe(snapshot)
         self._point()
+        self._times.observe(snapshot, self._loop.time(), self.following.written_ago_s)
         self.supervision.supervisor.observe(snapshot)
         # The poll may see our own write before its journal entry is made: what follows from it then waits for that.
         if not self.following.deciding:

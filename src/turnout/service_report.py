@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from turnout.core.model import Snapshot
 from turnout.core.policy import RESTART_DELAYS_S
+from turnout.core.rollout_times import RolloutTimes
 from turnout.drainer import Drainer
 from turnout.following import Following
 from turnout.live_settings import LiveSettings
-from turnout.planes.plane import Plane
+from turnout.metrics import DAEMONS_MOST, DaemonReading, ServiceReading
+from turnout.planes.plane import Census, Plane
 from turnout.status import deployment_status
 from turnout.supervision import Supervision
 from turnout.troubles import Troubles
@@ -31,6 +33,7 @@ class ServiceReport:
         drainer: what drains.
         elsewhere: answers how many connections of a daemon a router that leaves still has.
         troubles: what the plane met lately.
+        times: what its rollouts came to.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ServiceReport:
         drainer: Drainer,
         elsewhere: Callable[[str], int],
         troubles: Troubles,
+        times: RolloutTimes,
     ) -> None:
         self._loop = loop
         self._plane = plane
@@ -52,6 +56,7 @@ class ServiceReport:
         self._drainer = drainer
         self._elsewhere = elsewhere
         self._troubles = troubles
+        self._times = times
 
     def status(self) -> Mapping[str, Any]:
         """The service as it is now, for ``turnout status``."""
@@ -60,7 +65,7 @@ class ServiceReport:
             "applied_revision": self._following.applied_revision,
             "plane": self._plane.name,
             "held": self._plane.counters.held_now,
-            "counters": asdict(self._plane.counters),
+            "counters": self._plane.counters.integers(),
             "troubles": self._troubles.lately(self._loop.time()),
             "restart": self._restart(),
             "settings": {"later": list(self._live.last.later), "error": self._live.last.error},
@@ -76,6 +81,55 @@ class ServiceReport:
             },
             "elsewhere": {boot_id: self._elsewhere(boot_id) for boot_id in self._following.snapshot.daemons},
         }
+
+    def reading(self) -> ServiceReading:
+        """The service as it is now, for a scrape; what it holds is a copy."""
+        snapshot, census, times = self._following.snapshot, self._plane.census(), self._times
+        return ServiceReading(
+            name=self._live.service.name,
+            plane=self._plane.name,
+            strategy=self._live.settings.strategy,
+            deployment=snapshot.deployment,
+            applied_revision=self._following.applied_revision,
+            observe_remaining_s=self._supervision.supervisor.observe_remaining_s,
+            counters=self._plane.counters.integers(),
+            connections=self._plane.connections(),
+            bytes_in=_sum(one.bytes_in for one in census.values()),
+            bytes_out=_sum(one.bytes_out for one in census.values()),
+            connect_s=self._plane.counters.connect_s.copy(),
+            switches=times.switches,
+            rollbacks=times.rollbacks,
+            aborted=times.aborted,
+            switch_s=times.switch_s.copy(),
+            rollout_s=times.rollout_s.copy(),
+            daemons=self._daemons(snapshot, census),
+        )
+
+    def _daemons(self, snapshot: Snapshot, census: Mapping[str, Census]) -> list[DaemonReading]:
+        """Those that take part, the deployment's own first: it names them, they drain, or they have connections."""
+        block = snapshot.deployment
+        roles = {block.candidate_boot_id: "candidate", block.active_boot_id: "active"}
+        if snapshot.old and not snapshot.old.draining:
+            roles[block.old_boot_id] = "warm"
+        open_of = (boot_id for boot_id, one in census.items() if one.connections)
+        taking_part = dict.fromkeys([*roles, *self._drainer.drains, *open_of])
+        known = [one for boot_id in taking_part if (one := snapshot.daemons.get(boot_id))]
+        nothing = Census(0, 0, 0)  # it has seen no connection of that boot, and so has counted none
+        found: list[DaemonReading] = []
+        for daemon in known[:DAEMONS_MOST]:
+            counted = census.get(daemon.boot_id, nothing)
+            found.append(
+                DaemonReading(
+                    boot_id=daemon.boot_id,
+                    version=daemon.version,
+                    role=roles.get(daemon.boot_id, "draining"),
+                    connections=counted.connections + self._elsewhere(daemon.boot_id),
+                    bytes_in=counted.bytes_in,
+                    bytes_out=counted.bytes_out,
+                    healthy=self._supervision.supervisor.healthy.get(daemon.boot_id),
+                )
+            )
+        return found
 
     def drains(self) -> Sequence[Mapping[str, Any]]:
         """Each daemon that drains, with what it still has and why, for ``turnout drain``."""
@@ -137,3 +191,9 @@ class ServiceReport:
             "for_s": self._loop.time() - unwell.since,
             "reason": unwell.reason,
         }
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    """All together; None where one of them is not known."""
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)

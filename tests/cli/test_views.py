@@ -1,4 +1,4 @@
-"""The same fields, with the right types, in every state and every view: text, --json, the admin socket."""
+"""The same fields, with the right types, in every state and every view: text, --json, the admin socket, metrics."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from e2e_support import Turnout, line_daemon
+from metrics_support import Scrape, scrape
 from process_support import Started
 from support import eventually
 from turnout.admin import RouterClient
@@ -63,12 +64,13 @@ DAEMON: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Views:
-    """One state as each view tells it; ``socket`` is None where no router answers."""
+    """One state as each view tells it; ``socket`` and ``metrics`` are None where no router answers."""
 
     state: str
     text: list[str]
     json: dict[str, Any]
     socket: dict[str, Any] | None
+    metrics: Scrape | None
 
 
 STATES = ("idle", "starting", "rolling_back", "ready", "switched", "paused", "stopped", "not running")
@@ -78,14 +80,16 @@ GENERATIONS = dict(zip(STATES, (1, 2, 3, 4, 5, 5, 5, 5), strict=True))
 class Tour:
     """One service, brought from state to state."""
 
-    def __init__(self, turnout: Turnout, started: Started) -> None:
+    def __init__(self, turnout: Turnout, started: Started, metrics_port: int) -> None:
         self.turnout = turnout
+        self.metrics_port = metrics_port
         self.started = started
         self.seen: dict[str, Views] = {}
 
     def go(self) -> dict[str, Views]:
         self.turnout.configure(line_daemon("--version", "v1"), observe="10m")
-        self.turnout.run("up")
+        self.turnout.run("up", "--metrics", f"127.0.0.1:{self.metrics_port}")
+        eventually(lambda: RouterClient(self.turnout.home).metrics_address(), why="metrics are not served")
         self.look("idle")
         for state, cause in (("starting", Cause.DEPLOY), ("rolling_back", Cause.ROLLBACK)):
             self.begin(cause)
@@ -118,32 +122,37 @@ class Tour:
 
     def look(self, state: str) -> None:
         block = self.turnout.snapshot().deployment
-        socket = None
+        socket = metrics = None
         if state != "not running":
             RouterClient(self.turnout.home).wait_applied("default", block.revision, timeout_s=20)
             active = block.active_boot_id
             eventually(lambda: not active or self.asked()["healthy"].get(active), why="never healthy")
             socket = self.asked()
+            metrics = eventually(lambda: self.scraped(block.revision), why="the metrics are of an earlier revision")
         run = CliRunner().invoke
         text = run(cli, ["status"], env=self.turnout.env)
         told = run(cli, ["status", "--json"], env=self.turnout.env)
         assert (text.exit_code, told.exit_code) == (0, 0), text.output
         (service,) = json.loads(told.stdout)["services"]
-        self.seen[state] = Views(state, text.stdout.splitlines(), service, socket)
+        self.seen[state] = Views(state, text.stdout.splitlines(), service, socket, metrics)
 
     def asked(self) -> dict[str, Any]:
         found: dict[str, Any] = RouterClient(self.turnout.home).status(timeout_s=20)["services"]["default"]
         return found
 
+    def scraped(self, revision: int) -> Scrape | None:
+        found = scrape(self.metrics_port)
+        return found if found.value("turnout_deployment_revision") == revision else None
+
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Views]]:
-    with choose_port() as reserved:
-        port = reserved.port
+    with choose_port() as reserved, choose_port() as other:
+        port, metrics_port = reserved.port, other.port
     turnout = Turnout(tmp_path_factory.mktemp("views") / "home", port)
     try:
         with Started() as started:
-            yield Tour(turnout, started).go()
+            yield Tour(turnout, started, metrics_port).go()
     finally:
         turnout.end()
 
@@ -197,6 +206,41 @@ def test_the_admin_socket_has_the_same_fields_and_values(views: Views) -> None:
     assert remaining is None or 0 < earlier <= remaining <= 600, "the window counts down"
     assert views.socket["desired"] == views.json["desired"]
     assert views.socket["applied_revision"] == views.json["deployment"]["revision"]
+
+
+def test_the_metrics_have_the_same_fields_and_values(views: Views) -> None:
+    told = views.metrics
+    if told is None:
+        assert views.state == "not running"
+        return
+    block = views.json["deployment"]
+    (info,) = told.labels("turnout_deployment_info")
+    texts = {"active_boot_id", "candidate_boot_id", "old_boot_id", "rollback_reason", "cause"}
+    assert info == {"service": "default"} | {name: block[name] for name in texts}
+    numbers = {
+        "turnout_deployment_generation": "generation",
+        "turnout_deployment_revision": "revision",
+        "turnout_health_fail_streak": "health_fail_streak",
+        "turnout_last_switch_timestamp_seconds": "switch_ts",
+    }
+    for name, field in numbers.items():
+        assert told.value(name, service="default") == block[field], name
+    assert [one["state"] for one in told.labels("turnout_deployment_state")] == [block["state"]]
+    assert [one["desired"] for one in told.labels("turnout_deployment_desired")] == [views.json["desired"]]
+    assert [one["cause"] for one in told.labels("turnout_deployment_cause")] == [block["cause"]]
+    remaining = told.value("turnout_observe_remaining_seconds")
+    assert (remaining is None) is (block["observe_remaining_s"] is None)
+    assert remaining is None or 0 < block["observe_remaining_s"] <= remaining <= 600, "the window counts down"
+    assert told.value("turnout_hold_connections", service="default") == views.json["held"]
+    (info,) = told.labels("turnout_service_info")
+    assert info == {"service": "default", "plane": views.json["router"]["plane"], "strategy": views.json["strategy"]}
+    assert told.labels("turnout_build_info") == [{"version": views.json["router"]["version"]}]
+    mine = {(one["boot_id"], one["version"], one["role"]) for one in told.labels("turnout_daemon_info")}
+    theirs = {(one["boot_id"], one["version"], one["role"]) for one in views.json["daemons"]}
+    taking_part = {one for one in theirs if one[2] in {"active", "candidate", "warm"}}
+    assert taking_part == {one for one in mine if one[2] != "draining"}
+    for boot_id, _, _ in taking_part:
+        assert told.value("turnout_daemon_connections_open", boot_id=boot_id) == 0
 
 
 def test_the_text_is_five_lines_with_the_same_values(views: Views) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from registry_support import SNAPSHOT
 from support import scaled
-from turnout.core.codec import NotARegistry, decode, dumps, loads
+from turnout.core.codec import Memo, NotARegistry, decode, dumps, loads
 from turnout.core.model import (
     Cause,
     Daemon,
@@ -300,3 +301,71 @@ def test_a_block_that_contradicts_itself_is_put_right_and_reported(
     assert {key: getattr(found, key) for key in becomes} == becomes
     assert (found.revision, found.generation, found.active_boot_id) == (5, 2, block.get("active_boot_id", ""))
     assert read.report
+
+
+# -- a registry that is read again and again ---------------------------------------------------------------------------
+
+odd = st.sampled_from(
+    [None, True, False, 0, 1, 1.0, 0.0, -0.0, 80, 80.0, "", "1", "80", 2**70, "\ud800", [1], {"a": 1}]
+)
+entries = st.one_of(
+    odd,
+    st.dictionaries(
+        st.sampled_from(
+            ["host", "port", "pid", "draining", "version", "start_ts", "boot_id", "http_port", "owned", "x"]
+        ),
+        odd,
+        max_size=5,
+    ),
+)
+sections = st.dictionaries(st.sampled_from(["a", "b", "c"]), entries, max_size=3)
+raws = st.fixed_dictionaries({"daemons": sections, "workspaces": sections})
+
+
+def told_alike(*versions: dict[str, Any]) -> None:
+    """Whatever stood there before; repr tells 1 from 1.0, which equality does not."""
+    memo = Memo()
+    for raw in versions:
+        data = json.dumps(raw).encode()
+        found, plain = loads(data, memo=memo), loads(data)
+        assert found.report == plain.report
+        assert repr(found.snapshot) == repr(plain.snapshot)
+
+
+@settings(max_examples=scaled(300, 10_000))
+@given(st.lists(raws, min_size=2, max_size=4))
+def test_a_memo_changes_nothing_of_what_is_read(versions: list[dict[str, Any]]) -> None:
+    told_alike(*versions)
+
+
+@pytest.mark.parametrize("field", ["draining", "port", "start_ts", "owned", "theirs"])
+@pytest.mark.parametrize("values", [(1, True), (1, 1.0), (0, False), (0.0, -0.0), (True, "true"), (80, "80")], ids=str)
+def test_a_memo_takes_nothing_for_what_is_only_equal_to_it(field: str, values: tuple[object, object]) -> None:
+    one, other = ({"daemons": {"a": {field: value}}} for value in values)
+    told_alike(one, other, one)
+    told_alike(other, one)
+
+
+@pytest.mark.parametrize("value", ["no object", {"port": "bad"}])
+def test_what_has_to_be_mended_is_reported_each_time(value: object) -> None:
+    raw = {"daemons": {"a": value}}
+    told_alike(raw, raw, raw)
+
+
+def test_with_a_memo_an_entry_that_stayed_is_the_same_object() -> None:
+    memo = Memo()
+    first = loads(dumps(SNAPSHOT), memo=memo).snapshot
+    changed = replace(SNAPSHOT, daemons={**SNAPSHOT.daemons, "new": Daemon("new", port=7)})
+    second = loads(dumps(changed), memo=memo).snapshot
+    for boot_id in SNAPSHOT.daemons:
+        assert second.daemons[boot_id] is first.daemons[boot_id]
+    for root in SNAPSHOT.workspaces:
+        assert second.workspaces[root] is first.workspaces[root]
+    assert second == changed
+
+
+def test_a_memo_forgets_what_is_gone() -> None:
+    memo = Memo()
+    loads(dumps(SNAPSHOT), memo=memo)
+    loads(dumps(Snapshot()), memo=memo)
+    assert not any(memo.entries.values())

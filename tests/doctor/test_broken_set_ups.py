@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,13 +12,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from doctor_support import Patient, connected_from, date_ahead, listening_on, unix_socket
 from registry_support import SNAPSHOT
+from turnout.config import Address, Scrape, dump_settings
 from turnout.config_file import load_file
 from turnout.core.codec import dumps
+from turnout.doctor.metrics import OFF
 from turnout.errors import ConfigError
+from turnout.metrics import EXTRA
+from turnout.planes.choose import choose, lacking
+from turnout.scrape_address import write_scrape
 from turnout.system.builds import Build, Builds
 from turnout.system.process import identify
 from turnout.system.spawn_record import EndRecord, SpawnRecord, write_record
@@ -142,6 +149,7 @@ CASES = {
     "clock: files of tomorrow": Case(
         "clock", "warn", lambda p: date_ahead(p.service.registry, ahead_s=86400), "in the future"
     ),
+    "metrics: damaged": Case("metrics", "bad", lambda p: p.home.metrics.write_text("{"), "metrics.json"),
     "backlog: cut": Case("backlog", "warn", lambda p: p.sysctl("net.core.somaxconn", "128"), "somaxconn is 128"),
     "pipes: few": Case("pipes", "warn", _few_pipes, "fs.pipe-user-pages-soft is 1024"),
     "pipes: small": Case("pipes", "warn", lambda p: p.sysctl("fs.pipe-max-size", "4096"), "fs.pipe-max-size is 4096"),
@@ -393,3 +401,50 @@ def test_another_users_home_is_said_and_nothing_breaks(patient: Patient) -> None
     bad = [one for one in json.loads(done.stdout)["findings"] if one["verdict"] == "bad"]
     assert "home" in {one["check"] for one in bad}
     assert all(one["mend"] for one in bad)
+
+
+def test_the_plane_is_said_with_the_reason_for_it(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plane() -> tuple[str, str, str | None]:
+        (found,) = [finding for finding in patient.diagnose() if finding.check == "plane"]
+        return found.verdict, found.evidence, found.mend
+
+    verdict, evidence, _ = plane()
+    assert verdict == "ok"
+    assert choose("auto", lacks="").reason in evidence
+    monkeypatch.delattr(os, "splice")
+    verdict, evidence, _ = plane()
+    assert (verdict, choose("auto", lacks=lacking()).reason in evidence) == ("ok", True)
+    settings = msgspec.structs.replace(patient.settings, plane="relay")
+    patient.service.settings.write_bytes(dump_settings(settings))
+    verdict, evidence, mend = plane()
+    assert (verdict, "plane relay cannot run here" in evidence) == ("bad", True)
+    assert mend
+    assert "--plane auto" in mend
+
+
+def test_metrics_are_said_to_be_off_taken_or_about_to_be_served(patient: Patient) -> None:
+    def metrics() -> tuple[str, str, str | None]:
+        (found,) = [finding for finding in patient.diagnose() if finding.check == "metrics"]
+        return found.verdict, found.evidence, found.mend
+
+    assert metrics()[:2] == ("ok", OFF)
+    other = patient.started.demo()
+    taken = Address("127.0.0.1", other.port)
+    write_scrape(patient.home, Scrape(listen=taken))
+    verdict, evidence, mend = metrics()
+    assert verdict == "bad"
+    assert f"the metrics address {taken} is in use by pid" in evidence
+    assert re.fullmatch(r"turnout up --metrics 127\.0\.0\.1:\d+", mend or "")
+    write_scrape(patient.home, Scrape(listen=taken, source="/etc/turnout.toml"))
+    assert metrics()[2] == "name another port under [metrics] in /etc/turnout.toml, then turnout up"
+    write_scrape(patient.home, Scrape(listen=Address("127.0.0.1", patient.port)))
+    assert metrics()[0] == "ok"
+
+
+def test_metrics_without_their_package_are_said_with_what_to_install(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_scrape(patient.home, Scrape(listen=Address("127.0.0.1", patient.port)))
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    found = patient.wrong()["metrics"]
+    assert (found.verdict, found.mend) == ("bad", EXTRA)

@@ -540,3 +540,41 @@ def test_some_connections_of_a_boot_can_be_ended_in_order_and_the_others_go_on(s
     for client, far in pairs:
         client.sendall(b"x")
         assert far.recv(1) == b"x"
+
+
+# -- how long a connect took -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["relay", "stream"])
+def test_each_connection_that_got_a_daemon_is_timed_once_with_its_time_in_the_hold(kind: str) -> None:
+    """Where the kernel connects, nobody is there to time it."""
+    stage = Stage(kind)
+    try:
+        _time_connects(stage)
+    finally:
+        stage.close()
+
+
+def _time_connects(stage: Stage) -> None:
+    told = stage.plane.counters.connect_s
+    v1 = stage.daemon("v1", point=False)
+    stage.point_at(None)
+    held = stage.client()
+    eventually(lambda: stage.plane.counters.held_now == 1)
+    gone = stage.client()
+    eventually(lambda: stage.plane.counters.held_now == 2)
+    reset(gone)
+    eventually(lambda: stage.call(stage.plane.waiting) == 1)
+    time.sleep(0.1)  # what is to be seen in the sum
+    assert sum(told.counts) == 0, "nobody has a daemon yet"
+    stage.point_at(v1)
+    far = v1.accept()
+    eventually(lambda: stage.call(stage.plane.connections) == 1)
+    assert sum(told.counts) == 1, "the one that went is not counted"
+    assert told.total >= 0.1
+    for _ in range(3):
+        stage.pair(v1)
+    eventually(lambda: stage.call(stage.plane.connections) == 4)
+    assert sum(told.counts) == 4
+    held.close()
+    far.close()

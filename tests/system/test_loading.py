@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from faulty_files import FaultyFiles
 from registry_support import SNAPSHOT, write_both
-from turnout.core.codec import dumps
+from turnout.core.codec import Decoded, dumps, loads
 from turnout.core.deployment import set_desired
 from turnout.core.model import Desired
+from turnout.system import loading
 from turnout.system.loading import Loader
 from turnout.system.registry import RegistryFile
 
@@ -73,3 +76,35 @@ def test_ones_own_write_is_seen_at_once(path: Path) -> None:
     for desired in (Desired.STOPPED, Desired.RUNNING, Desired.STOPPED) * 20:
         registry.update(lambda snap, desired=desired: set_desired(snap, desired))  # type: ignore[misc]  # bound by default
         assert registry.read().snapshot.deployment.desired is desired
+
+
+def test_a_content_that_was_read_a_moment_ago_is_not_parsed_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A young file is looked at once more, and a writer of ours makes its last good copy the same as the file."""
+    parsed: list[bytes] = []
+
+    def counting(data: bytes, **more: Any) -> Decoded:
+        parsed.append(data)
+        return loads(data, **more)
+
+    monkeypatch.setattr(loading, "loads", counting)
+    loader = Loader(path, FaultyFiles(), wall_ns=lambda: path.stat().st_ctime_ns + 1)
+    temp = path.with_name("other")
+    temp.write_bytes(dumps(replace(SNAPSHOT, version="2.1")))
+    temp.replace(path)
+    for _ in range(3):
+        loader.look(path)
+    assert len(parsed) == 2, "the file and its last good copy"
+    path.with_name("registry.json.good").write_bytes(path.read_bytes())
+    assert loader.look(path).kept
+    assert len(parsed) == 2
+
+
+def test_an_unchanged_entry_of_a_changed_file_is_the_same_object(path: Path) -> None:
+    loader = Loader(path, FaultyFiles(), wall_ns=lambda: later(path))
+    first = loader.look(path).snapshot
+    raw = json.loads(path.read_bytes())
+    raw["daemons"]["theirs"] = {"port": 9}
+    path.write_text(json.dumps(raw))
+    second = loader.look(path).snapshot
+    assert set(second.daemons) == {*first.daemons, "theirs"}
+    assert second.daemons["active"] is first.daemons["active"]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
-from turnout.build_stamp import stamped
-from turnout.cli.report import Reporter
 from turnout.cli.terminal import clean
 from turnout.config import (
     DEFAULT_LISTEN,
@@ -28,11 +26,13 @@ from turnout.config import (
 from turnout.config_check import check
 from turnout.config_file import find_file, load_file
 from turnout.errors import NoSuchServiceError, TurnoutError, UsageError
-from turnout.foresight import Intent, foretell, must_stand_at
-from turnout.lifecycle import Lifecycle
 from turnout.service import Service, remembered
 from turnout.system.home import Home
-from turnout.system.lifecycle_lock import lock_timeout
+
+if TYPE_CHECKING:  # what changes something is loaded when something is to be changed: reading verbs are quick
+    from turnout.cli.report import Reporter
+    from turnout.foresight import Intent
+    from turnout.lifecycle import Lifecycle
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,6 +56,8 @@ class Choice:
     @property
     def reporter(self) -> Reporter:
         """Who tells on stderr how far the verb is."""
+        from turnout.cli.report import Reporter  # noqa: PLC0415  # see above
+
         return Reporter(quiet=self.quiet, verbose=self.verbose)
 
 
@@ -150,7 +152,11 @@ def resolve(
         known = Wanted(settings=settings, command=tuple(command), version=version)
     check(settings)
     wanted = msgspec.structs.replace(known, settings=settings, version=version or known.version, fitted=fitted)
-    return stamped(wanted) if creates else wanted
+    if not creates:
+        return wanted
+    from turnout.build_stamp import stamped  # noqa: PLC0415  # see above
+
+    return stamped(wanted)
 
 
 @contextmanager
@@ -168,6 +174,10 @@ def open_lifecycle(
     Raises:
         ConflictError: the deployment does not stand at the generation that was asked for; nothing was changed.
     """
+    from turnout.foresight import must_stand_at  # noqa: PLC0415  # see above
+    from turnout.lifecycle import Lifecycle  # noqa: PLC0415
+    from turnout.system.lifecycle_lock import lock_timeout  # noqa: PLC0415
+
     timeout_s, warning = lock_timeout(chosen.lock_timeout)
     if warning:
         reporter.warn(warning)
@@ -194,6 +204,8 @@ def foretold(chosen: Choice, wanted: Wanted, intent: Intent) -> bool:
     """Whether the verb is only to be told: then it has been, on stdout."""
     if not chosen.dry_run:
         return False
+    from turnout.foresight import foretell  # noqa: PLC0415  # see above
+
     home = Home.find()
     service = Service.open(home.service(wanted.settings.name), wanted.settings)
     for line in foretell(home, service, wanted, replace(intent, expected_generation=chosen.if_generation)):

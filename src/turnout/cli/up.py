@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import msgspec
 
 from turnout.cli.options import choice, foretold, open_lifecycle, resolve, shaping, watched_file
 from turnout.cli.report import tell
+from turnout.config import scrape_flag
 from turnout.foresight import Intent
 from turnout.keeper_client import tell_service_manager
 from turnout.verdict import await_verdict
@@ -18,6 +20,7 @@ Examples:
   turnout up -- redis-server --port {port} --save ''
   turnout up                        what turnout.toml says, or the command of the last time
   turnout up --listen 127.0.0.1:6379 --dry-run
+  turnout up --metrics 127.0.0.1:9477      and http://127.0.0.1:9477/metrics for Prometheus
 """
 
 
@@ -26,6 +29,9 @@ Examples:
 @click.option("--version", "version", default="", help="What this build calls itself.")
 @click.option("--supersede", is_flag=True, help="Also when the last rollout is still observed.")
 @click.option("--automatic", is_flag=True, help="For programs: never back to an older version, never in turns.")
+@click.option(
+    "--metrics", envvar="TURNOUT_METRICS", metavar="ADDR", help="Serve metrics for Prometheus there; none: nowhere."
+)
 @click.option("--from-router", is_flag=True, hidden=True, help="The router asks, by the file that it watches.")
 @shaping
 def up(
@@ -34,6 +40,7 @@ def up(
     *,
     supersede: bool,
     automatic: bool,
+    metrics: str | None,
     from_router: bool,
     **options: Any,
 ) -> None:
@@ -47,6 +54,8 @@ def up(
     """
     chosen = watched_file(choice(options)) if from_router else choice(options)
     wanted = resolve(chosen, command, version=version, creates=True)
+    if metrics:
+        wanted = msgspec.structs.replace(wanted, scrape=scrape_flag(metrics))
     if foretold(chosen, wanted, Intent("up", supersede=supersede)):
         return
     reporter = chosen.reporter

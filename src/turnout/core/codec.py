@@ -31,6 +31,7 @@ from turnout.core.model import (
 from turnout.errors import RegistryUnsupportedError
 
 MAX_DEPTH: Final = 64  # somebody else's data may be nested, too
+_NESTING: Final = (dict, list)
 
 
 class NotARegistry(ValueError):  # noqa: N818  # it names what the bytes are, not what went wrong
@@ -53,15 +54,30 @@ class Decoded:
     report: tuple[Finding, ...] = ()
 
 
+class Memo:
+    """What the last reading made of each entry. One that comes again is not read again, and is the same object.
+
+    Between two versions of a registry with thousands of entries a few have changed. Entries that had to be mended are
+    not kept: each reading is to report them.
+    """
+
+    __slots__ = ("entries",)
+
+    def __init__(self) -> None:
+        # by section and key: the entry as JSON, which tells 1 from true and 1.0 as Python's comparison does not
+        self.entries: dict[str, dict[str, tuple[bytes, Any]]] = {}
+
+
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def loads(data: bytes, *, good: Snapshot | None = None) -> Decoded:
+def loads(data: bytes, *, good: Snapshot | None = None, memo: Memo | None = None) -> Decoded:
     """Read the bytes of a registry file.
 
     Args:
         data: the file's content.
         good: the last good copy, which knows the deployment block if the file has lost it.
+        memo: what earlier readings of the same registry made of its entries; this one's are put in their place.
 
     Raises:
         NotARegistry: not UTF-8, not JSON, not an object, duplicated keys, nested too deep.
@@ -77,16 +93,16 @@ def loads(data: bytes, *, good: Snapshot | None = None) -> Decoded:
         raise NotARegistry(f"no JSON: {error}") from error
     if _is_deeper(raw, MAX_DEPTH):
         raise NotARegistry(f"nested deeper than {MAX_DEPTH} levels")
-    decoded = decode(raw, good=good)
+    decoded = decode(raw, good=good, memo=memo)
     return Decoded(decoded.snapshot, (*report, *decoded.report))
 
 
-def decode(raw: object, *, good: Snapshot | None = None) -> Decoded:
-    """Read a registry that is parsed already. Raises as :func:`loads`."""
+def decode(raw: object, *, good: Snapshot | None = None, memo: Memo | None = None) -> Decoded:
+    """Read a registry that is parsed already. Arguments and errors as of :func:`loads`."""
     root = _object(raw)
     if root is None:
         raise NotARegistry(f"the root is no object but {type(raw).__name__}")
-    return _Reader().snapshot(root, good)
+    return _Reader(memo or Memo()).snapshot(root, good)
 
 
 def _object(raw: object) -> dict[str, Any] | None:
@@ -99,18 +115,27 @@ def _object(raw: object) -> dict[str, Any] | None:
 
 def _is_deeper(raw: object, levels: int) -> bool:
     """Whether a JSON value is nested deeper than that: what can be read must be possible to write again."""
-    layer = [raw]
+    layer: list[Any] = [raw]
     for _ in range(levels):
         inner: list[Any] = []
         for value in layer:
             if isinstance(value, dict):
-                inner.extend(cast("dict[str, Any]", value).values())
+                inner += [one for one in cast("dict[str, Any]", value).values() if isinstance(one, _NESTING)]
             elif isinstance(value, list):
-                inner.extend(cast("list[Any]", value))  # type: ignore[redundant-cast]  # pyright knows less than mypy
+                members = cast("list[Any]", value)  # type: ignore[redundant-cast]  # pyright knows less than mypy
+                inner += [one for one in members if isinstance(one, _NESTING)]
         if not inner:
             return False
         layer = inner
     return True
+
+
+def _shape(entry: object) -> bytes | None:
+    """The entry as bytes that no other entry has; None where it cannot be told so (as in :func:`dumps`)."""
+    try:
+        return msgspec.json.encode(entry)
+    except (UnicodeEncodeError, OverflowError):
+        return None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -121,8 +146,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, memo: Memo) -> None:
         self._report: list[Finding] = []
+        self._memo = memo
 
     def _say(self, where: str, what: str) -> None:
         self._report.append(Finding(where, what))
@@ -163,12 +189,22 @@ class _Reader:
                 self._say(key, f"{short(given)} is no object")
             return {}
         found: dict[str, Any] = {}
+        before, after = self._memo.entries.get(key, {}), dict[str, tuple[bytes, Any]]()
         for name, value in entries.items():
+            shape = _shape(value)
+            known = before.get(name)
+            if known is not None and known[0] == shape:
+                found[name], after[name] = known[1], known
+                continue
             entry = _object(value)
-            if entry is not None:
-                found[name] = read(name, entry)
-            else:
+            if entry is None:
                 self._say(f"{key}.{name}", f"{short(value)} is no object: dropped")
+                continue
+            mended = len(self._report)
+            found[name] = read(name, entry)
+            if shape is not None and len(self._report) == mended:
+                after[name] = shape, found[name]
+        self._memo.entries[key] = after
         return found
 
     def _daemon(self, boot_id: str, raw: dict[str, Any]) -> Daemon:

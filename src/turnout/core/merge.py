@@ -95,7 +95,7 @@ def _entries(
 
 
 def _entry(our: Entry, their: Entry, was: Entry | None, *, protected: bool) -> Entry:
-    if our == their:
+    if our is their or our == their:  # entries of which nothing changed are the same object (codec.Memo)
         return their
     changes: dict[str, Any] = {}
     for spec in fields(our):

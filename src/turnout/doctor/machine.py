@@ -10,7 +10,9 @@ from typing import get_args
 from turnout.config import PlaneName
 from turnout.doctor.finding import Found, bad, ok, warn
 from turnout.doctor.scene import Scene
+from turnout.errors import ConfigError
 from turnout.listening import BACKLOG
+from turnout.planes.choose import choose, lacking
 
 FEW_DESCRIPTORS = 4096  # two for a client, two for a pipe that is leased
 PLENTY = 65536
@@ -124,10 +126,16 @@ def check_plane(scene: Scene) -> Iterator[Found]:
         chosen = told.get(subject.name, {}).get("plane")
         named = subject.settings.plane
         how = f"{chosen} carries the bytes" if chosen else "nothing runs"
+        try:
+            reason = choose(named, lacks=lacking()).reason
+        except ConfigError as error:
+            mend = f"turnout up{subject.flag} --plane auto, then turnout router --replace"
+            yield bad("plane", error.message, mend, service=subject.name)
+            continue
         splice = "large transfers by splice(2)" if hasattr(os, "splice") else "no splice(2) here: every byte is copied"
         absent = [name for name in DIRECT if name not in get_args(PlaneName)]
         why = f"; {' and '.join(absent)}, which skip the proxy, are not in this version" if absent else ""
-        yield ok("plane", f"{how}, plane = {named}; {splice}{why}", service=subject.name)
+        yield ok("plane", f"{how}, plane = {named}: {reason}; {splice}{why}", service=subject.name)
 
 
 def _ports(text: str) -> set[int]:

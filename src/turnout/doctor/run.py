@@ -16,6 +16,7 @@ from turnout.doctor.files import (
 from turnout.doctor.finding import Diagnosis, Found, bad, worst
 from turnout.doctor.homes import check_clock, check_disk, check_home, check_private
 from turnout.doctor.machine import check_backlog, check_descriptors, check_pipes, check_plane, check_ports
+from turnout.doctor.metrics import check_metrics
 from turnout.doctor.processes import (
     check_daemons,
     check_keeper,
@@ -51,6 +52,7 @@ CHECKS: Mapping[str, Check] = {
     "strays": check_strays,
     "locks": check_locks,
     "address": check_addresses,
+    "metrics": check_metrics,
 }
 
 

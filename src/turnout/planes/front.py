@@ -76,6 +76,7 @@ class Front:
         self._loop = loop
         self._readiness = readiness
         self._counters = counters
+        self._connected_after = counters.connect_s.add
         self._begin = begin
         self._carried = carried
         self._clock = clock
@@ -312,6 +313,7 @@ class Front:
     def _hand_over(self, waiting: Waiting, daemon: socket.socket, target: Target) -> None:
         if target.proxy_protocol and not self._introduce(waiting, daemon):
             return
+        self._connected_after(self._clock() - waiting.since)
         waiting.gone = True
         waiting.daemon = None
         if waiting.listed:

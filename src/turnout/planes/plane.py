@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Final, Protocol
 
+from turnout.core.histogram import Histogram
 from turnout.planes.policy import Policy
+
+# seconds from accept to a connected daemon: on loopback a few ten microseconds, in the hold up to its time-out
+CONNECT_BOUNDS_S: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +69,8 @@ class Counters:
 
     ``denied``: clients outside the allow list; ``limited``: how often the limit of connections was reached;
     ``idle_closed``: ended by the idle timeout; ``other_source``: connects from a further loopback address, since the
-    first had no port left; ``ports_exhausted``: connects that no address had a port for.
+    first had no port left; ``ports_exhausted``: connects that no address had a port for. ``connect_s``: seconds from
+    accept to a connected daemon, time in the hold included.
     """
 
     accepted: int = 0
@@ -83,6 +91,11 @@ class Counters:
     pipes_denied: int = 0
     copied_bytes: int = 0
     spliced_bytes: int = 0
+    connect_s: Histogram = field(default_factory=lambda: Histogram(CONNECT_BOUNDS_S), compare=False)
+
+    def integers(self) -> dict[str, int]:
+        """Each plain count by its name."""
+        return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "connect_s"}
 
 
 class Plane(Protocol):

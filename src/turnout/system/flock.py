@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Final
 
 from turnout.errors import LockTimeoutError
 from turnout.system.files import PRIVATE, unwritable
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 PROC: Final = Path("/proc")
 _FIRST_PAUSE_S: Final = 0.001
@@ -36,6 +37,8 @@ def take(path: Path, *, timeout_s: float, on_wait: Callable[[], None] | None = N
     Raises:
         StateUnwritableError: the lock file cannot be made or opened.
     """
+    from filelock import FileLock, Timeout  # noqa: PLC0415  # verbs that only read take no lock, and are quick without
+
     # not thread-local: whoever owns the lock may let go of it from another thread
     lock = FileLock(str(path), mode=PRIVATE, thread_local=False)
     deadline = time.monotonic() + timeout_s

@@ -123,6 +123,11 @@ class Home:
         return self.root / "router.log"
 
     @property
+    def metrics(self) -> Path:
+        """Where metrics are served."""
+        return self.root / "metrics.json"
+
+    @property
     def services(self) -> Path:
         return self.root / "services"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from turnout.core.codec import Decoded, Finding, NotARegistry, loads
+from turnout.core.codec import Decoded, Finding, Memo, NotARegistry, loads
 from turnout.core.merge import merge
 from turnout.core.model import Snapshot
 from turnout.errors import RegistryDamagedError, RegistryUnsupportedError, StateUnwritableError
@@ -20,6 +20,7 @@ from turnout.system.watcher import TWO_TICKS_NS
 SETTLE_S: Final = 1.0  # an in-place writer has this long to go on before its file counts as damaged
 SETTLE_POLL_S: Final = 0.02
 _SETTLE_LIMIT_S: Final = 5.0
+_RECENT: Final = 2  # the file and its last good copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ class Loader:
         self._good: _Good | None = None
         self._known_damaged = Fingerprint()
         self._last: _Cached | None = None
+        self._memo = Memo()
+        self._recent: tuple[tuple[bytes, Decoded], ...] = ()  # contents that were read last, and what they say
 
     def look(self, target: Path) -> Read:
         """What :meth:`load` says, without reading again what has not changed since."""
@@ -151,7 +154,7 @@ class Loader:
             if good and data == good.data:  # our own last word: nothing to parse, nothing to merge
                 return Read(good.snapshot, good.decoded.report, fingerprint, "file"), data
             try:
-                decoded = loads(data)
+                decoded = self._loads(data)
             except NotARegistry as error:
                 now = self._clock()
                 if last != (fingerprint, data):
@@ -192,6 +195,15 @@ class Loader:
         report = (Finding("the file", f"damaged ({why}); the last good copy stands in, {aside}"),)
         return Read(good.snapshot, report, fingerprint, "good", (f"the file was damaged ({why})",))
 
+    def _loads(self, data: bytes) -> Decoded:
+        """Read it; a content that was read a moment ago, or parts of it that were, are not read again."""
+        for known, decoded in self._recent:
+            if known == data:
+                return decoded
+        decoded = loads(data, memo=self._memo)
+        self._recent = ((data, decoded), *self._recent[: _RECENT - 1])
+        return decoded
+
     def _bytes(self, target: Path) -> tuple[bytes | None, Fingerprint]:
         try:
             data, state = self._files.read(target)
@@ -223,6 +235,6 @@ class Loader:
     def _good_at(self, path: Path) -> _Good | None:
         try:
             data, state = self._files.read(path)
-            return _Good(data, loads(data), Fingerprint.of(state))
+            return _Good(data, self._loads(data), Fingerprint.of(state))
         except (OSError, NotARegistry, RegistryUnsupportedError):
             return None
