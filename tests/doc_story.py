@@ -37,7 +37,7 @@ _SHAPES: Final = (
     (re.compile(r"attached-\w+-(\d+)-[0-9a-f]{4}"), r"attached-\1"),
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"), "WHEN"),
     (re.compile(r"\b\d+ (d|h|min|s)( \d+ (h|min|s))?\b"), "SPAN"),
-    (re.compile(r"\b(pid|port|revision|PostgreSQL) \d+"), r"\1 N"),
+    (re.compile(r"\b(pid|port|revision|router|PostgreSQL) \d+"), r"\1 N"),
     (re.compile(r"\bafter \d[\d.e-]* s\b"), "after N s"),
     (re.compile(r"\.\d+ GMT \[\d+\]"), " GMT [N]"),
     (re.compile(r"127\.0\.0\.1:(?!4777)\d{5}\b"), "127.0.0.1:N"),
@@ -237,6 +237,6 @@ def _postgres(here: Stage, copy: Path) -> None:
             os.chown(directory, NOBODY, NOBODY)
         as_nobody = f"setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups "
     for directory in (here.bin, here.root / "opt" / "pg-17.2" / "bin"):
-        for name in ("postgres", "initdb"):
-            here.script(name, f'#!/bin/sh\nexec {as_nobody}{found / name} "$@"\n', directory)
+        here.script("postgres", f'#!/bin/sh\nexec {as_nobody}{found / "postgres"} "$@"\n', directory)
+        here.script("initdb", f'#!/bin/sh\nexec {as_nobody}{found / "initdb"} --no-sync "$@"\n', directory)
         (directory / "psql").symlink_to(found / "psql")

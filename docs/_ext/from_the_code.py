@@ -18,6 +18,8 @@ from turnout import errors
 from turnout.cli.schema import described
 from turnout.config_file import file_schema, keys
 from turnout.config_keys import MEANINGS
+from turnout.core import deployment
+from turnout.core.model import State
 
 Row = Sequence[str]
 
@@ -73,6 +75,18 @@ class ExitCodes(_Generated):
 
     def markdown(self) -> Iterator[str]:
         yield from _table(("code", "what happened", "`type` with `--json`"), _exit_codes())
+
+
+class Transitions(_Generated):
+    """The events of a deployment, and the states in which each may come."""
+
+    def markdown(self) -> Iterator[str]:
+        rows: list[Row] = []
+        for event, states in deployment.TRANSITIONS.items():
+            said = inspect.getdoc(getattr(deployment, event.value)) or ""
+            allowed = ", ".join(f"`{state}`" for state in State if state in states)
+            rows.append((f"`{event.value}`", allowed, _cell(said.partition("\n")[0])))
+        yield from _table(("event", "in state", "what it does"), rows)
 
 
 class Metrics(_Generated):
@@ -148,6 +162,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("turnout-settings", Settings)
     app.add_directive("turnout-schema", Schema)
     app.add_directive("turnout-exit-codes", ExitCodes)
+    app.add_directive("turnout-transitions", Transitions)
     app.add_directive("turnout-metrics", Metrics)
     app.connect("sphinx-click-process-epilog", examples_as_typed)
     return {"parallel_read_safe": True}

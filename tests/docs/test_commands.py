@@ -36,6 +36,7 @@ NOT_RUN = {
     ): "a container engine",
     ("docs/guides/existing-port.md", "sudo systemctl disable --now redis-server"): "systemd",
     ("docs/guides/systemd.md", "turnout service install"): "systemd",
+    ("docs/guides/upgrade.md", "pip install -U turnout"): "an index of packages",
     ("docs/guides/systemd.md", "sudo turnout service install --system --run-as app"): "systemd",
 }
 
