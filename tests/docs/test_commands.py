@@ -23,6 +23,9 @@ NOT_RUN = {
     ("README.md", "pip install ."): "an index of packages; continuous integration runs it on a clean machine",
     ("README.md", "systemctl disable --now redis"): "systemd",
     ("README.md", "tox -e bench"): "20 minutes, and tox runs the tests",
+    ("README.md", "turnout bench --against 127.0.0.1:6379 --send 'PING\\r\\n'"): (
+        "it takes its time, and docs/explanation/planes.md has it, too"
+    ),
     ("README.md", "pip install -U turnout"): "an index of packages",
     ("README.md", "turnout service install --dry-run"): "systemd",
     ("CONTRIBUTING.md", "pip install tox"): "tox runs the tests",
