@@ -6,7 +6,8 @@ import msgspec
 import pytest
 
 from turnout.config import Address, Settings, dump_settings, duration, fit, load_settings, parse_address
-from turnout.config_file import load_file
+from turnout.config_file import file_schema, keys, load_file
+from turnout.config_keys import MEANINGS
 from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import ConfigError, UsageError
 from turnout.planes.policy import Policy, networks
@@ -21,9 +22,8 @@ def write(tmp_path: Path, text: str) -> Path:
 
 def test_the_readmes_file_is_read_as_it_stands(tmp_path: Path) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    block = readme[readme.index("    [service.cache]") :]
-    text = "\n".join(line[4:] for line in block[: block.index("\n\n|")].splitlines())
-    wanted = load_file(write(tmp_path, text))["cache"]
+    block = readme[readme.index("[service.cache]") :]
+    wanted = load_file(write(tmp_path, block[: block.index("```")]))["cache"]
     assert wanted.settings.listen == (Address("127.0.0.1", 47777),)
     assert wanted.settings.health.send == "PING\r\n"
     assert wanted.settings.drain_deadline_s == 600
@@ -211,3 +211,11 @@ def test_settings_of_a_later_version_are_refused_with_a_hint() -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings(data)
     assert caught.value.hint
+
+
+def test_the_schema_of_the_file_says_of_every_key_what_it_means() -> None:
+    assert set(MEANINGS) == set(keys()), "one meaning for each key, and none for a key that is gone"
+    tables = file_schema()["$defs"]
+    for name, described in tables["_RawService"]["properties"].items():
+        assert name in {"health", "stop", "drain", "hold", "limits"} or described["description"] == MEANINGS[name]
+    assert tables["_RawDrain"]["properties"]["deadline"]["description"] == MEANINGS["drain.deadline"]

@@ -16,7 +16,7 @@ SOURCE = Path(turnout.__file__).parent
 LAYERS = (
     {"errors"},
     {"core"},
-    {"system", "planes", "metrics", "config", "config_check", "config_file"},
+    {"system", "planes", "metrics", "config", "config_check", "config_file", "config_keys"},
     {"testing"},
     set[str](),  # rollout, supervisor, admin, keeper, router, dashboard and what they are made of
     {"cli", "demo"},

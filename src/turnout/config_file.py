@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, cast, get_args
+from typing import Any, Final, cast, get_args
 
 import msgspec
 
@@ -35,9 +35,11 @@ from turnout.config import (
     strategy_name,
 )
 from turnout.config_check import check
+from turnout.config_keys import MEANINGS
 from turnout.errors import ConfigError, UsageError
 
 FILE_NAME: Final = "turnout.toml"
+ALL_KEYS: Final = "turnout schema file has every key"
 
 
 class _RawHealth(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -141,9 +143,13 @@ def keys_in(path: Path, service: str) -> set[str]:
     return set(_flat(tables))
 
 
-def file_schema() -> dict[str, object]:
-    """The JSON Schema of the file."""
-    return msgspec.json.schema(_RawFile)
+def file_schema() -> dict[str, Any]:
+    """The JSON Schema of the file, with what each key means."""
+    made: dict[str, Any] = msgspec.json.schema(_RawFile)
+    for key, meaning in MEANINGS.items():
+        table, _, name = key.rpartition(".")
+        made["$defs"][f"_Raw{table.title() or 'Service'}"]["properties"][name]["description"] = meaning
+    return made
 
 
 def _flat(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -196,14 +202,12 @@ def _explain(path: Path, text: str) -> ConfigError:
     where = where.replace("[...]", ".*")
     unknown = re.search(r"unknown field `([^`]+)`", text)
     if not unknown:
-        return ConfigError(
-            f"{path}: {where}: {text.split(' - at ', maxsplit=1)[0]}", hint="see the README's table of settings"
-        )
+        return ConfigError(f"{path}: {where}: {text.split(' - at ', maxsplit=1)[0]}", hint=ALL_KEYS)
     known: set[str] = set()
     for struct in (_RawFile, _RawService, _RawHealth, _RawStop, _RawDrain, _RawHold, _RawLimits, _RawMetrics):
         known |= set(struct.__struct_fields__)
     near = difflib.get_close_matches(unknown[1], sorted(known), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "see the README's table of settings"
+    hint = f"did you mean {near[0]!r}?" if near else ALL_KEYS
     return ConfigError(f"{path}: {where}: unknown key {unknown[1]!r}", hint=hint)
 
 

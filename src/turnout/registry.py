@@ -163,16 +163,29 @@ class Registry:
         return self._file.update(lambda snap: membership.announce_daemon(snap, daemon))
 
     def heartbeat(self, boot_id: str) -> Outcome:
-        """Say that a daemon is still there. It keeps ``last_seen_ts`` current, and nothing depends on it."""
+        """Say that a daemon is still there. It keeps ``last_seen_ts`` current, and nothing depends on it.
+
+        Args:
+            boot_id: the daemon's key; ``unknown_daemon`` where nobody registered it.
+        """
         now = self._clock()
         return self._file.update(lambda snap: membership.beat(snap, boot_id, now=now))
 
     def unregister(self, boot_id: str) -> Outcome:
-        """Remove a daemon's entry; refused (``still_named``) while the deployment names it."""
+        """Remove a daemon's entry.
+
+        Args:
+            boot_id: the daemon's key; refused (``still_named``) while the deployment names it.
+        """
         return self._file.update(lambda snap: membership.forget_daemon(snap, boot_id))
 
     def map_workspace(self, root: str, boot_id: str) -> Outcome:
-        """Map a key of the caller's to a daemon; a rollout moves the mapping along, a rollback moves it back."""
+        """Map a key of the caller's to a daemon; a rollout moves the mapping along, a rollback moves it back.
+
+        Args:
+            root: the key, for a language server a project's directory. It never influences routing.
+            boot_id: the daemon; ``unknown_daemon`` where nobody registered it.
+        """
         now = self._clock()
         return self._file.update(lambda snap: membership.map_workspace(snap, root, boot_id, now=now))
 
@@ -214,11 +227,21 @@ class Registry:
         )
 
     def retire_active(self, generation: int, boot_id: str) -> Outcome:
-        """Take the active daemon out of service for a candidate that cannot run beside it: new connections are held."""
+        """Take the active daemon out of service for a candidate that cannot run beside it: new connections are held.
+
+        Args:
+            generation: that of the rollout.
+            boot_id: the active daemon.
+        """
         return self._decide("retire", lambda snap: deployment.retire_active(snap, generation, boot_id))
 
     def mark_candidate_healthy(self, generation: int, candidate: str) -> Outcome:
-        """The candidate passed its probe."""
+        """The candidate passed its probe.
+
+        Args:
+            generation: that of the rollout.
+            candidate: the daemon of the rollout, registered by now.
+        """
         return self._decide("mark", lambda snap: deployment.mark_candidate_healthy(snap, generation, candidate))
 
     def switch_active(self, generation: int, candidate: str, *, window: bool = True) -> Outcome:
@@ -261,17 +284,32 @@ class Registry:
         )
 
     def record_health_success(self, generation: int, boot_id: str) -> Outcome:
-        """A check passed: the count of failures is zero again."""
+        """A check passed: the count of failures is zero again.
+
+        Args:
+            generation: that of the rollout.
+            boot_id: the daemon that was checked.
+        """
         return self._decide("health_ok", lambda snap: deployment.record_health_success(snap, generation, boot_id))
 
     def rollback_active(self, generation: int, restore: str, *, reason: str) -> Outcome:
-        """Back to the previous daemon, which the caller has just seen pass a probe; inside the window only."""
+        """Back to the previous daemon; inside the window only.
+
+        Args:
+            generation: that of the rollout.
+            restore: the previous daemon, which the caller has just seen pass a probe.
+            reason: why, for people.
+        """
         return self._decide(
             "rollback", lambda snap: deployment.rollback_active(snap, generation, restore, reason=reason)
         )
 
     def finish_deploy(self, generation: int) -> Outcome:
-        """The window is over: the previous daemon drains."""
+        """The window is over: the previous daemon drains.
+
+        Args:
+            generation: that of the rollout.
+        """
         return self._decide("finish", lambda snap: deployment.finish_deploy(snap, generation))
 
     def abort_deploy(self, generation: int, *, reason: str, restore: str = "") -> Outcome:
@@ -289,7 +327,14 @@ class Registry:
     def deactivate(
         self, generation: int, boot_id: str, *, reason: str, cause: DrainCause = DrainCause.STOPPED
     ) -> Outcome:
-        """Nothing is active any more."""
+        """Nothing is active any more.
+
+        Args:
+            generation: that of the deployment as the caller knows it.
+            boot_id: the active daemon.
+            reason: why, for people.
+            cause: what it means for the connections that the daemon still has.
+        """
         return self._decide(
             "deactivate", lambda snap: deployment.deactivate(snap, generation, boot_id, reason=reason, cause=cause)
         )

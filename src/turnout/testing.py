@@ -233,14 +233,14 @@ def misbehaving_command(how: Misbehaviour, *flags: str, version: str = "bad") ->
 
     Args:
         how: in which way.
-        flags: further ones of :mod:`turnout.demo.daemon`; of two that are the same, the last counts.
+        flags: further ones of ``python -m turnout.demo.daemon``; of two that are the same, the last counts.
         version: the first word of each of its answers, should it come to that.
     """
     return demo_command(version, *how.value, *flags)
 
 
 def demo_command(version: str, *flags: str) -> tuple[str, ...]:
-    """The command of the bundled daemon (:mod:`turnout.demo.daemon`), with ``{port}`` to be filled in.
+    """The command of the bundled daemon (``python -m turnout.demo.daemon``), with ``{port}`` to be filled in.
 
     Args:
         version: the first word of each of its answers.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import socket
 from pathlib import Path
 
@@ -26,6 +28,21 @@ def test_install_prints_writes_and_removes_a_unit(turnout: Turnout) -> None:
     assert not unit.exists()
     turnout.run("service", "uninstall", code=4)
     assert "User=" in turnout.run("service", "install", "--system", "--run-as", "nobody", "--dry-run").stdout
+
+
+def test_a_unit_of_another_user_names_that_users_state_directory(turnout: Turnout) -> None:
+    """Root's own, which `sudo turnout service install` would name, is closed to it."""
+    turnout.configure(line_daemon("--version", "v1"))
+    unnamed = {key: value for key, value in turnout.env.items() if key != "TURNOUT_HOME"}
+    asked = ("service", "install", "--system", "--dry-run", "--run-as")
+    other = next(one for one in pwd.getpwall() if one.pw_uid not in {0, os.geteuid()})
+    printed = turnout.run(*asked, other.pw_name, env=unnamed).stdout
+    assert f'"TURNOUT_HOME={other.pw_dir}/.local/state/turnout"' in printed
+    assert f'"TURNOUT_HOME={turnout.home.root}"' in turnout.run(*asked, other.pw_name).stdout, "what is named is named"
+    own = pwd.getpwuid(os.geteuid())
+    elsewhere = unnamed | {"XDG_STATE_HOME": str(turnout.home.root)}
+    assert f'"TURNOUT_HOME={turnout.home.root}/turnout"' in turnout.run(*asked, own.pw_name, env=elsewhere).stdout
+    assert "no user 'nobody-here'" in turnout.run(*asked, "nobody-here", env=unnamed, code=2).stderr
 
 
 def test_up_tells_the_manager_that_it_is_ready_and_which_process_to_watch(turnout: Turnout) -> None:

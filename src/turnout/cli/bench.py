@@ -17,8 +17,15 @@ from turnout.errors import NoSuchServiceError, UsageError
 from turnout.service import Service
 from turnout.system.home import Home
 
+EXAMPLES = """
+\b
+Examples:
+  turnout bench                     the active daemon of the service; without one, the bundled daemon
+  turnout bench --against 127.0.0.1:6379 --send 'PING\\r\\n'
+"""
 
-@click.command(epilog=r"Example: turnout bench --against 127.0.0.1:6379 --send 'PING\r\n'")
+
+@click.command(epilog=EXAMPLES)
 @click.option("--against", metavar="HOST:PORT", help="A daemon that listens there; default: the service's active one.")
 @click.option("--send", "text", metavar="TEXT", default="", help=r"What the daemon answers (\r, \n, \xNN are known).")
 @click.option("--plane", metavar="P", help="The plane to measure; default: the service's.")

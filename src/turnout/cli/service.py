@@ -41,7 +41,8 @@ def install(*, user: bool, name: str, force: bool, run_as: str | None, dry_run: 
     """Write the unit. It brings up every service of the file or, without one, those that turnout remembers."""
     unit = UnitFile(name, system=not user)
     runs_as = "" if user else run_as or os.environ.get("SUDO_USER") or getpass.getuser()
-    plan = plan_of(Home.find(), find_file(config), runs_as)
+    home = Home.of_user(runs_as) if runs_as else Home.find()
+    plan = plan_of(home, find_file(config), runs_as)
     text = launchd_plist(plan, name) if unit.macos else systemd_unit(plan)
     if dry_run:
         click.echo(text, nl=False)

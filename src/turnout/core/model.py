@@ -159,7 +159,7 @@ class Deployment:
 
     @property
     def retired_boot_id(self) -> str:
-        """The daemon that was taken out of service for a rollout under way: nothing serves till that is over."""
+        """The daemon that was taken out of service for a rollout under way, till whose end nothing serves."""
         return self.old_boot_id if self.in_flight else ""
 
 

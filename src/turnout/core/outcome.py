@@ -42,7 +42,7 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """The wish holds now: the event was applied, or had taken effect before."""
+        """Whether the wish holds now, since the event was applied, or had taken effect before."""
         return self.applied or self.reason is Reason.ALREADY
 
 

@@ -7,7 +7,9 @@ HOME/services/NAME/registry.json  settings.json  builds.json  journal.jsonl  lif
 from __future__ import annotations
 
 import os
+import pwd
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +95,23 @@ class Home:
         import platformdirs  # noqa: PLC0415  # the keeper imports this file and needs nothing but the standard library
 
         return cls(platformdirs.user_state_path("turnout"))
+
+    @classmethod
+    def of_user(cls, user: str, environ: Mapping[str, str] | None = None) -> Home:
+        """The state directory that the verbs of ``user`` find: TURNOUT_HOME, else the one in that user's home.
+
+        Raises:
+            UsageError: there is no such user.
+        """
+        try:
+            entry = pwd.getpwnam(user)
+        except KeyError:
+            raise UsageError(f"there is no user {user!r}", hint="--run-as USER") from None
+        named = (os.environ if environ is None else environ).get("TURNOUT_HOME", "")
+        if named or entry.pw_uid == os.geteuid():
+            return cls.find(environ)
+        where = "Library/Application Support" if sys.platform == "darwin" else ".local/state"
+        return cls(Path(entry.pw_dir) / where / "turnout")
 
     @property
     def keeper_sock(self) -> Path:
