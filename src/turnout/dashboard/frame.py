@@ -8,7 +8,7 @@ import msgspec
 
 from turnout.telemetry import Status
 
-Result = Literal["under way", "observed", "serving", "stayed", "put back", "given up"]
+Result = Literal["under way", "observed", "serving", "replaced", "put back", "given up"]
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +66,7 @@ class LogView(msgspec.Struct, frozen=True, kw_only=True):
 
     title: str
     boot_id: str
+    version: str
     lines: list[str]
 
 

@@ -139,7 +139,8 @@ class Observer:
         return rollouts(
             known.events,
             versions=self._versions(service, known),
-            observed=block.generation if block.state is State.SWITCHED else None,
+            newest=block.generation,
+            observed=block.state is State.SWITCHED,
             sentence=self._words.sentence,
             verdict=self._words.verdict,
         )
@@ -159,21 +160,22 @@ class Observer:
         return known.versions
 
     def _logs(self, one: ServiceStatus, service: Service) -> list[LogView]:
-        wanted: list[tuple[str, str, Path]] = [
-            (daemon.role, daemon.boot_id, service.home.log(daemon.boot_id))
+        wanted: list[tuple[str, str, str, Path]] = [
+            (daemon.role, daemon.boot_id, daemon.version, service.home.log(daemon.boot_id))
             for role in LOGGED_ROLES
             for daemon in one.daemons
             if daemon.role == role
         ]
-        wanted.append(("router", "", self._home.router_log))
+        wanted.append(("router", "", "", self._home.router_log))
         return [
             LogView(
                 title=title,
                 boot_id=boot_id,
+                version=version,
                 lines=[
                     self._words.clean(line[:LINE_CHARS].expandtabs())
                     for line in tail(path, lines=LOG_LINES, bound_bytes=LOG_BYTES).splitlines()
                 ],
             )
-            for title, boot_id, path in wanted
+            for title, boot_id, version, path in wanted
         ]

@@ -10,24 +10,24 @@ from turnout.system.journal import Event
 
 ROLLOUTS: Final = 12
 STEPS: Final = 40
-# What a rollout ends with, the last word first; programs of the public API journal the events of the state machine.
+# How a rollout ends badly; programs of the public API journal the events of the state machine under their own names.
 ENDS: Final[tuple[tuple[str, Result], ...]] = (
     ("rollback", "put back"),
     ("rollback_active", "put back"),
     ("abort", "given up"),
     ("abort_deploy", "given up"),
     ("crash_loop", "given up"),
-    ("finish", "stayed"),
-    ("finish_deploy", "stayed"),
 )
 SWITCHES: Final = frozenset({"switch", "switch_active"})
+FINISHES: Final = frozenset({"finish", "finish_deploy"})
 
 
 def rollouts(
     events: Iterable[Event],
     *,
     versions: Mapping[int, str],
-    observed: int | None,
+    newest: int,
+    observed: bool,
     sentence: Callable[[Event], str],
     verdict: Callable[[int, Sequence[Event]], str],
 ) -> list[RolloutView]:
@@ -36,7 +36,8 @@ def rollouts(
     Args:
         events: of the journal, oldest first.
         versions: of the build that each generation rolled out, as far as known.
-        observed: the generation whose observe window is open, if one is.
+        newest: the generation that the deployment is at.
+        observed: whether its observe window is open.
         sentence: words one event.
         verdict: words how a rollout went, from its number and all of its events.
     """
@@ -45,9 +46,11 @@ def rollouts(
         if event.generation:
             found.setdefault(event.generation, []).append(event)
     told: list[RolloutView] = []
+    serves = True  # the newest one that was switched to and not put back
     for generation in sorted(found, reverse=True)[:ROLLOUTS]:
         mine = found[generation]
-        result, ended_ts = _result(mine, observed=generation == observed)
+        result, ended_ts = _result(mine, observed=observed and generation == newest, serves=serves)
+        serves = serves and result not in {"serving", "observed"}
         begin = next((event for event in mine if event.event == "begin"), None)
         told.append(
             RolloutView(
@@ -64,12 +67,16 @@ def rollouts(
     return told
 
 
-def _result(events: Sequence[Event], *, observed: bool) -> tuple[Result, float | None]:
+def _result(events: Sequence[Event], *, observed: bool, serves: bool) -> tuple[Result, float | None]:
     when = {event.event: event.ts for event in events}
     for kind, result in ENDS:
         if kind in when:
             return result, when[kind]
     if observed:
         return "observed", None
-    switched = [ts for kind, ts in when.items() if kind in SWITCHES]
-    return ("serving", switched[0]) if switched else ("under way", None)
+    done = [ts for kind, ts in when.items() if kind in FINISHES] or [
+        ts for kind, ts in when.items() if kind in SWITCHES
+    ]
+    if not done:
+        return "under way", None
+    return "serving" if serves else "replaced", done[0]

@@ -11,7 +11,7 @@ export function showLogs(logs) {
     const option = make("option");
     option.value = log.title;
     return option;
-  }, (option, log) => say(option, log.boot_id ? `${log.title} (${log.boot_id})` : log.title));
+  }, (option, log) => say(option, log.version ? `${log.title}, ${log.version}` : log.title));
   print();
 }
 

@@ -32,17 +32,17 @@ export function judge(service, beside, now) {
   const switched = block.switch_ts ? `since ${moment(block.switch_ts, now)}, for ${span(now - block.switch_ts)}` : "";
   const connections = active.connections === null ? "" : counted(active.connections, "connection");
   if (block.state === "switched") {
-    const left = block.observe_remaining_s === null ? "by nobody" : `for ${span(block.observe_remaining_s)} more`;
-    const headline = `${capital(named(active))} serves, and is observed`;
-    return { tone: "watch", headline, detail: [left, switched, connections], mend: "", more };
+    const left = block.observe_remaining_s === null ? "by nobody" : `for ${Math.ceil(block.observe_remaining_s)} s more`;
+    const headline = `${named(active)} serves, and is observed ${left}`;
+    return { tone: "watch", headline, detail: [switched, connections], mend: "", more };
   }
   if (block.rollback_reason) {
     const failed = `generation ${block.generation} did not stay: ${block.rollback_reason}`;
     const mend = typed(`why ${block.generation}`, service.name);
-    return { tone: "ok", headline: `${capital(named(active))} serves`, detail: [failed, switched, connections], mend, more };
+    return { tone: "ok", headline: `${named(active)} serves`, detail: [failed, switched, connections], mend, more };
   }
   const word = active.healthy ? "is healthy and serves" : "serves";
-  return { tone: "ok", headline: `${capital(named(active))} ${word}`, detail: [switched, connections], mend: "", more };
+  return { tone: "ok", headline: `${named(active)} ${word}`, detail: [switched, connections], mend: "", more };
 }
 
 function since(beside, now) {

@@ -54,10 +54,12 @@ function fill(card, daemon, rate, now) {
   const known = daemon.connections !== null;
   say(part("count"), known ? String(daemon.connections) : "–");
   say(part("unit"), known ? (daemon.connections === 1 ? "connection" : "connections") : "not counted");
-  say(part("rate"), rate ? `${size(rate[0])}/s in · ${size(rate[1])}/s out` : "");
+  say(part("rate"), rate ? traffic(rate) : "");
   const why = health === "healthy" || health === "" ? "" : daemon.reason;
   say(part("why"), why);
 }
+
+const traffic = ([rateIn, rateOut]) => (rateIn + rateOut > 0 ? `${size(rateIn)}/s in · ${size(rateOut)}/s out` : "quiet");
 
 /** Draw the tracks to where the cards are. */
 export function lay() {
