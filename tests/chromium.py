@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,23 +46,24 @@ READ_BYTES = 1 << 16
 
 
 class Chromium:
-    """One browser with one page. Owns the process and both pipes.
+    """One browser with one page. Owns the process, both pipes and its directory.
 
     What goes wrong inside the page is kept: ``complaints`` (console errors, exceptions, refusals by the policy) and
     ``requests`` (every address that was asked for).
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self) -> None:
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self._directory = directory
         self._number = 0
         self._session = ""
         self._heard = b""
 
     def __enter__(self) -> Self:
         path = program("chromium", package="chromium")
-        self._directory.mkdir(parents=True, exist_ok=True)
+        # not pytest's: the path of a socket in it must be short (unix(7): 108 bytes)
+        self._kept = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
+        self._directory = Path(self._kept.name)
         their_in, self._out = os.pipe()
         self._in, their_out = os.pipe()
         # above what they are to become, so that putting one in place does not close the other
@@ -110,6 +112,7 @@ class Chromium:
         self._process.wait()
         os.close(self._in)
         os.close(self._out)
+        self._kept.cleanup()
 
     # -- what a test asks ---------------------------------------------------------------------------------------------
 

@@ -60,7 +60,9 @@ export function wireConfirm(token, current) {
   }
   byId("confirm-yes").addEventListener("click", () => go(token));
   byId("confirm-no").addEventListener("click", () => byId("confirm").close());
-  byId("confirm").addEventListener("close", () => (asked = null));
+  byId("confirm").addEventListener("close", () => {
+    if (!byId("confirm").open) asked = null; // the event comes late: it may have been opened again by now
+  });
 }
 
 /** Which buttons make sense. */

@@ -3,17 +3,32 @@
 import { byId, keyed, lines, make, mark, say, show } from "./dom.js";
 import { moment } from "./figures.js";
 
+let newest; // the generation that was opened last by the page itself
+
 export function showTimeline(rollouts, now) {
   show(byId("rollouts-none"), rollouts.length === 0);
+  openNewest(rollouts[0]?.generation);
   keyed(byId("rollouts"), rollouts, (one) => one.generation, newEntry, (node, one) => fill(node, one, now));
 }
 
-function newEntry() {
+/** The newest tells its story by itself; one that somebody has opened or closed is left as it is. */
+function openNewest(generation) {
+  if (generation === newest) return;
+  newest = generation;
+  for (const details of document.querySelectorAll("#rollouts details[data-by='page']")) details.open = false;
+}
+
+function newEntry(rollout) {
   const entry = make("li");
   const details = make("details");
   const summary = make("summary");
   summary.append(make("span", "when"), make("strong", "what"), make("span", "result"));
   details.append(summary, make("p", "story"), make("ol", "decisions"));
+  if (rollout.generation === newest) {
+    details.open = true;
+    details.dataset.by = "page";
+    summary.addEventListener("click", () => delete details.dataset.by);
+  }
   entry.append(details);
   return entry;
 }

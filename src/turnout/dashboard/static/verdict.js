@@ -37,9 +37,10 @@ export function judge(service, beside, now) {
     return { tone: "watch", headline, detail: [switched, connections], mend: "", more };
   }
   if (block.rollback_reason) {
-    const failed = `generation ${block.generation} did not stay: ${block.rollback_reason}`;
+    const when = block.switch_ts ? `, switched ${moment(block.switch_ts, now)},` : "";
+    const failed = `generation ${block.generation}${when} did not stay: ${block.rollback_reason}`;
     const mend = typed(`why ${block.generation}`, service.name);
-    return { tone: "ok", headline: `${named(active)} serves`, detail: [failed, switched, connections], mend, more };
+    return { tone: "ok", headline: `${named(active)} serves`, detail: [failed, connections], mend, more };
   }
   const word = active.healthy ? "is healthy and serves" : "serves";
   return { tone: "ok", headline: `${named(active)} ${word}`, detail: [switched, connections], mend: "", more };
