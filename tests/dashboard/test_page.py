@@ -14,7 +14,10 @@ import pytest
 from chromium import Chromium
 from dashboard_support import Served
 from e2e_support import Turnout, ask, line_daemon
+from registry_support import write_both
 from support import eventually
+from turnout.config import Settings, dump_settings, parse_address
+from turnout.core.model import Deployment, Desired, Snapshot
 
 PICTURES = Path(__file__).parents[2] / "artifacts"
 DESK, PHONE = (1280, 900), (390, 844)
@@ -24,6 +27,7 @@ DESK, PHONE = (1280, 900), (390, 844)
 def browser() -> Iterator[Chromium]:
     with Chromium() as browser:
         browser.screen(*DESK)
+        browser.media(prefers_reduced_motion="reduce")  # a picture of something that moves is a picture of chance
         yield browser
 
 
@@ -94,6 +98,10 @@ def test_a_deploy_is_seen_to_appear_on_every_screen(browser: Chromium, served: S
             browser.until("#headline", "v2 serves")
             browser.picture(PICTURES / f"observed-{scheme}-{name}.png")
             assert browser.value("document.documentElement.scrollWidth") <= width, "nothing is wider than the screen"
+
+    late = served.ask("POST", "/services/default/deploy", body={"generation": 1})
+    assert late.status == 202
+    browser.until("#action-fault", "the deployment stands at generation 2, not 1; nothing was changed")
     is_clean(browser, served)
 
 
@@ -223,3 +231,30 @@ def test_nothing_inline_runs_and_no_text_becomes_html(browser: Chromium, lied_to
     )
     assert browser.value("getComputedStyle(document.querySelector('h1')).width") != "7px"
     assert any("style-src" in one for one in browser.complaints), "the policy says that it refused it"
+
+
+def test_every_service_has_a_tab_that_says_how_it_is(browser: Chromium, turnout: Turnout) -> None:
+    for name in ("cache", "search"):
+        service = turnout.home.service(name)
+        service.create()
+        settings = Settings(name=name, listen=(parse_address("127.0.0.1:47777"),))
+        service.settings.write_bytes(dump_settings(settings))
+        desired = Desired.RUNNING if name == "cache" else Desired.STOPPED
+        write_both(service.registry, Snapshot({}, deployment=Deployment(generation=1, desired=desired)))
+    with Served(turnout.env, turnout.home.root.parent) as served:
+        opened(browser, served)
+        browser.until("#services", "cache", "search")
+        browser.until("#headline", "Nothing runs, and it should: 127.0.0.1:47777 is not served")
+        browser.until("#mend-text", "turnout up --service cache")
+        browser.click("[data-key=search]")
+        browser.until("#headline", "Stopped by hand")
+        assert browser.value("document.querySelector('[data-key=cache]').ariaLabel").startswith("cache: Nothing runs")
+        browser.picture(PICTURES / "two-services.png")
+        is_clean(browser, served)
+
+
+def test_a_home_in_which_nothing_has_been_says_how_to_begin(browser: Chromium, turnout: Turnout) -> None:
+    with Served(turnout.env, turnout.home.root.parent) as served:
+        browser.go(served.link)
+        browser.until("#notice", "No service has been here yet.", "turnout up -- COMMAND --port {port}")
+        is_clean(browser, served)

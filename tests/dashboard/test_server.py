@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from dashboard_support import EVIL, Events, Served
-from e2e_support import Turnout
+from e2e_support import Turnout, ask, line_daemon
+from support import eventually
+from turnout.core.model import State
 from turnout.dashboard.feed import MAX_PAGES
 from turnout.dashboard.gate import HEADERS
 from turnout.dashboard.opening import has_screen, open_in_browser, opener
@@ -177,6 +179,23 @@ def test_ctrl_c_ends_it_quietly_whoever_watches(lying: Turnout, number: int) -> 
         with socket.socket() as sock:
             assert sock.connect_ex(("127.0.0.1", own.port)) != 0
     assert not list(lying.home.root.glob("dashboard-*"))
+
+
+def test_ctrl_c_in_the_middle_of_a_deploy_takes_the_candidate_along(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    before = turnout.daemons()
+    turnout.configure(line_daemon("--version", "v2", "--never-listen"), version="v2")
+    with Served(turnout.env, turnout.home.root.parent) as own:
+        assert own.ask("POST", DEPLOY, body={"generation": 1}, Origin=own.origin).status == 202
+        eventually(lambda: len(turnout.daemons()) == 2, why="no candidate was started")
+        second = own.ask("POST", DEPLOY, body={"generation": 1})
+        assert (second.status, second.json["error"]["message"]) == (409, "deploy is under way for default")
+        assert own.interrupt() == 130
+    eventually(lambda: turnout.daemons() == before, why="the candidate is still there")
+    block = turnout.snapshot().deployment
+    assert (block.state, block.candidate_boot_id) == (State.IDLE, "")
+    assert ask(turnout.address) == "v1"
 
 
 def test_each_start_has_a_token_of_its_own(lying: Turnout, served: Served) -> None:

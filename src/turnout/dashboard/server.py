@@ -42,7 +42,7 @@ def serve(
     command: Sequence[str] = VERB,
     common: Sequence[str] = (),
 ) -> None:
-    """Serve until SIGINT or SIGTERM; then everything that was begun has ended.
+    """Serve until SIGINT, SIGTERM or SIGHUP; then everything that was begun has ended.
 
     Args:
         home: the state directory.
@@ -106,7 +106,7 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         for number in numbers:
             loop.add_signal_handler(number, self.handle_exit, number, None)
         try:

@@ -79,7 +79,10 @@ export function lay() {
   svg.dataset.key = key;
   keyed(svg, pieces(plan, order), (one) => one.key, (one) => draw(one.tag, {}), (node, one) => {
     for (const [name, value] of Object.entries(one.attributes)) if (node.getAttribute(name) !== value) node.setAttribute(name, value);
-    if (one.turn !== undefined) node.style.transform = `rotate(${one.turn}deg)`;
+    if (one.about) {
+      node.style.transformOrigin = one.about;
+      node.style.transform = `rotate(${one.turn}deg)`;
+    }
   });
 }
 
@@ -126,8 +129,9 @@ function pieces(plan, order) {
   found.push({
     key: "blade",
     tag: "path",
-    attributes: { class: `blade ${active ? "set" : "open"}`, d: `M${x} ${y}h26`, "transform-origin": `${x} ${y}` },
+    attributes: { class: `blade ${active ? "set" : "open"}`, d: `M${x} ${y}h28` },
     turn: active ? plan.turns[active.at] : plan.rest,
+    about: `${x}px ${y}px`,
   });
   if (scene.paused) found.push({ key: "gate", tag: "path", attributes: { class: "gate", d: plan.gate } });
   found.push({ key: "signal", tag: "circle", attributes: { class: `signal ${scene.tone}`, cx: x, cy: y, r: "8" } });
