@@ -234,7 +234,7 @@ def test_nothing_inline_runs_and_no_text_becomes_html(browser: Chromium, lied_to
 
 
 def test_every_service_has_a_tab_that_says_how_it_is(browser: Chromium, turnout: Turnout) -> None:
-    for name in ("cache", "search"):
+    for name in ("a-stopped-one", "cache", "search"):
         service = turnout.home.service(name)
         service.create()
         settings = Settings(name=name, listen=(parse_address("127.0.0.1:47777"),))
@@ -248,6 +248,7 @@ def test_every_service_has_a_tab_that_says_how_it_is(browser: Chromium, turnout:
         browser.until("#mend-text", "turnout up --service cache")
         browser.click("[data-key=search]")
         browser.until("#headline", "Stopped by hand")
+        browser.until("#detail", "127.0.0.1:47777 refuses what comes")
         assert browser.value("document.querySelector('[data-key=cache]').ariaLabel").startswith("cache: Nothing runs")
         browser.picture(PICTURES / "two-services.png")
         is_clean(browser, served)

@@ -237,7 +237,12 @@ def test_a_browser_is_led_to_the_page_by_a_file_of_its_owners_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda url: not opened.append(url))
+
+    def open_it(url: str) -> bool:
+        opened.append(url)
+        return True
+
+    monkeypatch.setattr("webbrowser.open", open_it)
     with opener(tmp_path) as path:
         path.symlink_to(tmp_path / "elsewhere")
         assert open_in_browser("http://127.0.0.1:1/#secret", path)

@@ -8,7 +8,7 @@ import { showAction, showRollout } from "./rollout.js";
 import { listen } from "./stream.js";
 import { showTimeline } from "./timeline.js";
 import { findToken } from "./token.js";
-import { announce, judge, showVerdict, wireCopy } from "./verdict.js";
+import { announce, gravest, judge, showVerdict, wireCopy } from "./verdict.js";
 import { showYard, wireYard } from "./yard.js";
 
 const parts = { look: null, timeline: {}, logs: {}, actions: {} };
@@ -86,12 +86,13 @@ function showTabs(verdicts) {
 
 function render() {
   showNotice();
-  const service = current();
-  show(byId("main"), Boolean(service));
-  if (!service) return;
+  show(byId("main"), services().length > 0);
+  if (!services().length) return;
   const at = frozen();
   const beside = parts.look.beside;
   const verdicts = new Map(services().map((one) => [one.name, judge(one, beside[one.name], at)]));
+  chosen ||= gravest(verdicts); // from then on it is a person who chooses
+  const service = current();
   const verdict = verdicts.get(service.name);
   const action = parts.actions[service.name];
   showTabs(verdicts);

@@ -5,6 +5,7 @@ import { counted, moment, span, typed } from "./figures.js";
 
 const FLIGHT = { starting: "is starting", rolling_back: "goes back to an earlier build", ready: "is healthy, and about to take over" };
 export const activeOf = (service) => service.daemons.find((daemon) => daemon.role === "active");
+const GRAVEST = ["bad", "warn", "busy", "watch", "idle", "ok"];
 const named = (daemon) => daemon.version || daemon.boot_id;
 
 /** Decided from what the server sent; nothing here touches the page. */
@@ -19,7 +20,8 @@ export function judge(service, beside, now) {
   }
   if (service.desired === "stopped") {
     const mend = typed(service.router.alive ? "start" : "up", service.name);
-    return { tone: "idle", headline: "Stopped by hand", detail: [`${where} resets what comes`], mend, more };
+    const how = service.router.alive ? "resets" : "refuses"; // without a router nobody listens
+    return { tone: "idle", headline: "Stopped by hand", detail: [`${where} ${how} what comes`], mend, more };
   }
   if (FLIGHT[block.state]) {
     const who = service.daemons.find((daemon) => daemon.role === "candidate");
@@ -54,6 +56,12 @@ function since(beside, now) {
 
 const serving = (active) => (active?.alive ? `${named(active)} is active` : "nothing serves");
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+/** The name of the service that needs eyes most. */
+export function gravest(verdicts) {
+  const rank = ([, verdict]) => GRAVEST.indexOf(verdict.tone);
+  return [...verdicts].sort((a, b) => rank(a) - rank(b))[0]?.[0] ?? "";
+}
 
 export function showVerdict(service, verdict) {
   mark(byId("verdict"), "tone", verdict.tone);

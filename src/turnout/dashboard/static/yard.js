@@ -6,7 +6,7 @@ import { counted, size, span } from "./figures.js";
 const MOST = 8;
 const NARROW = window.matchMedia("(max-width: 760px)");
 let tracks = []; // of each daemon shown: its role, whether it lives, whether bytes flow
-let scene = { tone: "idle", paused: false, routed: false };
+let scene = { tone: "idle", paused: false, line: "closed" };
 
 export function showYard(service, beside, verdict, now) {
   lines(byId("listen"), service.listen);
@@ -17,7 +17,8 @@ export function showYard(service, beside, verdict, now) {
   const leaving = router.leaving.length ? `, ${counted(router.leaving.length, "older one")} leaving` : "";
   const up = router.uptime_s === null ? "" : `, up ${span(router.uptime_s)}`;
   say(byId("router"), router.alive ? `router pid ${router.pid}, ${router.plane}${up}${leaving}` : "no router answers");
-  mark(byId("station"), "state", router.alive ? (service.desired === "paused" ? "paused" : "open") : "lost");
+  const line = router.alive ? "open" : service.desired === "stopped" ? "closed" : "lost";
+  mark(byId("station"), "state", service.desired === "paused" && router.alive ? "paused" : line);
 
   // newest first, and nobody moves when roles change: it is the blade that moves
   const daemons = [...service.daemons].sort((a, b) => b.started_ts - a.started_ts).slice(0, MOST);
@@ -27,7 +28,7 @@ export function showYard(service, beside, verdict, now) {
     const rate = rates[daemon.boot_id];
     return { role: daemon.role, alive: daemon.alive, flows: Boolean(rate && rate[0] + rate[1] > 0) };
   });
-  scene = { tone: verdict.tone, paused: service.desired === "paused", routed: router.alive };
+  scene = { tone: verdict.tone, paused: service.desired === "paused", line };
   lay();
 }
 
@@ -120,9 +121,9 @@ function pieces(plan, order) {
     for (const layer of ["bed", "rail", "gap"]) found.push({ key: `${key}-${layer}`, tag: "path", attributes: { class: `${layer} ${state}`, d } });
   };
   for (const { at, role, alive } of order) rail(`road-${at}-${role}`, plan.roads[at], alive || role === "candidate" ? role : "stopped");
-  rail("trunk", plan.trunk, scene.routed ? "active" : "lost");
+  rail("trunk", plan.trunk, { open: "active", closed: "stopped", lost: "lost" }[scene.line]);
   const active = order.find((track) => track.role === "active");
-  if (active?.flows && scene.routed) {
+  if (active?.flows && scene.line === "open") {
     found.push({ key: "flow", tag: "path", attributes: { class: "flow", d: plan.trunk + plan.roads[active.at].replace(/^M[^LV]*/, "") } });
   }
   const [x, y] = plan.point.map(String);
