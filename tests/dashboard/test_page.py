@@ -111,11 +111,29 @@ def test_a_failure_in_the_window_is_seen_to_roll_back(browser: Chromium, served:
     browser.until("#headline", "v2 serves, and is observed")
     turnout.kill(turnout.active()["pid"])
     browser.until("#headline", "v1 serves")
-    browser.until("#detail", "generation 2", "did not stay")
+    browser.until("#detail", "generation 2 was put back at ", "has ended")
     browser.until("#mend-text", "turnout why 2")
     browser.until("#rollouts", "put back")
     browser.until("#reason", "Rollback reason: ")
     browser.picture(PICTURES / "put-back.png")
+    is_clean(browser, served)
+
+
+def test_a_candidate_that_fails_is_seen_with_its_last_words(
+    browser: Chromium, served: Served, turnout: Turnout
+) -> None:
+    turnout.configure(["sh", "-c", "echo no such table >&2; exit 7"], version="v3")
+    opened(browser, served)
+    browser.until("#headline", "v1 is healthy")
+    confirm(browser, "deploy", "begin generation 2")
+    browser.until("#action-what", "turnout deploy did not come about")
+    browser.until("#action-fault", "the candidate did not become healthy", "exit code 7")
+    browser.until("#action-lines", "no such table")
+    browser.until("#headline", "v1 serves")
+    browser.until("#detail", "generation 2 was given up at ", "exit code 7")
+    browser.until("#rollouts", "2 · deploy v3", "given up")
+    browser.picture(PICTURES / "given-up.png")
+    assert ask(turnout.address) == "v1"
     is_clean(browser, served)
 
 

@@ -77,13 +77,15 @@ def dashboard(*, port: int, opens: bool | None, **options: Any) -> None:
     home = Home.find()
     home.create()
     logging.basicConfig(stream=sys.stderr, format="[%(asctime)s] %(message)s", level=logging.INFO)
-    wants = has_screen(os.environ) and sys.stdout.isatty() if opens is None else opens
+    # a browser in this very terminal would wait for a server that waits for it
+    screen = has_screen(os.environ)
+    wants = screen and sys.stdout.isatty() if opens is None else opens
     with opener(home.root) as path:
 
         def announce(url: str) -> None:
             click.echo(url)
             sys.stdout.flush()
-            if wants and not open_in_browser(url, path):
+            if wants and not (screen and open_in_browser(url, path)):
                 click.echo("no browser could be opened: open the link by hand", err=True)
 
         common = ("-c", chosen.config) if chosen.config else ()

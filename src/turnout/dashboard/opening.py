@@ -25,7 +25,7 @@ PAGE: Final = (
 
 def has_screen(environ: Mapping[str, str]) -> bool:
     """Whether a browser would open in a window, and not in the terminal."""
-    return sys.platform == "darwin" or bool(environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY"))
+    return sys.platform == "darwin" or any(environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
 
 @contextmanager

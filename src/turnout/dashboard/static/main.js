@@ -90,7 +90,7 @@ function render() {
   if (!services().length) return;
   const at = frozen();
   const beside = parts.look.beside;
-  const verdicts = new Map(services().map((one) => [one.name, judge(one, beside[one.name], at)]));
+  const verdicts = new Map(services().map((one) => [one.name, judge(one, beside[one.name], parts.timeline[one.name], at)]));
   chosen ||= gravest(verdicts); // from then on it is a person who chooses
   const service = current();
   const verdict = verdicts.get(service.name);

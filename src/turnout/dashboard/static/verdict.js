@@ -9,7 +9,7 @@ const GRAVEST = ["bad", "warn", "busy", "watch", "idle", "ok"];
 const named = (daemon) => daemon.version || daemon.boot_id;
 
 /** Decided from what the server sent; nothing here touches the page. */
-export function judge(service, beside, now) {
+export function judge(service, beside, rollouts, now) {
   const block = service.deployment;
   const active = activeOf(service);
   const where = service.listen.join(" and ");
@@ -39,13 +39,18 @@ export function judge(service, beside, now) {
     return { tone: "watch", headline, detail: [switched, connections], mend: "", more };
   }
   if (block.rollback_reason) {
-    const when = block.switch_ts ? `, switched ${moment(block.switch_ts, now)},` : "";
-    const failed = `generation ${block.generation}${when} did not stay: ${block.rollback_reason}`;
+    const failed = `generation ${block.generation} ${ending(rollouts, block.generation, now)}: ${block.rollback_reason}`;
     const mend = typed(`why ${block.generation}`, service.name);
     return { tone: "ok", headline: `${named(active)} serves`, detail: [failed, connections], mend, more };
   }
   const word = active.healthy ? "is healthy and serves" : "serves";
   return { tone: "ok", headline: `${named(active)} ${word}`, detail: [switched, connections], mend: "", more };
+}
+
+function ending(rollouts, generation, now) {
+  const rollout = rollouts?.find((one) => one.generation === generation);
+  if (!rollout?.ended_ts || !["put back", "given up"].includes(rollout.result)) return "did not stay";
+  return `was ${rollout.result} at ${moment(rollout.ended_ts, now)}, ${span(now - rollout.ended_ts)} ago`;
 }
 
 function since(beside, now) {
