@@ -34,9 +34,9 @@ def browser() -> Iterator[Chromium]:
 @pytest.fixture
 def served(turnout: Turnout) -> Iterator[Served]:
     """A dashboard, of a service that runs version v1, which is switched to v2 by the next deploy."""
-    turnout.configure(line_daemon("--version", "v1"), observe="30s")
+    turnout.configure(line_daemon("--version", "v1"), observe="10m")
     turnout.run("up")
-    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="30s")
+    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="10m")
     with Served(turnout.env, turnout.home.root.parent) as served:
         yield served
 
@@ -61,6 +61,7 @@ def blade(browser: Chromium) -> str:
 
 
 def confirm(browser: Chromium, verb: str, *words: str) -> None:
+    browser.until(f"[data-verb={verb}]:enabled")
     browser.click(f"[data-verb={verb}]")
     browser.until("#confirm-lead", "It would:")
     browser.until("#confirm-lines", *words)
@@ -75,13 +76,14 @@ def test_a_deploy_is_seen_to_appear_on_every_screen(browser: Chromium, served: S
     straight = blade(browser)
     browser.picture(PICTURES / "serving.png")
 
+    browser.until("[data-verb=deploy]:enabled")
     browser.click("[data-verb=deploy]")
     browser.until("#confirm-lines", "begin generation 2 (deploy)", "--version v2", "switch new connections from")
     browser.picture(PICTURES / "confirm.png", whole=False)
     browser.click("#confirm-yes")
-    browser.until("#headline", "v2 serves, and is observed for", "s more")
+    browser.until("#headline", "v2 serves, and is observed for", " more")
     browser.until("#daemons", "active", "v2", "warm", "v1")
-    browser.until("#window-text", "s more of 30 s")
+    browser.until("#window-text", "more of 10 min 0 s")
     browser.until("#streak-text", "0 of 3 failed checks in a row")
     browser.until("#action-what", "turnout deploy is done")
     browser.until("#rollouts", "2 · deploy v2", "observed", "1 · start v1", "replaced")

@@ -24,7 +24,7 @@ export function showRollout(service, beside, now) {
   bar.max = Math.max(whole, 0.001);
   bar.value = left === null ? 0 : Math.min(left, bar.max);
   const switched = block.switch_ts ? `switched ${moment(block.switch_ts, now)}, ${span(now - block.switch_ts)} ago` : "never switched";
-  const observed = left === null ? `no observe window is open; ${switched}` : `observed for ${Math.ceil(left)} s more of ${span(whole)}`;
+  const observed = left === null ? `no observe window is open; ${switched}` : `observed for ${span(Math.ceil(left))} more of ${span(whole)}`;
   say(byId("window-text"), block.state === "switched" && left === null ? `switched, and observed by nobody` : observed);
   const failures = beside?.failures ?? 3;
   const lamps = Array.from({ length: Math.min(failures, 10) }, (_, at) => at);

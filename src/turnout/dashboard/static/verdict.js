@@ -34,7 +34,7 @@ export function judge(service, beside, rollouts, now) {
   const switched = block.switch_ts ? `since ${moment(block.switch_ts, now)}, for ${span(now - block.switch_ts)}` : "";
   const connections = active.connections === null ? "" : counted(active.connections, "connection");
   if (block.state === "switched") {
-    const left = block.observe_remaining_s === null ? "by nobody" : `for ${Math.ceil(block.observe_remaining_s)} s more`;
+    const left = block.observe_remaining_s === null ? "by nobody" : `for ${span(Math.ceil(block.observe_remaining_s))} more`;
     const headline = `${named(active)} serves, and is observed ${left}`;
     return { tone: "watch", headline, detail: [switched, connections], mend: "", more };
   }
