@@ -150,6 +150,13 @@ class Lifecycle(LockedService):
                 )
                 if not outcome.ok:
                     raise ConflictError(explain(outcome), hint="turnout status")
+                self.service.journal.write(
+                    "rollback",
+                    generation=block.generation,
+                    revision=outcome.deployment.revision,
+                    boot_id=block.active_boot_id,
+                    evidence="by hand",
+                )
                 self.service.builds.set_result(block.generation, "rolled_back")
                 self._condemn(snapshot.active, old.build)
                 self._applied(outcome.deployment.revision)

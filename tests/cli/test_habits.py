@@ -22,7 +22,7 @@ from turnout.cli.options import changing
 from turnout.cli.schema import SCHEMAS, described
 from turnout.cli.terminal import clean, in_colour
 
-HEAVY = {"uvloop", "rich", "starlette", "prometheus_client", "psutil", "asyncio", "msgspec"}
+HEAVY = {"uvloop", "rich", "starlette", "uvicorn", "prometheus_client", "psutil", "asyncio", "msgspec"}
 
 
 def run(*args: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -107,9 +107,13 @@ def test_rollback_by_hand_in_the_window_returns_to_the_warm_daemon(turnout: Turn
     turnout.configure(line_daemon("--version", "v2"), version="v2", observe="60s")
     turnout.run("deploy", "--detach")
     assert ask(turnout.address) == "v2"
+    failed = turnout.active()["boot_id"]
     turnout.run("rollback")
     assert ask(turnout.address) == "v1"
     assert turnout.active()["pid"] == before["pid"]
+    (told,) = (event for event in turnout.journal() if event["event"] == "rollback")
+    assert (told["generation"], told["boot_id"], told["evidence"]) == (2, failed, "by hand")
+    assert "put back: by hand" in turnout.run("why").stdout
 
 
 def test_rollback_after_the_window_starts_the_recorded_build_again(turnout: Turnout) -> None:

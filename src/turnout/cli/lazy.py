@@ -37,6 +37,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "logs": ("logs:logs", "Print the active daemon's log."),
         "history": ("history:history", "Tell what was decided, when, and on what evidence."),
         "why": ("history:why", "Tell the story of one rollout."),
+        "dashboard": ("dashboard:dashboard", "Show all of it on a page in a browser, and steer from there."),
         "doctor": ("doctor:doctor", "Find what is wrong with this machine or this service, and how to mend it."),
     },
     "Set up": {

@@ -1,0 +1,175 @@
+"""What the page is sent beside the status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from registry_support import write_both
+from turnout.cli.options import Choice
+from turnout.cli.status import look
+from turnout.cli.terminal import clean
+from turnout.config import Settings, dump_settings, parse_address
+from turnout.core.model import Deployment, Snapshot
+from turnout.dashboard.observer import Observer
+from turnout.errors import StateUnwritableError
+from turnout.service import Service
+from turnout.system.builds import Build, Rollout
+from turnout.system.home import Home
+from turnout.system.journal import Event
+from turnout.telemetry import Problem, ServiceStatus, Status
+
+
+class Words:
+    """The command line's own look, with problems put in; and words that can be told from the real ones."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.error: Exception | None = None
+
+    def look(self) -> Status:
+        if self.error:
+            raise self.error
+        seen = look(Choice())
+        return msgspec.structs.replace(
+            seen, services=[msgspec.structs.replace(one, problems=self.problems) for one in seen.services]
+        )
+
+    def sentence(self, event: Event) -> str:
+        return f"said of {event.event}"
+
+    def verdict(self, generation: int, events: Sequence[Event]) -> str:
+        return f"{generation} had {len(events)}"
+
+    def clean(self, text: str) -> str:
+        return clean(text)
+
+    def rates(self, service: ServiceStatus, now: float) -> dict[str, tuple[float, float]]:
+        return {service.name: (now, 0.0)}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+BAD = Problem(severity="bad", what="it burns", mend="run")
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Service:
+    monkeypatch.setenv("TURNOUT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TURNOUT_SERVICE", raising=False)
+    home = Home.find().service("default")
+    home.create()
+    settings = Settings(name="default", listen=(parse_address("127.0.0.1:47777"),), observe_s=17.0)
+    home.settings.write_bytes(dump_settings(settings))
+    opened = Service.open(home, settings)
+    write_both(opened.registry.path, Snapshot({}, deployment=Deployment(generation=1)))
+    return opened
+
+
+@pytest.fixture
+def words() -> Words:
+    return Words()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def observer(service: Service, words: Words, clock: Clock) -> Observer:
+    return Observer(Home.find(), words, now=clock, monotonic=clock)
+
+
+def parts(observer: Observer) -> dict[str, Any]:
+    return {name: json.loads(payload) for name, payload in observer.look().items()}
+
+
+def test_the_status_is_that_of_the_command_line_and_the_settings_stand_beside_it(observer: Observer) -> None:
+    seen = parts(observer)["look"]
+    assert seen["status"]["services"][0]["name"] == "default"
+    beside = seen["beside"]["default"]
+    assert (beside["observe_s"], beside["failures"]) == (17.0, 3)
+    assert beside["rates"] == {"default": [1000.0, 0.0]}
+    assert (seen["ts"], seen["fault"]) == (1000.0, None)
+
+
+def test_since_when_something_is_wrong_is_known_from_when_it_came(
+    observer: Observer, words: Words, clock: Clock
+) -> None:
+    def beside() -> tuple[float | None, bool]:
+        found = parts(observer)["look"]["beside"]["default"]
+        return found["since_ts"], found["seen_to_begin"]
+
+    assert beside() == (None, False)
+    words.problems, clock.now = [BAD], 1005.0
+    assert beside() == (1005.0, True)
+    words.problems, clock.now = [msgspec.structs.replace(BAD, what="it burns, 2 in a row")], 1009.0
+    assert beside() == (1005.0, True)
+    words.problems, clock.now = [], 1010.0
+    assert beside()[0] is None
+    words.problems, clock.now = [BAD], 1020.0
+    assert beside() == (1020.0, True)
+
+
+def test_what_was_wrong_at_the_first_look_may_have_begun_before(observer: Observer, words: Words) -> None:
+    words.problems = [BAD]
+    for _ in range(2):
+        beside = parts(observer)["look"]["beside"]["default"]
+        assert (beside["since_ts"], beside["seen_to_begin"]) == (1000.0, False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StateUnwritableError("no way in", hint="chmod"), OSError(5, "gone"), KeyError("pid"), TypeError("None"),
+     msgspec.ValidationError("another version")],
+)  # fmt: skip
+def test_what_cannot_be_told_is_said_and_the_next_look_goes_on(
+    observer: Observer, words: Words, error: Exception
+) -> None:
+    words.error = error
+    seen = parts(observer)["look"]
+    assert seen["status"] is None
+    assert seen["fault"]["message"]
+    assert seen["fault"]["hint"]
+    words.error = None
+    assert parts(observer)["look"]["status"]
+
+
+def test_the_timeline_goes_on_with_the_journal_and_knows_the_versions(observer: Observer, service: Service) -> None:
+    assert parts(observer)["timeline"] == {"default": []}
+    build_id = service.builds.remember(Build(("true",), "/", version="v9"))
+    service.builds.record_rollout(Rollout(1, build_id, "deploy", 1.0))
+    for event in ("begin", "switch"):
+        service.journal.write(event, generation=1, revision=1)
+        parts(observer)
+    (one,) = parts(observer)["timeline"]["default"]
+    assert (one["version"], one["text"]) == ("v9", "1 had 2")
+    assert [step["text"] for step in one["steps"]] == ["said of begin", "said of switch"]
+
+
+def test_the_end_of_the_routers_log_comes_clean_and_bounded(observer: Observer) -> None:
+    Home.find().router_log.write_text("\n".join(["old"] * 500 + ["\x1b[31mred\x07" + "x" * 3000]))
+    (log,) = parts(observer)["logs"]["default"]
+    assert log["title"] == "router"
+    assert len(log["lines"]) == 60
+    assert log["lines"][-1].startswith("\\x1b[31mred\\x07xxx")
+    assert len(log["lines"][-1]) < 420
+
+
+def test_nothing_is_written_by_looking(observer: Observer, service: Service) -> None:
+    parts(observer)
+    before = {path: path.read_bytes() for path in Home.find().root.rglob("*") if path.is_file()}
+    parts(observer)
+    assert {path: path.read_bytes() for path in Home.find().root.rglob("*") if path.is_file()} == before
