@@ -48,6 +48,7 @@ class Relay:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = Counters()
+        self.trouble = ""
         self._loop = loop
         self._clock = clock
         self._own = poller is None
@@ -85,6 +86,9 @@ class Relay:
 
     def connections(self) -> int:
         return self._tallies.connections()
+
+    def relayed(self, boot_id: str) -> int:
+        return self._tallies.open_of(boot_id)
 
     def waiting(self) -> int:
         return len(self._front.waiting)
