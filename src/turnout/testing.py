@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar
 
 from turnout.core.model import Identity, Snapshot
 from turnout.core.outcome import Outcome
@@ -88,7 +87,7 @@ class FakePlane:
     Connections are made up by :meth:`connect` and :meth:`disconnect`. Listeners stay their givers'.
     """
 
-    name: ClassVar[str] = "fake"
+    name: str = "fake"
 
     def __init__(self) -> None:
         self.counters = Counters()

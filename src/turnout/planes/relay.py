@@ -11,7 +11,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import ClassVar
 
 from turnout.planes.front import Front
 from turnout.planes.hold import Waiting
@@ -35,7 +34,7 @@ class Relay:
         clock: monotonic seconds.
     """
 
-    name: ClassVar[str] = "relay"
+    name: str = "relay"
 
     def __init__(
         self,

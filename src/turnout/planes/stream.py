@@ -12,7 +12,7 @@ import functools
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import ClassVar, Final
+from typing import Final
 
 from turnout.planes.front import Front
 from turnout.planes.hold import Waiting
@@ -38,7 +38,7 @@ class Stream:
         clock: monotonic seconds.
     """
 
-    name: ClassVar[str] = "stream"
+    name: str = "stream"
 
     def __init__(
         self,
