@@ -100,6 +100,7 @@ class KernelView:
         self._fresh_until = -1.0
         self._failed = ""
         self._known: dict[int, _Known] = {}  # by cookie
+        self._unaccepted = 0
         self._others: set[int] = set()  # connections that nobody here has: the router's own, mostly
         self._full: set[str] = set()  # boots whose accept queue was full
         self._listeners: dict[int, str] = {}  # whose a listener at a shared address is, by inode
@@ -143,7 +144,8 @@ class KernelView:
         return f"the daemon accepts too slowly: {full} connections wait"
 
     def pending(self, boot_id: str, older_s: float) -> bool:
-        if self.queued(boot_id):
+        daemon = self._daemons().get(boot_id)
+        if daemon and any(queue.waiting for queue in self._queues(daemon)):
             return True
         try:
             made = [one for port in self._ports() for one in handshakes_at(port)]
@@ -152,8 +154,11 @@ class KernelView:
         return any(one.age_s > older_s for one in made)
 
     def queued(self, boot_id: str) -> int:
+        self._look()
         daemon = self._daemons().get(boot_id)
-        return sum(queue.waiting for queue in self._queues(daemon)) if daemon else 0
+        if daemon is None or not self._unaccepted:
+            return 0
+        return min(self._unaccepted, sum(queue.waiting for queue in self._queues(daemon)))
 
     def _queues(self, daemon: Daemon) -> list[Queue]:
         """The accept queues of one daemon; at an address that it shares with others, of its own listeners alone."""
@@ -218,7 +223,10 @@ class KernelView:
         self._fresh_until = began + (max(self._fresh_s, LOOK_SHARE * took_s) if self._fresh_s else 0.0)
 
     def _take_in(self, rows: Iterable[Connection], now: float) -> None:
+        rows = list(rows)
+        everybody = len(rows)
         rows = [row for row in rows if row.inode]  # one that nobody has accepted is nobody's yet
+        self._unaccepted = everybody - len(rows)
         fresh = [row for row in rows if row.cookie not in self._known and row.cookie not in self._others]
         owned: Mapping[int, Sequence[Holder]] = self._owners.of({row.inode for row in fresh}) if fresh else {}
         self._others &= {row.cookie for row in rows}

@@ -105,23 +105,25 @@ def put_socket(map_fd: int, sock_fd: int) -> None:
     Raises:
         OSError: it is no TCP socket that listens, or the kernel refused.
     """
-    _with_key(_MAP_UPDATE, map_fd, sock_fd, "put a socket into a map")
+    value = ctypes.create_string_buffer(struct.pack("=Q", sock_fd), 8)
+    _with_key(_MAP_UPDATE, map_fd, value, "put a socket into a map")
 
 
 def take_socket_out(map_fd: int) -> None:
     """Empty a map; one that is empty stays so. Raises OSError: the kernel refused."""
     try:
-        _with_key(_MAP_DELETE, map_fd, 0, "empty a map")
+        _with_key(_MAP_DELETE, map_fd, None, "empty a map")
     except OSError as error:
-        # an empty slot of a sockmap is no entry, and before Linux 5.13 no valid argument either
-        if error.errno not in {errno.ENOENT, errno.EINVAL}:
+        # ENOENT, or EINVAL as the kernel had it first: nothing was in there
+        if error.errno != errno.ENOENT and (error.errno != errno.EINVAL or has_socket(map_fd)):
             raise
 
 
 def has_socket(map_fd: int) -> bool:
     """Whether a map has a socket; where this kernel does not tell, it has."""
+    cookie = ctypes.create_string_buffer(8)
     try:
-        _with_key(_MAP_LOOKUP, map_fd, 0, "look into a map")
+        _with_key(_MAP_LOOKUP, map_fd, cookie, "look into a map")
     except OSError as error:
         return error.errno != errno.ENOENT
     return True
@@ -193,10 +195,11 @@ def pinned(path: str) -> int:
     return _bpf(_OBJ_GET, struct.pack("=QII", ctypes.addressof(name), 0, 0), f"open {path}")
 
 
-def _with_key(command: int, map_fd: int, value: int, what: str) -> None:
+def _with_key(command: int, map_fd: int, value: ctypes.Array[ctypes.c_char] | None, what: str) -> None:
+    """A command on key 0. The kernel refuses a value where the command takes none."""
     key = ctypes.create_string_buffer(4)
-    cell = ctypes.create_string_buffer(struct.pack("=Q", value), 8)
-    _bpf(command, struct.pack("=I4xQQQ", map_fd, ctypes.addressof(key), ctypes.addressof(cell), 0), what)
+    where = ctypes.addressof(value) if value is not None else 0
+    _bpf(command, struct.pack("=I4xQQQ", map_fd, ctypes.addressof(key), where, 0), what)
 
 
 def _bpf(command: int, attr: bytes, what: str) -> int:

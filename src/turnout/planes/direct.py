@@ -100,7 +100,7 @@ class Kernel(Protocol):
         ...
 
     def queued(self, boot_id: str) -> int:
-        """How many connections wait in its accept queue, those of a relay among them."""
+        """How many connections came to the fixed addresses and wait in its accept queue, as far as can be told."""
         ...
 
     def pending(self, boot_id: str, older_s: float) -> bool:
@@ -329,7 +329,7 @@ class Direct:
                 self._ever.add(boot_id)
             count = None
             if served is not None and relayed.connections is not None:
-                count = relayed.connections + len(served)
+                count = relayed.connections + len(served) + self._kernel.queued(boot_id)
             if boot_id in self._ever or served is None:
                 found[boot_id] = Census(count, None, None)
             else:
@@ -346,7 +346,8 @@ class Direct:
         """Those of the relay, and until a successor leads those that the kernel serves as far as it tells."""
         count = self._relay.connections()
         if not self._left:
-            count += sum(len(self._kernel.served(boot_id) or ()) for boot_id in self._kernel.boots())
+            for boot_id in self._kernel.boots():
+                count += len(self._kernel.served(boot_id) or ()) + self._kernel.queued(boot_id)
         return count
 
     def relayed(self, boot_id: str) -> int:
@@ -379,6 +380,8 @@ class Direct:
         twice, a while apart, that nothing is on its way; how long that may take is the drain's own deadline.
         """
         if self._steered is not None and self._steered.boot_id == boot_id:
+            return False
+        if boot_id not in self._kernel.boots():
             return False
         now = self._clock()
         # after a restart nobody knows when it was left: at the latest now
