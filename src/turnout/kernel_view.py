@@ -73,7 +73,7 @@ class _Known:
 
 
 class KernelView:
-    """The kernel as one service's plane sees it (:class:`turnout.planes.direct.Kernel`). Owns no descriptor.
+    """The kernel as one service's plane sees it (:class:`turnout.planes.steering.Kernel`). Owns no descriptor.
 
     Args:
         addresses: answers the fixed addresses.

@@ -25,6 +25,7 @@ class ServiceReport:
     Args:
         loop: the router's.
         plane: the service's, for counters and census.
+        plane_reason: why it is that one.
         live: its settings, and what of them is not in force.
         following: the registry.
         supervision: health, and what is due to be restarted.
@@ -37,6 +38,7 @@ class ServiceReport:
         self,
         loop: asyncio.AbstractEventLoop,
         plane: Plane,
+        plane_reason: str,
         live: LiveSettings,
         following: Following,
         supervision: Supervision,
@@ -46,6 +48,7 @@ class ServiceReport:
     ) -> None:
         self._loop = loop
         self._plane = plane
+        self._plane_reason = plane_reason
         self._live = live
         self._following = following
         self._supervision = supervision
@@ -59,6 +62,8 @@ class ServiceReport:
         return {
             "applied_revision": self._following.applied_revision,
             "plane": self._plane.name,
+            "plane_reason": self._plane_reason,
+            "plane_trouble": self._plane.trouble,
             "held": self._plane.counters.held_now,
             "counters": asdict(self._plane.counters),
             "troubles": self._troubles.lately(self._loop.time()),

@@ -124,6 +124,12 @@ class Pins:
             self.directory.parent.rmdir()
 
 
+def pins_of(home: Path, service: str) -> Pins | None:
+    """The pins of one service; None where there is no bpf filesystem."""
+    bpffs = bpffs_of(home)
+    return Pins.of(bpffs, home, service) if bpffs else None
+
+
 def _is_ours(directory: Path) -> None:
     """Everybody may make a directory in a bpf filesystem, as in /tmp: what is in another's is not to be trusted."""
     found = directory.lstat()

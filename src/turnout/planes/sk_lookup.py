@@ -109,7 +109,7 @@ def _nobody(_: Target) -> socket.socket:
 
 
 class SkLookup:
-    """The steering (:class:`turnout.planes.direct.Steering`). Owns link and maps, and the pins of both.
+    """The steering (:class:`turnout.planes.steering.Steering`). Owns link and maps, and the pins of both.
 
     Args:
         listener_of: a copy of a daemon's listening socket, which is closed here at once; raises SteeringError or
