@@ -269,7 +269,7 @@ class Lifecycle(LockedService):
 
     def _end_steering(self) -> None:
         """The router ends what it had the kernel do; one that was killed cannot."""
-        pins = pins_of(self.service.home.root.parent.parent, self.service.name)
+        pins = pins_of(self.home.root, self.service.name)
         if pins and pins.exist():
             with suppress(OSError):  # doctor names what is left
                 pins.remove()

@@ -94,7 +94,8 @@ class Direct:
     def point_at(self, target: Target | None, *, patience_s: float) -> None:
         """The relay first: what falls through while the kernel is told must find the new daemon."""
         self._relay.point_at(target, patience_s=patience_s)
-        if target != self._wanted:
+        told = self._withdrawn or self._steered is not None
+        if target != self._wanted or not told:
             self._wanted = target
             self._renew()
 
@@ -170,13 +171,18 @@ class Direct:
                 self._withdraw(why)
             elif not self._steering.stands():
                 self._steer()  # it may have opened another one
-        elif self._wanted is not None and self._clock() >= self._again_at:
+        elif self._wanted is None:
+            self._withdraw("")
+        elif self._clock() >= self._again_at:
             self._steer()
 
     # -- listeners ---------------------------------------------------------------------------------------------------
 
     def add_listener(self, sock: socket.socket) -> None:
-        """The first one says that this router leads: from here on the kernel is told."""
+        """The first one says that this router leads: from here on the kernel is told.
+
+        Where nobody has said yet who is active, what a dead router left goes on for a moment.
+        """
         self._relay.add_listener(sock)
         self._leads = True
         try:
@@ -185,7 +191,8 @@ class Direct:
             self._withdrawn = False
             self._fail(error)
         else:
-            self._steer()
+            if self._wanted is not None:
+                self._steer()
         if self._timer is None:
             self._timer = self._loop.call_later(LOOK_S, self._look)
 
