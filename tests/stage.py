@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from turnout.core.model import Daemon as Registered
-from turnout.kernel_view import KernelView
+from turnout.kernel_view import KernelView, Processes
 from turnout.planes import sk_lookup
 from turnout.planes.direct import Direct
 from turnout.planes.plane import Plane, Target
@@ -35,13 +35,15 @@ class Stand:
         self.kernel = KernelView(lambda: [address], lambda: self.daemons, owners=self, fresh_s=0)
 
     def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[tuple[str, int, int]]]:
-        """All daemons of a stage are this very process: who accepted what only they can tell."""
+        """Most daemons of a stage are this very process: who accepted what only they can tell."""
         pid = os.getpid()
-        return {
+        found: dict[int, Sequence[tuple[str, int, int]]] = {
             inode: [(self.boots[inode], pid, fd)]
             for inode, fd in descriptors_of(pid)
             if inode in inodes and inode in self.boots
         }
+        others = {boot_id: daemon for boot_id, daemon in self.daemons.items() if daemon.pid != pid}
+        return found | dict(Processes(lambda: others).of(inodes))
 
     def knows(self, sock: socket.socket, boot_id: str) -> None:
         self.boots[os.fstat(sock.fileno()).st_ino] = boot_id
