@@ -144,6 +144,11 @@ def test_only_what_came_to_one_of_the_addresses_counts() -> None:
         pytest.param(replace(ANY, received_ago_ms=90), False, id="the client spoke last"),
         pytest.param(replace(ANY, heard_ago_ms=60), True, id="in one tick, and the answer was confirmed alone"),
         pytest.param(ANY, False, id="in one tick, and nothing tells"),
+        pytest.param(
+            replace(ANY, sent_ago_ms=60_000, received_ago_ms=60_000, heard_ago_ms=10),
+            False,
+            id="in one tick, and what was heard since is a keepalive's",
+        ),
     ],
 )
 def test_at_the_first_look_the_kernels_ticks_tell_who_spoke_last(now: Connection, answered: bool) -> None:

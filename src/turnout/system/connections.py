@@ -21,6 +21,7 @@ _AGES: Final = struct.Struct("=44xI4xII")  # tcpi_last_data_sent, tcpi_last_data
 _BYTES: Final = struct.Struct("=120xQQ")  # tcpi_bytes_acked, tcpi_bytes_received (Linux 4.1)
 _SOCKID: Final = slice(4, 52)  # struct inet_diag_sockid inside inet_diag_msg
 _FIRST_TIMEOUT_S: Final = 1.0  # TCP_TIMEOUT_INIT: after so long a SYN-ACK is sent again, then after twice as long, …
+_CONFIRMED_WITHIN_MS: Final = 500  # RFC 1122, 4.2.3.2: the most that an acknowledgement may be delayed
 _AF_UNSPEC: Final = struct.pack("=H14x", socket.AF_UNSPEC)
 
 
@@ -179,8 +180,9 @@ def is_answered(connection: Connection, before: Connection | None, *, known: boo
         known: what this answered for that look.
 
     The kernel counts time in ticks: a quick answer has the same as its question, and so has the next question. Then
-    the byte counts of two looks may tell; so may the peer's kernel, which confirms an answer some time later, unless
-    the next question does so. What cannot be told is taken for a question.
+    the byte counts of two looks may tell; so may the peer's kernel, which from the second answer on waits a moment
+    (delayed acknowledgement, RFC 1122, 4.2.3.2) and then confirms it alone, unless the next question does so. What
+    cannot be told is taken for a question.
     """
     came = before is None or connection.bytes_in != before.bytes_in
     went = before is None or connection.bytes_out != before.bytes_out
@@ -190,7 +192,7 @@ def is_answered(connection: Connection, before: Connection | None, *, known: boo
         return not connection.bytes_in
     if connection.sent_ago_ms != connection.received_ago_ms:
         return connection.sent_ago_ms < connection.received_ago_ms
-    return connection.heard_ago_ms < connection.received_ago_ms
+    return 0 < connection.received_ago_ms - connection.heard_ago_ms <= _CONFIRMED_WITHIN_MS  # later: a keepalive's
 
 
 def at_addresses(found: Iterable[Connection], addresses: Sequence[tuple[str, int]]) -> list[Connection]:
