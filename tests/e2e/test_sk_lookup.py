@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,38 +14,23 @@ from typing import Any
 import pytest
 
 from e2e_support import Turnout, line_daemon, under_load
-from programs import missing
 from redis_clients import RedisClients
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
-from turnout.planes import sk_lookup
 from turnout.planes.pins import pins_of
 from turnout.system.sockets import descriptors_of, listening_at
-
-
-@pytest.fixture
-def steered(turnout: Turnout) -> Iterator[Turnout]:
-    """A home with a bpf filesystem of its own, and a service on this plane."""
-    lacks = sk_lookup.lacking()
-    if lacks:
-        missing("sk_lookup", f"plane sk_lookup cannot run here: {lacks}")
-    turnout.home.create()
-    bpffs = turnout.home.root / "bpf"
-    bpffs.mkdir()
-    done = subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], capture_output=True, text=True, check=False)
-    if done.returncode:
-        missing("sk_lookup", f"no bpf filesystem can be mounted: {done.stderr.strip()}")
-    try:
-        configure(turnout, "v1")
-        yield turnout
-    finally:
-        turnout.end()  # before what it has pinned goes
-        subprocess.run(["umount", "--lazy", bpffs], check=True)
 
 
 def configure(turnout: Turnout, version: str, **settings: str) -> None:
     turnout.configure(line_daemon("--version", version), version=version, observe="200ms")
     turnout.tune(plane='"sk_lookup"', **settings)
+
+
+@pytest.fixture
+def steered(home_with_bpffs: Turnout) -> Turnout:
+    """A home with a bpf filesystem of its own, and a service on this plane."""
+    configure(home_with_bpffs, "v1")
+    return home_with_bpffs
 
 
 def router(turnout: Turnout) -> dict[str, Any]:
