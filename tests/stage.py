@@ -3,24 +3,64 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import uvloop
 
+from turnout.core.model import Daemon as Registered
+from turnout.kernel_view import KernelView, Processes
+from turnout.planes import sk_lookup
+from turnout.planes.direct import Direct
 from turnout.planes.plane import Plane, Target
 from turnout.planes.policy import Policy
 from turnout.planes.relay import Relay
 from turnout.planes.stream import Stream
+from turnout.system.process import identify
+from turnout.system.sockets import descriptors_of
 
 T = TypeVar("T")
-PLANES: dict[str, Callable[[asyncio.AbstractEventLoop, Policy], Plane]] = {
-    "relay": lambda loop, policy: Relay(loop, policy=policy),
-    "stream": lambda loop, policy: Stream(loop, policy=policy),
+
+
+class Stand:
+    """What a plane may need beside its loop: where the stage's daemons are, and whose connections there are."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.daemons: dict[str, Registered] = {}
+        self.boots: dict[int, str] = {}  # of listeners and accepted connections, by inode
+        self.kernel = KernelView(lambda: [address], lambda: self.daemons, owners=self, fresh_s=0)
+
+    def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[tuple[str, int, int]]]:
+        """Most daemons of a stage are this very process: who accepted what only they can tell."""
+        pid = os.getpid()
+        found: dict[int, Sequence[tuple[str, int, int]]] = {
+            inode: [(self.boots[inode], pid, fd)]
+            for inode, fd in descriptors_of(pid)
+            if inode in inodes and inode in self.boots
+        }
+        others = {boot_id: daemon for boot_id, daemon in self.daemons.items() if daemon.pid != pid}
+        return found | dict(Processes(lambda: others).of(inodes))
+
+    def knows(self, sock: socket.socket, boot_id: str) -> None:
+        self.boots[os.fstat(sock.fileno()).st_ino] = boot_id
+
+
+def _sk_lookup(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) -> Plane:
+    steering = sk_lookup.SkLookup(stand.kernel.listener_of, None)
+    return Direct(loop, Relay(loop, policy=policy), steering, stand.kernel, policy=policy)
+
+
+PLANES: dict[str, Callable[[asyncio.AbstractEventLoop, Policy, Stand], Plane]] = {
+    "relay": lambda loop, policy, _: Relay(loop, policy=policy),
+    "stream": lambda loop, policy, _: Stream(loop, policy=policy),
+    "sk_lookup": _sk_lookup,
 }
+RELAYS = ("relay", "stream")  # through which all bytes pass
+NEEDS: dict[str, Callable[[], str]] = {"sk_lookup": sk_lookup.lacking}
 
 
 class Stage:
@@ -29,17 +69,23 @@ class Stage:
     def __init__(self, kind: str, *, hold_max: int = 64, policy: Policy | None = None) -> None:
         self.front = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.address: tuple[str, int] = self.front.getsockname()
+        self.stand = Stand(self.address)
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._sockets: list[socket.socket] = []
-        self.plane = self.call(lambda: PLANES[kind](self._loop, policy or Policy(hold_max=hold_max)))
+        self.plane = self.call(lambda: PLANES[kind](self._loop, policy or Policy(hold_max=hold_max), self.stand))
         self.call(lambda: self.plane.add_listener(self.front))
 
     @property
     def splices(self) -> bool:
         """Whether this plane has a way for bytes that never enter user space."""
         return isinstance(self.plane, Relay)
+
+    @property
+    def counts_bytes(self) -> bool:
+        """Whether all bytes pass through it, so that it knows those of connections that have ended."""
+        return not isinstance(self.plane, Direct)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run in the plane's thread, and answer what it gave."""
@@ -59,7 +105,7 @@ class Stage:
         self._loop.call_soon_threadsafe(function, *args)
 
     def daemon(self, boot_id: str, *, point: bool = True) -> Daemon:
-        found = Daemon(boot_id)
+        found = Daemon(boot_id, stand=self.stand)
         self._sockets.append(found.listener)
         if point:
             self.point_at(found)
@@ -105,12 +151,21 @@ async def _settled() -> None:
 class Daemon:
     """A listener that a test accepts from by hand."""
 
-    def __init__(self, boot_id: str, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+    def __init__(
+        self, boot_id: str, address: tuple[str, int] = ("127.0.0.1", 0), *, stand: Stand | None = None
+    ) -> None:
         self.listener = socket.create_server(address, backlog=1024)
         self.listener.settimeout(20)
         self.target = Target(boot_id, *self.listener.getsockname())
+        self._stand = stand
+        if stand:
+            stand.knows(self.listener, boot_id)
+            host, port = self.listener.getsockname()
+            stand.daemons[boot_id] = Registered(boot_id, host=host, port=port, identity=identify(os.getpid()))
 
     def accept(self) -> socket.socket:
         sock, _ = self.listener.accept()
         sock.settimeout(20)
+        if self._stand:
+            self._stand.knows(sock, self.target.boot_id)
         return sock

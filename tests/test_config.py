@@ -80,6 +80,8 @@ def test_the_probes_http_and_exec_are_read(tmp_path: Path) -> None:
         ('[service.a]\nhealth = { probe = "exec", command = "true" }\n', "command"),
         ('[service.a]\nstrategy = "recreate"\nhold = { timeout = "60s" }\n', "must outlast"),
         ('[service.a]\nstrategy = "canary"\n', "unknown"),
+        ('[service.a]\nplane = "sk_lookup"\nlimits = { connections = 5 }\n', "limits.connections"),
+        ('[service.a]\nplane = "sk_lookup"\nproxy_protocol = "v2"\n', "proxy_protocol"),
         ('[service.a]\nplane = "magic"\n', "magic"),
         ("[service.a]\nenv = { A = 1 }\n", "env"),
         ("[servcie.a]\n", "'service'"),

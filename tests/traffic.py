@@ -110,10 +110,10 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def is_reset(sock: socket.socket) -> bool:
-    """Whether the connection ends by a reset, whatever comes before it."""
+    """Whether the connection breaks, whatever comes before: by a reset, or ended from outside (sock_diag(7))."""
     try:
         read_all(sock)
-    except ConnectionResetError:
+    except (ConnectionResetError, ConnectionAbortedError):
         return True
     return False
 

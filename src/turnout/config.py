@@ -21,7 +21,7 @@ DEFAULT_SERVICE: Final = "default"
 DEFAULT_STOP_SIGNAL: Final = "TERM"
 
 ProbeKind = Literal["alive", "tcp", "expect", "http", "exec", "none"]
-PlaneName = Literal["auto", "relay", "stream"]
+PlaneName = Literal["auto", "relay", "stream", "sk_lookup"]
 StrategyName = Literal["blue-green", "recreate"]
 OnUnhealthy = Literal["report", "restart"]
 ProxyProtocol = Literal["none", "v2"]

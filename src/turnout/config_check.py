@@ -9,7 +9,8 @@ import signal
 from turnout.config import DEFAULT_LISTEN, Address, Health, Settings
 from turnout.core.listen import exposure_problem, overlap
 from turnout.errors import UsageError
-from turnout.planes.policy import networks
+from turnout.planes.choose import DIRECT
+from turnout.planes.policy import Policy, needs_relay, networks
 from turnout.system.probe_http import parse_statuses
 
 
@@ -60,6 +61,11 @@ def check(settings: Settings) -> None:
         networks(settings.allow)
     except ValueError as error:
         raise UsageError(f"allow: {error}", hint='for example allow = ["10.0.0.0/8", "::1"]') from error
+    if settings.plane in DIRECT and (asked := demands(settings)):
+        raise UsageError(
+            f"plane {settings.plane} beside {' and '.join(asked)}: only a relay can enforce that",
+            hint='plane = "relay", or "auto"',
+        )
     if settings.health.probe == "expect" and not settings.health.match:
         raise UsageError(
             "probe = expect needs a match", hint='for example health = { probe = "expect", match = "PONG" }'
@@ -70,6 +76,18 @@ def check(settings: Settings) -> None:
         except re.error as error:
             raise UsageError(f"health.match is no regular expression: {error}") from error
     _check_asking(settings.health)
+
+
+def demands(settings: Settings) -> tuple[str, ...]:
+    """The settings that only a plane can enforce through which the bytes pass; empty: there are none."""
+    policy = Policy(
+        connections=settings.connections,
+        idle_timeout_s=settings.idle_timeout_s,
+        user_timeout_s=settings.user_timeout_s,
+        allow=networks(settings.allow),
+    )
+    header = ("proxy_protocol",) if settings.proxy_protocol != "none" else ()
+    return (*needs_relay(policy), *header)
 
 
 def _check_asking(health: Health) -> None:

@@ -74,9 +74,8 @@ class DrainWorld:
         daemon = self._following.snapshot.daemons.get(boot_id)
         if self._nobody_leaves or daemon is None:
             return 0
-        census = self._plane.census().get(boot_id)
         try:
-            return max(0, established_to(daemon.port) - (census.connections if census else 0))
+            return max(0, established_to(daemon.port) - self._plane.relayed(boot_id))
         except OSError:
             return 0
 

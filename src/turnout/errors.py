@@ -104,3 +104,7 @@ class RegistryDamagedError(TurnoutError):
 
 class ProtocolError(TurnoutError):
     """The keeper or the router answered something that this version does not understand."""
+
+
+class SteeringError(TurnoutError):
+    """The kernel cannot hand connections straight to this daemon; they are relayed, and it is tried again."""

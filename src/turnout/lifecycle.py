@@ -17,6 +17,7 @@ from turnout.daemon_naming import attached_boot_id, daemon_name
 from turnout.errors import ConflictError, NotRunningError, UsageError
 from turnout.ground import ROUTER_TIMEOUT_S
 from turnout.locked_service import Done, LockedService
+from turnout.planes.pins import pins_of
 from turnout.scrape_address import check_scrape, to_write, write_scrape
 from turnout.system.probe import probe
 from turnout.system.process import identify, is_alive
@@ -270,6 +271,7 @@ class Lifecycle(LockedService):
     def down(self) -> Done:
         """Drain and stop all of it, the router too; other services of this home go on."""
         if not self._something_runs():
+            self._end_steering()
             return Done(f"{self.service.name} is down", changed=False)
         snapshot = self._prepare(listen=False)
         self._say_desired(Desired.STOPPED)
@@ -279,4 +281,12 @@ class Lifecycle(LockedService):
         self._drain_out()
         if not keeper.unlisten(self.service.name):
             keeper.shutdown()
+        self._end_steering()
         return Done(f"{self.service.name} is down")
+
+    def _end_steering(self) -> None:
+        """The router ends what it had the kernel do; one that was killed cannot."""
+        pins = pins_of(self.home.root, self.service.name)
+        if pins and pins.exist():
+            with suppress(OSError):  # doctor names what is left
+                pins.remove()

@@ -27,11 +27,15 @@ import uvloop
 from turnout import __version__
 from turnout.admin import AdminServer
 from turnout.config import load_settings
+from turnout.config_check import demands
 from turnout.errors import ConflictError, NotRunningError, TurnoutError
 from turnout.keeper_link import KeeperLink
+from turnout.kernel_view import KernelView
 from turnout.logfile import CHECK_EVERY_S, LogFile
 from turnout.metrics import Reading
 from turnout.planes.choose import Planes, choose, lacking
+from turnout.planes.pins import pins_of
+from turnout.planes.sk_lookup import SkLookup
 from turnout.scraping import Scraping
 from turnout.served import Served
 from turnout.service import policy
@@ -285,12 +289,28 @@ class Router:
     def _compose(self, service: str) -> Served:
         home = self._home.service(service)
         settings = load_settings(home.settings.read_bytes())
-        chosen = choose(settings.plane, lacks=lacking())
+        chosen = choose(settings.plane, lacks=lacking(), demands=demands(settings))
         log.info("%s: plane %s: %s", service, chosen.name, chosen.reason)
-        plane = self._planes.make(chosen.name, policy(settings))
-        return Served(
-            self._loop, self._executor, self._scribe, self._home, service, plane, self._link, self._planes.attention
+        pins = pins_of(self._home.root, service)
+        if chosen.name == "sk_lookup":
+            # a plane asks when it is in use, and by then there is a service
+            kernel = KernelView(lambda: served.addresses, lambda: served.following.snapshot.daemons)
+            plane = self._planes.direct(SkLookup(kernel.listener_of, pins), kernel, policy(settings))
+        else:
+            plane = self._planes.make(chosen.name, policy(settings))
+        served = Served(
+            self._loop,
+            self._executor,
+            self._scribe,
+            self._home,
+            service,
+            plane,
+            chosen.reason,
+            self._link,
+            self._planes.attention,
+            pins,
         )
+        return served
 
     # -- answers for the admin socket --------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from turnout.keeper_link import KeeperLink
 from turnout.leaving import Leaving
 from turnout.live_settings import LiveSettings
 from turnout.planes.attention import Attention
+from turnout.planes.pins import Pins
 from turnout.planes.plane import Plane
 from turnout.pointing import Pointing
 from turnout.service import policy
@@ -46,11 +47,14 @@ class Served:
         home: Home,
         name: str,
         plane: Plane,
+        plane_reason: str,
         keeper: KeeperLink,
         attention: Attention,
+        pins: Pins | None,
     ) -> None:
         self._loop = loop
         self.plane = plane
+        self._pins = pins
         self.sockets: list[socket.socket] = []
         self._leads = asyncio.Event()
         self._leaves = asyncio.Event()
@@ -59,6 +63,7 @@ class Served:
         self._times = RolloutTimes()
         self._troubles = Troubles()
         self._troubles_at = 0.0
+        self._plane_trouble = ""
         live = self.live = LiveSettings(home.service(name), plane.name, self._settings_changed)
         # until the registry is read, nobody is turned away: a router that follows a dead one finds clients waiting
         plane.point_at(None, patience_s=live.settings.hold_timeout_s)
@@ -74,6 +79,7 @@ class Served:
         self.report = ServiceReport(
             loop,
             plane,
+            plane_reason,
             live,
             following,
             self.supervision,
@@ -133,13 +139,27 @@ class Served:
         """Whether this router leads, and does not leave yet."""
         return self._leads.is_set() and not self._leaves.is_set()
 
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """The fixed addresses."""
+        return [(address.host, address.port) for address in self.live.settings.listen]
+
     def lead(self) -> None:
         """Accept, check, drain, restart from here on."""
         if not self._leads.is_set():
             self._leads.set()
+            self._end_other_steering()
             for sock in self.sockets:
                 self.plane.add_listener(sock)
             self.following.look_soon()
+
+    def _end_other_steering(self) -> None:
+        """A predecessor on another plane may have left the kernel steering past this one."""
+        if self._pins is not None and self.plane.name != "sk_lookup":
+            try:
+                self._pins.remove()
+            except OSError as error:
+                log.error("%s: cannot end what is pinned: %s", self.live.service.name, error)  # noqa: TRY400
 
     async def rest(self) -> None:
         """Decide nothing any more; a write under way is brought to its end, with what is told of it."""
@@ -185,6 +205,12 @@ class Served:
             self._troubles_at = now + TROUBLES_S
             for line in self._troubles.look(self.plane.counters, now):
                 log.warning("%s: %s", self.live.service.name, line)
+            if self.plane.trouble != self._plane_trouble:
+                self._plane_trouble = self.plane.trouble
+                what = (
+                    f"it relays: {self.plane.trouble}" if self.plane.trouble else "the kernel places connections again"
+                )
+                log.warning("%s: plane %s: %s", self.live.service.name, self.plane.name, what)
 
     def _settings_changed(self) -> None:
         """Hold the plane to the settings as they are now."""

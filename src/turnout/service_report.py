@@ -27,6 +27,7 @@ class ServiceReport:
     Args:
         loop: the router's.
         plane: the service's, for counters and census.
+        plane_reason: why it is that one.
         live: its settings, and what of them is not in force.
         following: the registry.
         supervision: health, and what is due to be restarted.
@@ -40,6 +41,7 @@ class ServiceReport:
         self,
         loop: asyncio.AbstractEventLoop,
         plane: Plane,
+        plane_reason: str,
         live: LiveSettings,
         following: Following,
         supervision: Supervision,
@@ -50,6 +52,7 @@ class ServiceReport:
     ) -> None:
         self._loop = loop
         self._plane = plane
+        self._plane_reason = plane_reason
         self._live = live
         self._following = following
         self._supervision = supervision
@@ -64,6 +67,8 @@ class ServiceReport:
         return {
             "applied_revision": self._following.applied_revision,
             "plane": self._plane.name,
+            "plane_reason": self._plane_reason,
+            "plane_trouble": self._plane.trouble,
             "held": self._plane.counters.held_now,
             "counters": self._plane.counters.integers(),
             "troubles": self._troubles.lately(self._loop.time()),
@@ -118,12 +123,13 @@ class ServiceReport:
         found: list[DaemonReading] = []
         for daemon in known[:DAEMONS_MOST]:
             counted = census.get(daemon.boot_id, nothing)
+            own = counted.connections
             found.append(
                 DaemonReading(
                     boot_id=daemon.boot_id,
                     version=daemon.version,
                     role=roles.get(daemon.boot_id, "draining"),
-                    connections=counted.connections + self._elsewhere(daemon.boot_id),
+                    connections=None if own is None else own + self._elsewhere(daemon.boot_id),
                     bytes_in=counted.bytes_in,
                     bytes_out=counted.bytes_out,
                     healthy=self._supervision.supervisor.healthy.get(daemon.boot_id),

@@ -99,12 +99,20 @@ def service_status(service: Service, router: dict[str, Any] | None) -> ServiceSt
 def _router(router: dict[str, Any] | None, said: dict[str, Any]) -> RouterStatus:
     if router is None:
         return RouterStatus(
-            pid=None, alive=False, plane=None, applied_revision=None, uptime_s=None, version=None, leaving=[]
+            pid=None,
+            alive=False,
+            plane=None,
+            plane_trouble=None,
+            applied_revision=None,
+            uptime_s=None,
+            version=None,
+            leaving=[],
         )
     return RouterStatus(
         pid=router["pid"],
         alive=True,
         plane=said.get("plane"),
+        plane_trouble=said.get("plane_trouble"),
         applied_revision=said.get("applied_revision"),
         uptime_s=router["uptime_s"],
         version=router.get("version"),
@@ -115,8 +123,9 @@ def _router(router: dict[str, Any] | None, said: dict[str, Any]) -> RouterStatus
 def _daemon(daemon: Daemon, role: Role, said: dict[str, Any]) -> DaemonStatus:
     boot_id = daemon.boot_id
     # a router that serves and has not seen a connection of this boot has counted none
-    counted = {"connections": 0, "bytes_in": 0, "bytes_out": 0} if said else {}
+    counted: dict[str, int | None] = {"connections": 0, "bytes_in": 0, "bytes_out": 0} if said else {}
     counted.update(_section(_section(said, "census"), boot_id))
+    connections = counted.get("connections")
     elsewhere = _section(said, "elsewhere").get(boot_id, 0)  # what a router that leaves still carries
     alive = is_alive(daemon.identity)
     return DaemonStatus(
@@ -129,7 +138,7 @@ def _daemon(daemon: Daemon, role: Role, said: dict[str, Any]) -> DaemonStatus:
         alive=alive,
         healthy=_section(said, "healthy").get(boot_id),
         reason=_section(said, "reasons").get(boot_id, ""),
-        connections=counted["connections"] + elsewhere if counted else None,
+        connections=None if connections is None else connections + elsewhere,
         bytes_in=counted.get("bytes_in"),
         bytes_out=counted.get("bytes_out"),
         started_ts=daemon.start_ts,

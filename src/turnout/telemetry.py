@@ -27,12 +27,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 class RouterStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The router as this service sees it. ``alive``: it answers and serves the service.
 
-    ``leaving``: pids of routers that were replaced and still carry what they had accepted.
+    ``leaving``: pids of routers that were replaced and still carry what they had accepted. ``plane_trouble``: why a
+    direct plane relays at the moment; empty where it does not.
     """
 
     pid: int | None
     alive: bool
     plane: str | None
+    plane_trouble: str | None
     applied_revision: int | None
     uptime_s: float | None
     version: str | None

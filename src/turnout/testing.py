@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import ClassVar
 
 from turnout.core.model import Identity, Snapshot
 from turnout.core.outcome import Outcome
@@ -88,10 +87,11 @@ class FakePlane:
     Connections are made up by :meth:`connect` and :meth:`disconnect`. Listeners stay their givers'.
     """
 
-    name: ClassVar[str] = "fake"
+    name: str = "fake"
 
     def __init__(self) -> None:
         self.counters = Counters()
+        self.trouble = ""
         self.policy = Policy()
         self.pointed: list[Pointed] = []
         self.cuts: list[str] = []
@@ -127,35 +127,37 @@ class FakePlane:
 
     def _open(self, target: Target, count: int) -> None:
         known = self._census.get(target.boot_id, Census(0, 0, 0))
-        self._census[target.boot_id] = replace(known, connections=known.connections + count)
+        self._census[target.boot_id] = replace(known, connections=(known.connections or 0) + count)
 
     def disconnect(self, boot_id: str, count: int = 1) -> None:
         """``count`` connections of that daemon end by themselves."""
-        known = self._census[boot_id]
-        if count > known.connections:
-            raise ValueError(f"{boot_id} has {known.connections} connections")
-        self._census[boot_id] = replace(known, connections=known.connections - count)
+        known, there = self._census[boot_id], self.relayed(boot_id)
+        if count > there:
+            raise ValueError(f"{boot_id} has {there} connections")
+        self._census[boot_id] = replace(known, connections=there - count)
         self.counters.closed += count
 
     def census(self) -> Mapping[str, Census]:
         return dict(self._census)
 
     def connections(self) -> int:
-        return sum(census.connections for census in self._census.values())
+        return sum(census.connections or 0 for census in self._census.values())
+
+    def relayed(self, boot_id: str) -> int:
+        return self._census.get(boot_id, Census(0, 0, 0)).connections or 0
 
     def waiting(self) -> int:
         return self.counters.held_now
 
     def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
         """As many as the census says, numbered from 0, all of them quiet."""
-        known = self._census.get(boot_id, Census(0, 0, 0))
         peer = "127.0.0.1:1" if peers else ""
-        return [Carried(n, peer, 0.0, 0, 0, answered=True, half_sent=False) for n in range(known.connections)]
+        return [Carried(n, peer, 0.0, 0, 0, answered=True, half_sent=False) for n in range(self.relayed(boot_id))]
 
     def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
         self.cuts.append(boot_id)
-        known = self._census.get(boot_id, Census(0, 0, 0))
-        cut = known.connections if ids is None else min(len(ids), known.connections)
+        there = self.relayed(boot_id)
+        cut = there if ids is None else min(len(ids), there)
         if cut:
             self.disconnect(boot_id, cut)
             self.counters.cut += cut
@@ -175,7 +177,7 @@ class FakePlane:
         self.stop_accepting()
         self.closed = True
         for boot_id in self._census:
-            self.disconnect(boot_id, self._census[boot_id].connections)
+            self.disconnect(boot_id, self.relayed(boot_id))
 
 
 @dataclass(frozen=True, slots=True)

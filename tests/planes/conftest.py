@@ -6,12 +6,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from stage import PLANES, Stage
+from programs import missing
+from stage import NEEDS, PLANES, Stage
 
 
 @pytest.fixture(params=list(PLANES))
 def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    kind = str(request.param)
+    lacks = NEEDS[kind]() if kind in NEEDS else ""
+    if lacks:
+        missing(kind, f"plane {kind} cannot run here: {lacks}")
+    return kind
 
 
 @pytest.fixture

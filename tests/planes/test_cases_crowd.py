@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bulk_daemon import BLOCK
-from stage import Daemon, Stage
+from stage import RELAYS, Daemon, Stage
 from support import eventually, report, scaled
 from traffic import is_turned_away, open_fds, read_exactly, reset, resident_bytes
 from turnout.planes.plane import Target
@@ -107,7 +107,7 @@ def test_thousands_of_idle_connections_are_counted_cost_little_and_still_work(st
         far.sendall(said[::-1])
         assert read_exactly(client, 8) == said[::-1]
     counted = stage.call(stage.plane.census)["v1"]
-    assert (counted.bytes_in, counted.bytes_out) == (8 * count, 8 * count)
+    assert (counted.bytes_in, counted.bytes_out) == ((8 * count, 8 * count) if stage.counts_bytes else (None, None))
 
 
 @pytest.mark.timeout(600)
@@ -207,6 +207,7 @@ def _flows_on(stage: Stage) -> None:
     eventually(lambda: _moved(stage) > before + 128 * BLOCK, why="the bulk flow stands still")
 
 
+@pytest.mark.parametrize("kind", RELAYS)
 def test_600_bulk_connections_of_an_unprivileged_user_stay_right_beyond_the_pipe_limit(kind: str) -> None:
     """In a process of its own, since a uid cannot be taken back."""
     done = subprocess.run(

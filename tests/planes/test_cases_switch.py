@@ -64,8 +64,9 @@ def test_three_switches_with_three_drains_leave_every_transfer_with_its_daemon(s
     assert {boot: counted.connections for boot, counted in census.items()} == {f"v{n}": 1 for n in range(4)}
     for transfer in transfers:
         transfer.finish()
+    known = (size, size) if stage.counts_bytes else (None, None)
     for boot_id, counted in stage.call(stage.plane.census).items():
-        assert (counted.bytes_in, counted.bytes_out) == (size, size), boot_id
+        assert (counted.bytes_in, counted.bytes_out) == known, boot_id
     transfers[0].close()
     eventually(lambda: stage.call(stage.plane.census)["v0"].connections == 0)
     assert stage.call(stage.plane.connections) == 3
@@ -88,8 +89,8 @@ def test_a_rollback_while_the_previous_daemon_drains_disturbs_neither_sides_conn
         transfer.finish()
         transfer.close()
     census = stage.call(stage.plane.census)
-    assert census["v1"].bytes_in == 16 * MIB
-    assert census["v2"].bytes_in == 8 * MIB
+    assert census["v1"].bytes_in == (16 * MIB if stage.counts_bytes else None)
+    assert census["v2"].bytes_in == (8 * MIB if stage.counts_bytes else None)
 
 
 def test_a_switch_to_a_daemon_that_dies_right_then_holds_the_new_clients_until_the_next(stage: Stage) -> None:
@@ -102,10 +103,11 @@ def test_a_switch_to_a_daemon_that_dies_right_then_holds_the_new_clients_until_t
     dying = Daemon("dying")
     stage.point_at(dying)
     dying.listener.close()
+    before = stage.plane.counters.accepted
     clients = [stage.client() for _ in range(20)]
     for number, client in enumerate(clients):
         client.sendall(b"%02d\n" % number)
-    eventually(lambda: stage.plane.counters.accepted >= 21)
+    eventually(lambda: stage.plane.counters.accepted >= before + 20)
     eventually(lambda: stage.plane.counters.connect_failed > 0)
     old.sendall(b"during\n")
     assert read_exactly(old, 10) == b"v1 during\n", "what the old daemon has goes on"
@@ -122,7 +124,7 @@ def test_a_daemon_that_dies_with_what_it_accepted_resets_exactly_those(stage: St
     lost = [stage.pair(dying) for _ in range(10)]
     for client, _ in lost:
         client.sendall(b"unread")  # the kernel resets what is closed with bytes unread, as it does for a dead process
-    eventually(lambda: stage.call(stage.plane.census)["dying"].bytes_in == 60)
+    eventually(lambda: sum(one.bytes_in for one in stage.call(lambda: stage.plane.carried("dying")) or ()) == 60)
     stage.point_at(first)
     dying.listener.close()
     for _, far in lost:

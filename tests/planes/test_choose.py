@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from turnout.errors import ConfigError
-from turnout.planes.choose import Planes, choose, lacking
+from turnout.planes.choose import DIRECT, Planes, choose, lacking
 from turnout.planes.policy import Policy
 
 
@@ -31,6 +31,47 @@ def test_a_relay_named_by_hand_where_it_cannot_run_is_one_clear_error() -> None:
         choose("relay", lacks="splice(2)")
     assert "splice(2)" in caught.value.message
     assert "stream" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_a_direct_plane_named_by_hand_is_taken_and_never_tried_first(name: str) -> None:
+    """Where it does not work, it relays and says so: what it lacks may come while it runs."""
+    chosen = choose(name, lacks="", tried=lambda: pytest.fail("it was tried"))
+    assert chosen.name == name
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_a_direct_plane_beside_what_only_a_relay_can_enforce_is_one_clear_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"limits\.connections and allow") as caught:
+        choose(name, lacks="", demands=("limits.connections", "allow"))
+    assert "relay" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", DIRECT)
+def test_a_direct_plane_needs_what_its_relay_needs(name: str) -> None:
+    with pytest.raises(ConfigError, match="splice"):
+        choose(name, lacks="splice(2)")
+
+
+@pytest.mark.parametrize(
+    ("takes_part", "demands", "tried", "name", "said"),
+    [
+        (True, (), "", "reuseport", "takes part"),
+        (True, ("allow",), "", "relay", "allow"),
+        (True, (), "Protocol not available", "relay", "Protocol not available"),
+        (False, (), "", "relay", "port of its own"),
+    ],
+)
+def test_auto_hands_connections_over_where_the_daemon_takes_part_and_nothing_is_in_the_way(
+    takes_part: bool, demands: tuple[str, ...], tried: str, name: str, said: str
+) -> None:
+    chosen = choose("auto", lacks="", demands=demands, takes_part=takes_part, tried=lambda: tried)
+    assert chosen.name == name
+    assert said in chosen.reason
+
+
+def test_nothing_is_tried_for_a_daemon_that_does_not_take_part() -> None:
+    assert choose("auto", lacks="", tried=lambda: pytest.fail("it was tried")).name == "relay"
 
 
 def test_here_the_relay_can_run() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from bulk_daemon import block, expected, pump_out, take_in
-from stage import Daemon, Stage
+from stage import RELAYS, Daemon, Stage
 from support import eventually, report, scaled
 from traffic import (
     PAYLOADS,
@@ -217,7 +217,7 @@ def test_a_payload_in_both_directions_arrives_byte_for_byte_across_a_switch(stag
         thread.join(300)
     assert digests == {"client": expected(size), "daemon": expected(size)}
     counted = stage.call(stage.plane.census)["v1"]
-    assert (counted.bytes_in, counted.bytes_out) == (size, size)
+    assert (counted.bytes_in, counted.bytes_out) == ((size, size) if stage.counts_bytes else (None, None))
 
 
 @pytest.mark.parametrize("segment", [1, 1448])
@@ -480,6 +480,7 @@ def test_connections_closed_in_every_order_leave_no_descriptor(stage: Stage) -> 
     assert grown < 8 * MIB
 
 
+@pytest.mark.parametrize("kind", RELAYS)  # of the others the daemon needs them, not the plane
 def test_without_descriptors_it_neither_spins_nor_harms_what_it_carries(kind: str) -> None:
     """In a process of its own, since the limit is the process's."""
     done = subprocess.run(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from proxy_header import read_header
-from stage import Daemon, Stage
+from stage import RELAYS, Daemon, Stage
 from support import eventually, scaled
 from turnout.planes.policy import Policy, networks
 
@@ -128,6 +128,7 @@ def test_an_idle_connection_is_ended_in_order_and_a_busy_one_goes_on(kind: str, 
     assert talks(*busy)
 
 
+@pytest.mark.parametrize("kind", RELAYS)
 def test_the_idle_timeout_can_be_set_and_taken_back_while_connections_exist(kind: str, opened: Opened) -> None:
     stage = staged(opened, kind, Policy())
     client, _far = stage.pair(stage.daemon("v1"))
@@ -139,6 +140,7 @@ def test_the_idle_timeout_can_be_set_and_taken_back_while_connections_exist(kind
     eventually(lambda: stage.plane.counters.idle_closed == 1)
 
 
+@pytest.mark.parametrize("kind", RELAYS)
 def test_an_idle_connection_with_bytes_nobody_took_is_reset_for_it_is_truncated(kind: str, opened: Opened) -> None:
     stage = staged(opened, kind, Policy())
     client, far = stage.pair(stage.daemon("v1"))

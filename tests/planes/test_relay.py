@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 from bulk_daemon import expected, pump_out, take_in
-from stage import PLANES, Stage
+from stage import PLANES, Stage, Stand
 from support import eventually, report, scaled
 from turnout.planes.plane import Plane
 from turnout.planes.policy import Policy
@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def test_while_new_connections_come_the_queue_before_them_gets_shorter() -> None:
-    def unpaced(loop: asyncio.AbstractEventLoop, policy: Policy) -> Plane:
+    def unpaced(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) -> Plane:
         return Relay(loop, policy=policy, release_per_tick=0)
 
     PLANES["relay without a pace"] = unpaced

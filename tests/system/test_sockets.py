@@ -11,7 +11,7 @@ import pytest
 
 from process_support import Started, line_of, open_descriptors
 from support import eventually
-from turnout.system import sockets
+from turnout.system import sock_diag, sockets
 from turnout.system.sockets import (
     Listener,
     accept_queue,
@@ -47,7 +47,7 @@ def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         def refused(*_: object) -> object:
             raise PermissionError
 
-        monkeypatch.setattr(sockets, "_from_netlink", refused)
+        monkeypatch.setattr(sock_diag, "_from_netlink", refused)
     return str(request.param)
 
 
@@ -250,7 +250,7 @@ def test_where_the_system_does_not_tell_the_bound_the_queue_is_unknown(
     def refused(*_: object) -> object:
         raise OSError("no such protocol family")
 
-    monkeypatch.setattr(sockets, "_from_netlink", refused)
+    monkeypatch.setattr(sock_diag, "_from_netlink", refused)
     assert accept_queue(LOOPBACK, _port(_listen(opened))) is None
 
 

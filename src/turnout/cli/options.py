@@ -98,7 +98,7 @@ def shape(function: F) -> F:
     function = click.option("--listen", envvar="TURNOUT_LISTEN", metavar="ADDR[,…]", help=f"Default {DEFAULT_LISTEN}.")(
         function
     )
-    function = click.option("--plane", metavar="P", help="auto, relay or stream.")(function)
+    function = click.option("--plane", metavar="P", help="auto, relay, stream or sk_lookup.")(function)
     function = click.option("--strategy", metavar="S", help="blue-green, or recreate for a daemon that owns its data.")(
         function
     )

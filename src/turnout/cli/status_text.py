@@ -164,4 +164,5 @@ def _router(service: ServiceStatus) -> str:
     uptime = f", up {span(router.uptime_s)}" if router.uptime_s is not None else ""
     held = "" if service.held is None else f", {service.held} held"
     leaving = f", still leaving: pid {', '.join(map(str, router.leaving))}" if router.leaving else ""
-    return f"pid {router.pid}, {router.plane}, revision {block.revision}{behind}{uptime}{held}{leaving}"
+    relays = f" (relays: {clean(router.plane_trouble)})" if router.plane_trouble else ""
+    return f"pid {router.pid}, {router.plane}{relays}, revision {block.revision}{behind}{uptime}{held}{leaving}"

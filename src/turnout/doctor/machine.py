@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
-from turnout.config import PlaneName
+from turnout.config import Settings
+from turnout.config_check import demands
 from turnout.doctor.finding import Found, bad, ok, warn
 from turnout.doctor.scene import Scene
 from turnout.errors import ConfigError
 from turnout.listening import BACKLOG
-from turnout.planes.choose import choose, lacking
+from turnout.planes.choose import DIRECT, choose, lacking
 
 FEW_DESCRIPTORS = 4096  # two for a client, two for a pipe that is leased
 PLENTY = 65536
 FULL = 0.8
 PIPE_PAGES = 16384  # the kernel's default of fs.pipe-user-pages-soft, pipe(7)
 PIPE_BYTES = 65536
-DIRECT = ("reuseport", "sk_lookup")  # the kernel hands a new connection straight to the daemon
 
 
 def check_descriptors(scene: Scene) -> Iterator[Found]:
@@ -119,23 +118,37 @@ def check_ports(scene: Scene) -> Iterator[Found]:
 
 def check_plane(scene: Scene) -> Iterator[Found]:
     """How bytes get to the daemon, and why not in a better way."""
-    told: dict[str, dict[str, object]] = scene.router.get("services", {}) if scene.router else {}
+    told: dict[str, dict[str, str]] = scene.router.get("services", {}) if scene.router else {}
     for subject in scene.subjects:
         if subject.settings is None:
             continue
-        chosen = told.get(subject.name, {}).get("plane")
-        named = subject.settings.plane
-        how = f"{chosen} carries the bytes" if chosen else "nothing runs"
+        said = told.get(subject.name, {})
+        chosen, trouble = said.get("plane"), said.get("plane_trouble")
+        if chosen and trouble:
+            yield warn(
+                "plane",
+                f"plane {chosen} relays at the moment: {trouble}",
+                f'look at it: turnout status -v{subject.flag}; if it is to stay so, plane = "relay" says it',
+                service=subject.name,
+            )
+            continue
         try:
-            reason = choose(named, lacks=lacking()).reason
+            reason = said.get("plane_reason") or _would_be(subject.settings)
         except ConfigError as error:
             mend = f"turnout up{subject.flag} --plane auto, then turnout router --replace"
             yield bad("plane", error.message, mend, service=subject.name)
             continue
         splice = "large transfers by splice(2)" if hasattr(os, "splice") else "no splice(2) here: every byte is copied"
-        absent = [name for name in DIRECT if name not in get_args(PlaneName)]
-        why = f"; {' and '.join(absent)}, which skip the proxy, are not in this version" if absent else ""
-        yield ok("plane", f"{how}, plane = {named}: {reason}; {splice}{why}", service=subject.name)
+        if chosen in DIRECT:
+            how = "the kernel hands connections straight to the daemon, and no byte passes the router"
+        else:
+            how = f"{chosen} carries the bytes; {splice}" if chosen else f"nothing runs; {splice}"
+        yield ok("plane", f"{how}, plane = {subject.settings.plane}: {reason}", service=subject.name)
+
+
+def _would_be(settings: Settings) -> str:
+    """Why a router would choose the plane that it would."""
+    return choose(settings.plane, lacks=lacking(), demands=demands(settings)).reason
 
 
 def _ports(text: str) -> set[int]:

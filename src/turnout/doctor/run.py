@@ -26,6 +26,7 @@ from turnout.doctor.processes import (
     check_strays,
 )
 from turnout.doctor.scene import Scene
+from turnout.doctor.steering import check_steering
 from turnout.errors import TurnoutError
 
 Check = Callable[[Scene], Iterator[Found]]
@@ -47,6 +48,7 @@ CHECKS: Mapping[str, Check] = {
     "keeper": check_keeper,
     "router": check_router,
     "plane": check_plane,
+    "steering": check_steering,
     "service": check_services,
     "daemons": check_daemons,
     "strays": check_strays,

@@ -18,6 +18,7 @@ from turnout.core.merge import merge
 from turnout.core.model import Snapshot
 from turnout.errors import NotRunningError, RegistryUnsupportedError, TurnoutError
 from turnout.keeper_client import Hello, KeeperClient
+from turnout.planes.sk_lookup import lacking
 from turnout.service import remembered
 from turnout.system.commit import good_copy
 from turnout.system.files import Files
@@ -77,6 +78,7 @@ class Scene:
         proc: where proc(5) is mounted.
         nofile: RLIMIT_NOFILE, soft and hard.
         uid: whose files they should be.
+        sk_lookup_lacks: why the kernel can run no program for new connections here; empty where it can.
         clock: wall-clock seconds.
     """
 
@@ -87,6 +89,7 @@ class Scene:
     proc: Path = Path("/proc")
     nofile: tuple[int, int] = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE))
     uid: int = field(default_factory=os.geteuid)
+    sk_lookup_lacks: Callable[[], str] = lacking
     clock: Callable[[], float] = time.time
 
     @functools.cached_property

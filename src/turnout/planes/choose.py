@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from turnout.errors import ConfigError
 from turnout.planes.attention import Attention
@@ -16,6 +17,9 @@ from turnout.planes.stream import Stream
 
 if TYPE_CHECKING:
     from turnout.planes.poller import Poller
+    from turnout.planes.steering import Kernel, Steering
+
+DIRECT: Final = ("reuseport", "sk_lookup")  # the kernel hands a new connection straight to the daemon
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +36,49 @@ def lacking() -> str:
     return " and ".join(name for name, there in needs.items() if not there)
 
 
-def choose(wanted: str, *, lacks: str) -> Chosen:
+def choose(
+    wanted: str,
+    *,
+    lacks: str,
+    demands: Sequence[str] = (),
+    takes_part: bool = False,
+    tried: Callable[[], str] = lambda: "",
+) -> Chosen:
     """The plane for what the settings want.
 
     Args:
-        wanted: auto, relay or stream.
+        wanted: auto, or the name of a plane.
         lacks: as :func:`lacking` says.
+        demands: the settings that only a relay can enforce.
+        takes_part: whether the daemon shares the fixed address with the router, by a socket that it is given or by
+            itself; only then it can be reached without a proxy and without privileges.
+        tried: makes a group of listeners and a connection to it; answers why that does not work here, empty where it
+            does. Asked only where it matters.
 
     Raises:
-        ConfigError: it was named, and cannot run here.
+        ConfigError: the plane that was named cannot run here, or not with these demands.
     """
     if wanted == "stream":
         return Chosen("stream", "it was named")
-    if wanted == "relay":
+    if wanted in {"relay", *DIRECT}:
         if lacks:
-            raise ConfigError(f"plane relay cannot run here: no {lacks}", hint='plane = "stream" or "auto"')
-        return Chosen("relay", "it was named")
+            raise ConfigError(f"plane {wanted} cannot run here: no {lacks}", hint='plane = "stream" or "auto"')
+        if wanted in DIRECT and demands:
+            raise ConfigError(
+                f"{' and '.join(demands)}: only a relay can enforce that, and plane {wanted} has none in the way",
+                hint='plane = "relay" or "auto"',
+            )
+        return Chosen(wanted, "it was named")
     if lacks:
         return Chosen("stream", f"no {lacks} here, which the relay needs")
-    return Chosen("relay", "the fastest that runs here")
+    if not takes_part:
+        return Chosen("relay", "the fastest for a daemon that listens on a port of its own")
+    if demands:
+        return Chosen("relay", f"only a relay can enforce {' and '.join(demands)}")
+    why = tried()
+    if why:
+        return Chosen("relay", f"reuseport does not work here: {why}")
+    return Chosen("reuseport", "the daemon takes part in it, and it works here")
 
 
 class Planes:
@@ -75,6 +103,18 @@ class Planes:
 
         self._poller = self._poller or Poller(self._loop, attention=self.attention)
         return Relay(self._loop, poller=self._poller, policy=policy)
+
+    def direct(self, steering: Steering, kernel: Kernel, policy: Policy) -> Plane:
+        """A relay with this steering before it.
+
+        Args:
+            steering: tells the kernel where new connections go; the plane owns it from here on.
+            kernel: tells who has which connections.
+            policy: see there.
+        """
+        from turnout.planes.direct import Direct  # noqa: PLC0415
+
+        return Direct(self._loop, self.make("relay", policy), steering, kernel, policy=policy)
 
     def close(self) -> None:
         """Give the epoll back; every relay has closed before."""

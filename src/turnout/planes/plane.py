@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Final, Protocol
+from typing import Final, Protocol
 
 from turnout.core.histogram import Histogram
 from turnout.planes.policy import Policy
@@ -37,19 +37,19 @@ class Census:
     ``bytes_in`` goes from clients to the daemon, ``bytes_out`` back.
     """
 
-    connections: int
+    connections: int | None
     bytes_in: int | None
     bytes_out: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """One open connection of a plane that moves bytes.
+    """One open connection.
 
     Args:
         id: its number; never used twice by one plane.
         peer: the client's address, empty unless it was asked for.
-        age_s: seconds since it was accepted.
+        age_s: seconds since it was accepted; of one that passes us by, since it was first seen.
         answered: the last bytes went to the client, or none ever went.
         half_sent: bytes were taken from one side that the other has not taken yet.
     """
@@ -69,8 +69,9 @@ class Counters:
 
     ``denied``: clients outside the allow list; ``limited``: how often the limit of connections was reached;
     ``idle_closed``: ended by the idle timeout; ``other_source``: connects from a further loopback address, since the
-    first had no port left; ``ports_exhausted``: connects that no address had a port for. ``connect_s``: seconds from
-    accept to a connected daemon, time in the hold included.
+    first had no port left; ``ports_exhausted``: connects that no address had a port for; ``unsteered``: how often a
+    direct plane came to relay everything, since the kernel could not hand it over. ``connect_s``: seconds from accept
+    to a connected daemon, time in the hold included.
     """
 
     accepted: int = 0
@@ -88,6 +89,7 @@ class Counters:
     idle_closed: int = 0
     other_source: int = 0
     ports_exhausted: int = 0
+    unsteered: int = 0
     pipes_denied: int = 0
     copied_bytes: int = 0
     spliced_bytes: int = 0
@@ -101,8 +103,11 @@ class Counters:
 class Plane(Protocol):
     """Moves connections from the fixed address to the daemon it is pointed at. Owns every descriptor it was given."""
 
-    name: ClassVar[str]
     counters: Counters
+    trouble: str  # why connections do not go the plane's own way at the moment, for people; empty: they do
+
+    @property
+    def name(self) -> str: ...
 
     def apply(self, policy: Policy) -> None:
         """Take another policy over: for connections that come from now on, the idle timeout for all."""
@@ -120,6 +125,10 @@ class Plane(Protocol):
     def census(self) -> Mapping[str, Census]: ...
 
     def connections(self) -> int: ...
+
+    def relayed(self, boot_id: str) -> int:
+        """How many of that boot's connections pass through this process."""
+        ...
 
     def waiting(self) -> int:
         """Clients that were accepted and have no daemon yet: held, or being connected."""

@@ -45,3 +45,14 @@ DEFAULT_POLICY = Policy()
 def networks(texts: Sequence[str]) -> tuple[Network, ...]:
     """``10.0.0.0/8``, ``::1``, … as networks. Raises ValueError: one of them is none, or has host bits set."""
     return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+def needs_relay(policy: Policy) -> tuple[str, ...]:
+    """The settings of this policy that only a plane can enforce through which the bytes pass; empty: there are none."""
+    demands = {
+        "limits.connections": policy.connections > 0,
+        "limits.idle_timeout": policy.idle_timeout_s is not None,
+        "limits.user_timeout": policy.user_timeout_s is not None,
+        "allow": bool(policy.allow),
+    }
+    return tuple(name for name, asked in demands.items() if asked)

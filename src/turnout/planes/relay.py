@@ -11,7 +11,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import ClassVar
 
 from turnout.planes.front import Front
 from turnout.planes.hold import Waiting
@@ -35,7 +34,7 @@ class Relay:
         clock: monotonic seconds.
     """
 
-    name: ClassVar[str] = "relay"
+    name: str = "relay"
 
     def __init__(
         self,
@@ -48,6 +47,7 @@ class Relay:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = Counters()
+        self.trouble = ""
         self._loop = loop
         self._clock = clock
         self._own = poller is None
@@ -85,6 +85,9 @@ class Relay:
 
     def connections(self) -> int:
         return self._tallies.connections()
+
+    def relayed(self, boot_id: str) -> int:
+        return self._tallies.open_of(boot_id)
 
     def waiting(self) -> int:
         return len(self._front.waiting)

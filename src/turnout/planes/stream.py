@@ -12,7 +12,7 @@ import functools
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import ClassVar, Final
+from typing import Final
 
 from turnout.planes.front import Front
 from turnout.planes.hold import Waiting
@@ -38,7 +38,7 @@ class Stream:
         clock: monotonic seconds.
     """
 
-    name: ClassVar[str] = "stream"
+    name: str = "stream"
 
     def __init__(
         self,
@@ -50,6 +50,7 @@ class Stream:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = Counters()
+        self.trouble = ""
         self._loop = loop
         self._clock = clock
         self._made = 0
@@ -87,6 +88,9 @@ class Stream:
 
     def connections(self) -> int:
         return self._tallies.connections()
+
+    def relayed(self, boot_id: str) -> int:
+        return self._tallies.open_of(boot_id)
 
     def waiting(self) -> int:
         return len(self._front.waiting)

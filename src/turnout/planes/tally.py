@@ -75,6 +75,10 @@ class Tallies(Generic[C]):
     def connections(self) -> int:
         return sum(len(tally.pairs) for tally in self.by_boot.values())
 
+    def open_of(self, boot_id: str) -> int:
+        tally = self.by_boot.get(boot_id)
+        return len(tally.pairs) if tally else 0
+
     def carried(self, boot_id: str, now: float, *, peers: bool) -> Sequence[Carried]:
         tally = self.by_boot.get(boot_id)
         return [pair.carried(now, peers=peers) for pair in tally.pairs] if tally else []

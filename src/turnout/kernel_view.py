@@ -1,0 +1,281 @@
+"""What a direct plane asks of the machine: the listeners and connections of daemons, by their boot.
+
+The kernel knows every connection on the fixed addresses, but not whose it is; that is found among the descriptors of
+the daemons' processes, once for each connection. How long a look takes decides how often one is made: it never costs
+more than a tenth of the router's time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from turnout.core.model import Daemon
+from turnout.errors import SteeringError
+from turnout.planes.plane import Carried, Target
+from turnout.system import connections, sockets
+from turnout.system.connections import Connection, connections_at, handshakes_at, is_answered
+from turnout.system.descriptor import socket_of
+from turnout.system.process import is_alive, is_suspended, out_of_sight, tree_of
+from turnout.system.sockets import Queue
+
+FRESH_S: Final = 0.05
+LISTENERS_AGAIN_S: Final = 0.25
+LOOK_SHARE: Final = 10  # a look is good for so many times as long as it took
+ROOM_AGAIN: Final = 0.5  # a queue that was full has room again once it is filled to no more than this
+Address = tuple[str, int]
+Holder = tuple[str, int, int]  # boot id, pid, descriptor
+
+
+class Owners(Protocol):
+    """Whose sockets there are."""
+
+    def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[Holder]]:
+        """Who has each of these sockets; those that nobody here has are left out."""
+        ...
+
+
+class Processes:
+    """Owners as /proc tells them: the processes of the daemons that the registry knows.
+
+    Args:
+        daemons: answers them, by boot.
+    """
+
+    def __init__(self, daemons: Callable[[], Mapping[str, Daemon]]) -> None:
+        self._daemons = daemons
+
+    def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[Holder]]:
+        found: dict[int, list[Holder]] = {}
+        for boot_id, daemon in self._daemons().items():
+            if daemon.pid <= 0 or not is_alive(daemon.identity):
+                continue
+            for pid in sorted(tree_of(daemon.identity)):
+                for inode, fd in sockets.descriptors_of(pid):
+                    if inode in inodes:
+                        found.setdefault(inode, []).append((boot_id, pid, fd))
+        return found
+
+
+@dataclass(slots=True)
+class _Known:
+    """One connection as it was at the last look."""
+
+    boot_id: str
+    since: float
+    last: Connection
+    answered: bool
+
+
+class KernelView:
+    """The kernel as one service's plane sees it (:class:`turnout.planes.steering.Kernel`). Owns no descriptor.
+
+    Args:
+        addresses: answers the fixed addresses.
+        daemons: answers the daemons that the registry knows, by boot.
+        owners: whose sockets there are; None: as /proc tells.
+        fresh_s: for so many seconds a look is good at least; 0: each question is a look of its own.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        addresses: Callable[[], Sequence[Address]],
+        daemons: Callable[[], Mapping[str, Daemon]],
+        *,
+        owners: Owners | None = None,
+        fresh_s: float = FRESH_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._addresses = addresses
+        self._daemons = daemons
+        self._owners = owners or Processes(daemons)
+        self._clock = clock
+        self._fresh_s = fresh_s
+        self._fresh_until = -1.0
+        self._failed = ""
+        self._known: dict[int, _Known] = {}  # by cookie
+        self._unaccepted = 0
+        self._others: set[int] = set()  # connections that nobody here has: the router's own, mostly
+        self._full: set[str] = set()  # boots whose accept queue was full
+        self._listeners: dict[int, str] = {}  # whose a listener at a shared address is, by inode
+        self._listeners_at = -1.0
+
+    # -- listeners ---------------------------------------------------------------------------------------------------
+
+    def listener_of(self, target: Target) -> socket.socket:
+        """A copy of the socket by which a daemon listens at its address, the caller's to close.
+
+        Raises:
+            SteeringError: its process is not known or may not be traced, or does not listen there.
+            OSError: the kernel is too old, or no descriptors are left.
+        """
+        daemon = self._daemons().get(target.boot_id)
+        if daemon is None or daemon.pid <= 0:
+            raise SteeringError("the daemon's process is not known")
+        if out_of_sight(daemon.identity):
+            raise SteeringError("the daemon's process is in another pid namespace")
+        inodes = {found.inode for found in sockets.listening_at(target.host, target.port)}
+        for holders in self._owners.of(inodes).values():
+            for boot_id, pid, fd in holders:
+                if boot_id == target.boot_id:
+                    return _listener(pid, fd, inodes)
+        raise SteeringError(f"the daemon does not listen at {target.host} port {target.port}, or that may not be seen")
+
+    def deaf(self, boot_id: str) -> str:
+        daemon = self._daemons().get(boot_id)
+        if daemon is None:
+            return ""
+        if is_suspended(daemon.pid):
+            return "the daemon is stopped (SIGSTOP) or held by a debugger"
+        queues = self._queues(daemon)
+        # it is full when more wait than may, and it is not steered to again before there is room for some
+        room = ROOM_AGAIN if boot_id in self._full else 1.0
+        full = max((queue.waiting for queue in queues if queue.waiting > queue.most * room), default=0)
+        if not full:
+            self._full.discard(boot_id)
+            return ""
+        self._full.add(boot_id)
+        return f"the daemon accepts too slowly: {full} connections wait"
+
+    def pending(self, boot_id: str, older_s: float) -> bool:
+        daemon = self._daemons().get(boot_id)
+        if daemon and any(queue.waiting for queue in self._queues(daemon)):
+            return True
+        try:
+            made = [one for port in self._ports() for one in handshakes_at(port)]
+        except OSError:
+            return False
+        return any(one.age_s > older_s for one in made)
+
+    def queued(self, boot_id: str) -> int:
+        self._look()
+        daemon = self._daemons().get(boot_id)
+        if daemon is None or not self._unaccepted:
+            return 0
+        return min(self._unaccepted, sum(queue.waiting for queue in self._queues(daemon)))
+
+    def _queues(self, daemon: Daemon) -> list[Queue]:
+        """The accept queues of one daemon; at an address that it shares with others, of its own listeners alone."""
+        try:
+            queues = sockets.accept_queues(daemon.host, daemon.port)
+        except OSError:
+            return []
+        if (daemon.host, daemon.port) not in self._addresses():
+            return queues
+        here = {queue.inode for queue in queues}
+        self._listeners = {inode: self._listeners.get(inode, "") for inode in here}
+        now = self._clock()
+        if now >= self._listeners_at:  # the router's own stays without a boot: not to be asked for with every look
+            self._listeners_at = now + LISTENERS_AGAIN_S
+            unknown = {inode for inode, boot_id in self._listeners.items() if not boot_id}
+            self._listeners |= {inode: holders[0][0] for inode, holders in self._owners.of(unknown).items()}
+        return [queue for queue in queues if self._listeners[queue.inode] == daemon.boot_id]
+
+    def _ports(self) -> set[int]:
+        return {port for _, port in self._addresses()}
+
+    # -- connections -------------------------------------------------------------------------------------------------
+
+    def boots(self) -> Collection[str]:
+        return self._daemons().keys()
+
+    def served(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
+        self._look()
+        if self._failed:
+            return None
+        now = self._clock()
+        return [_carried(one, now, peers=peers) for one in self._known.values() if one.boot_id == boot_id]
+
+    def cut(self, boot_id: str, ids: Collection[int] | None) -> int:
+        self._fresh_until = -1.0
+        self._look()
+        self._fresh_until = -1.0
+        chosen = [
+            one.last
+            for cookie, one in self._known.items()
+            if one.boot_id == boot_id and (ids is None or -cookie in ids)
+        ]
+        if not chosen:
+            return 0
+        who = self._owners.of({one.inode for one in chosen})  # a child may have it by now, and not its parent
+        end = connections.reset if ids is None else connections.end
+        return sum(end(one, [holder[1:] for holder in who.get(one.inode, ())]) for one in chosen)
+
+    def _look(self) -> None:
+        began = self._clock()
+        if began < self._fresh_until:
+            return
+        addresses = self._addresses()
+        try:
+            rows = [one for port in self._ports() for one in connections_at(port)]
+            self._failed = ""
+        except OSError as error:
+            self._failed = error.strerror or str(error)
+            rows = []
+        self._take_in(connections.at_addresses(rows, addresses), began)
+        took_s = self._clock() - began
+        self._fresh_until = began + (max(self._fresh_s, LOOK_SHARE * took_s) if self._fresh_s else 0.0)
+
+    def _take_in(self, rows: Iterable[Connection], now: float) -> None:
+        rows = list(rows)
+        everybody = len(rows)
+        rows = [row for row in rows if row.inode]  # one that nobody has accepted is nobody's yet
+        self._unaccepted = everybody - len(rows)
+        fresh = [row for row in rows if row.cookie not in self._known and row.cookie not in self._others]
+        owned: Mapping[int, Sequence[Holder]] = self._owners.of({row.inode for row in fresh}) if fresh else {}
+        self._others &= {row.cookie for row in rows}
+        if fresh:
+            mine = _own_sockets()
+            self._others |= {row.cookie for row in fresh if row.inode in mine and row.inode not in owned}
+        known: dict[int, _Known] = {}
+        for row in rows:
+            before = self._known.get(row.cookie)
+            if before is not None:
+                answered = is_answered(row, before.last, known=before.answered)
+                known[row.cookie] = _Known(before.boot_id, before.since, row, answered)
+            elif row.inode in owned:
+                answered = is_answered(row, None, known=False)
+                known[row.cookie] = _Known(owned[row.inode][0][0], now, row, answered)
+        self._known = known
+
+
+def _listener(pid: int, fd: int, inodes: Collection[int]) -> socket.socket:
+    try:
+        inode = sockets.inode_of(pid, fd)
+        if inode in inodes:
+            return socket_of(pid, fd, inode)
+    except ProcessLookupError:
+        pass
+    except OSError as error:
+        if error.errno in {errno.EPERM, errno.EACCES}:
+            raise SteeringError(
+                f"process {pid} may not be traced, so its listener cannot be had (ptrace(2))",
+                hint="run turnout as the daemon's user, or with CAP_SYS_PTRACE; see kernel.yama.ptrace_scope",
+            ) from error
+        raise
+    raise SteeringError(f"process {pid} has closed its listener this moment")
+
+
+def _carried(one: _Known, now: float, *, peers: bool) -> Carried:
+    row = one.last
+    host, port = row.peer
+    peer = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}") if peers else ""
+    return Carried(
+        -row.cookie,
+        peer,
+        now - one.since,
+        row.bytes_in,
+        row.bytes_out,
+        answered=one.answered,
+        half_sent=row.unread > 0 or row.unsent > 0,
+    )
+
+
+def _own_sockets() -> set[int]:
+    return {inode for inode, _ in sockets.descriptors_of(os.getpid())}

@@ -1,0 +1,199 @@
+"""The kernel's tables of TCP sockets: sock_diag(7), else /proc/net/tcp."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+# TCP states, include/net/tcp_states.h; a set of them is a mask of bits
+ESTABLISHED: Final = 1
+SYN_RECV: Final = 3
+FIN_WAIT1: Final = 4
+FIN_WAIT2: Final = 5
+CLOSE_WAIT: Final = 8
+LISTEN: Final = 10
+BOUND_INACTIVE: Final = 13  # bound, and neither listening nor connected; sock_diag tells since Linux 6.8
+SERVED: Final = 1 << ESTABLISHED | 1 << FIN_WAIT1 | 1 << FIN_WAIT2 | 1 << CLOSE_WAIT
+EVERY: Final = (1 << (BOUND_INACTIVE + 1)) - 1
+
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_SOCK_DESTROY: Final = 21
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_REQUEST_DUMP: Final = 0x1 | 0x300  # NLM_F_REQUEST | NLM_F_DUMP
+_REQUEST_ACK: Final = 0x1 | 0x4  # NLM_F_REQUEST | NLM_F_ACK
+_SKV6ONLY: Final = 11  # INET_DIAG_SKV6ONLY
+_HEADER: Final = struct.Struct("=IHHII")
+MESSAGE: Final = struct.Struct("=BBBB2s2s16s16sI8sIIIII")  # struct inet_diag_msg
+_NETLINK_TIMEOUT_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One TCP socket of this network namespace. For a listener ``queued`` wait to be accepted, of ``backlog``."""
+
+    host: str
+    port: int
+    peer: tuple[str, int]
+    state: int
+    inode: int
+    uid: int
+    queued: int
+    backlog: int | None
+    v6only: bool
+
+
+def spell(raw: bytes) -> str:
+    """An address in text; an IPv4 address that travels in IPv6 as what it is (RFC 4291, 2.5.5.2)."""
+    if len(raw) == 16 and raw.startswith(bytes(10) + b"\xff\xff"):
+        raw = raw[12:]
+    return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
+
+
+def table(states: int, port: int = 0) -> list[Row]:
+    """The sockets in any of ``states``, with ``port`` at this end (0: any)."""
+    try:
+        rows = list(_from_netlink(states, port))
+    except OSError:  # no such netlink family, or not for us: gVisor, some containers
+        rows = list(_from_proc())
+    return [row for row in rows if 1 << row.state & states and port in {0, row.port}]
+
+
+def dump(states: int, port: int = 0, *, extensions: int = 0) -> Iterator[bytes]:
+    """Every inet_diag_msg with its attributes, of those sockets alone: thousands of other ones then cost nothing.
+
+    Args:
+        states: a mask of them.
+        port: at this end; 0: any.
+        extensions: which attributes to add, as a mask (idiag_ext, sock_diag(7)).
+
+    Raises:
+        OSError: there is no such netlink family, or it is not for us.
+    """
+    with _netlink() as sock:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = struct.pack(
+                "=BBBBI2s46s", family, socket.IPPROTO_TCP, extensions, 0, states, port.to_bytes(2), b""
+            )
+            sock.send(_header(len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, family) + request)
+            yield from _answers(sock)
+
+
+def destroy(family: int, sockid: bytes) -> None:
+    """Abort one socket: its peer gets a reset, its owner ECONNABORTED (sock_diag(7), SOCK_DESTROY, Linux 4.5).
+
+    Args:
+        family: AF_INET or AF_INET6.
+        sockid: struct inet_diag_sockid, as a dump told it; the cookie in it makes sure that it is that socket.
+
+    Raises:
+        PermissionError: it takes CAP_NET_ADMIN.
+        FileNotFoundError: it has ended by now.
+        OSError: the kernel was built without.
+    """
+    with _netlink() as sock:
+        request = struct.pack("=BBBBI48s", family, socket.IPPROTO_TCP, 0, 0, EVERY, sockid)
+        sock.send(_header(len(request), _SOCK_DESTROY, _REQUEST_ACK, 1) + request)
+        answer = sock.recv(1 << 16)
+    length, kind, *_ = _HEADER.unpack_from(answer)
+    code = -int.from_bytes(answer[_HEADER.size : _HEADER.size + 4], sys.byteorder, signed=True)
+    if kind != _NLMSG_ERROR or length < _HEADER.size + 4:
+        raise OSError("sock_diag did not say whether it destroyed a socket")
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def _netlink() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    sock.settimeout(_NETLINK_TIMEOUT_S)
+    return sock
+
+
+def _header(size: int, kind: int, flags: int, sequence: int) -> bytes:
+    return _HEADER.pack(_HEADER.size + size, kind, flags, sequence, 0)
+
+
+def _from_netlink(states: int, port: int) -> Iterator[Row]:
+    return map(_row, dump(states, port))
+
+
+def _answers(sock: socket.socket) -> Iterator[bytes]:
+    while True:
+        data = memoryview(sock.recv(1 << 16))
+        while len(data) >= _HEADER.size:
+            length, kind, *_ = _HEADER.unpack_from(data)
+            if kind == _NLMSG_DONE:
+                return
+            if kind == _NLMSG_ERROR or length < _HEADER.size:
+                raise OSError("sock_diag refused")
+            yield bytes(data[_HEADER.size : length])
+            data = data[(length + 3) & ~3 :]  # netlink(7): messages are aligned to 4 bytes
+
+
+def _row(message: bytes) -> Row:
+    family, state, _, _, port, peer_port, host, peer, _, _, _, queued, backlog, uid, inode = MESSAGE.unpack_from(
+        message
+    )
+    size = 4 if family == socket.AF_INET else 16
+    # A socket that is bound and no more is told as closed (7) in an answer to a question for 13.
+    state = BOUND_INACTIVE if state == 7 else state
+    return Row(
+        host=spell(host[:size]),
+        port=int.from_bytes(port),
+        peer=(spell(peer[:size]), int.from_bytes(peer_port)),
+        state=state,
+        inode=inode,
+        uid=uid,
+        queued=queued,
+        backlog=backlog,
+        v6only=attribute(message[MESSAGE.size :], _SKV6ONLY) == b"\x01",
+    )
+
+
+def attribute(data: bytes, wanted: int) -> bytes:
+    """The value of one attribute (netlink(7)); empty if it is not there."""
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        if kind == wanted:
+            return data[4:length]
+        data = data[max(4, (length + 3) & ~3) :]
+    return b""
+
+
+def _from_proc() -> Iterator[Row]:
+    """Every socket (proc_pid_net(5)); rx_queue of a listener is its queue, its backlog is not told."""
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]
+        except OSError:
+            continue
+        yield from map(_proc_row, map(str.split, lines))
+
+
+def _proc_row(words: list[str]) -> Row:
+    host, port = _proc_address(words[1])
+    return Row(
+        host=host,
+        port=port,
+        peer=_proc_address(words[2]),
+        state=int(words[3], 16),
+        inode=int(words[9]),
+        uid=int(words[7]),
+        queued=int(words[4].partition(":")[2], 16),
+        backlog=None,
+        v6only=False,
+    )
+
+
+def _proc_address(text: str) -> tuple[str, int]:
+    """Words of 32 bits, each in the machine's own byte order, then the port."""
+    address, _, port = text.partition(":")
+    words: Iterable[int] = (int(address[i : i + 8], 16) for i in range(0, len(address), 8))
+    return spell(b"".join(struct.pack("=I", word) for word in words)), int(port, 16)

@@ -1,0 +1,255 @@
+"""What a direct plane is told of real daemons: whose connections there are, who accepts, and what is on its way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from process_support import Started, entry, line_of
+from support import eventually
+from turnout import kernel_view
+from turnout.core.model import Daemon, Identity
+from turnout.errors import SteeringError
+from turnout.kernel_view import KernelView
+from turnout.planes.plane import Target
+from turnout.system import connections, sockets
+from turnout.system.process import identify
+
+FORKING = """
+import os, socket, sys
+listener = socket.create_server(("127.0.0.1", 0), backlog=int(sys.argv[1]))
+print(listener.getsockname()[1], flush=True)
+kept = []
+for line in sys.stdin:
+    sock, _ = listener.accept()
+    if line.strip() == "fork" and os.fork() == 0:
+        listener.close()
+        sock.recv(1)
+        os._exit(0)
+    if line.strip() == "fork":
+        sock.close()
+    kept.append(sock)
+    print("accepted", flush=True)
+"""
+
+
+class Scene:
+    """Daemons that listen at the fixed address itself, as far as this view is told."""
+
+    def __init__(self, started: Started) -> None:
+        self.started = started
+        self.daemons: dict[str, Daemon] = {}
+        self.view = KernelView(
+            lambda: [(d.host, d.port) for d in self.daemons.values()], lambda: self.daemons, fresh_s=0
+        )
+        self.opened = contextlib.ExitStack()
+
+    def _addresses(self) -> list[tuple[str, int]]:
+        return [(daemon.host, daemon.port) for daemon in self.daemons.values()]
+
+    def forking(self, boot_id: str, *, backlog: int = 16) -> Forking:
+        found = Forking(self, boot_id, backlog)
+        self.daemons[boot_id] = found.daemon
+        return found
+
+    def served(self, boot_id: str) -> int:
+        return len(self.view.served(boot_id) or ())
+
+
+class Forking:
+    """Accepts when it is told to, itself or by a child."""
+
+    def __init__(self, scene: Scene, boot_id: str, backlog: int) -> None:
+        self._scene = scene
+        read, self._write = os.pipe()
+        scene.opened.callback(os.close, self._write)
+        self.process = scene.started.python(FORKING, str(backlog), stdin=read)
+        os.close(read)
+        self.port = int(line_of(self.process))
+        self.daemon = replace(entry(identify(self.process.pid), self.port), boot_id=boot_id)
+        self.target = Target(boot_id, "127.0.0.1", self.port)
+
+    def connect(self) -> socket.socket:
+        return self._scene.opened.enter_context(socket.create_connection(("127.0.0.1", self.port), 20))
+
+    def accept(self, how: str = "itself") -> None:
+        os.write(self._write, f"{how}\n".encode())
+        assert line_of(self.process) == b"accepted\n"
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    with Started() as started:
+        found = Scene(started)
+        with found.opened:
+            yield found
+
+
+def test_each_connection_belongs_to_the_daemon_that_accepted_it_or_whose_child_has_it(scene: Scene) -> None:
+    one, other = scene.forking("one"), scene.forking("other")
+    for daemon, how in ((one, "itself"), (one, "fork"), (other, "itself")):
+        daemon.connect()
+        daemon.accept(how)
+    assert (scene.served("one"), scene.served("other"), scene.served("nobody")) == (2, 1, 0)
+
+
+def test_a_connection_is_told_with_its_peer_where_that_is_asked_and_keeps_its_number(scene: Scene) -> None:
+    daemon = scene.forking("one")
+    client = daemon.connect()
+    daemon.accept()
+    (first,) = scene.view.served("one") or ()
+    (again,) = scene.view.served("one", peers=True) or ()
+    host, port = client.getsockname()
+    assert (first.peer, again.peer) == ("", f"{host}:{port}")
+    assert first.id == again.id < 0
+    assert first.answered
+    client.sendall(b"question")
+    eventually(lambda: (scene.view.served("one") or ())[0].half_sent, why="it was not read, so it is under way")
+    assert not (scene.view.served("one") or ())[0].answered
+
+
+def test_one_that_waits_in_the_queue_is_queued_and_pending_and_nobodys_yet(scene: Scene) -> None:
+    daemon = scene.forking("one")
+    assert not scene.view.pending("one", 0.0)
+    daemon.connect()
+    eventually(lambda: scene.view.queued("one") == 1)
+    assert scene.view.pending("one", 1e9), "whatever its age"
+    assert scene.served("one") == 0
+    daemon.accept()
+    assert scene.view.queued("one") == 0
+    assert not scene.view.pending("one", 0.0)
+
+
+def test_a_handshake_is_pending_if_it_is_older_than_the_switch(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.forking("one")
+    made = [connections.Handshake("127.0.0.1", 1, 0.5)]
+    monkeypatch.setattr(kernel_view, "handshakes_at", lambda _: made)
+    assert scene.view.pending("one", 0.4)
+    assert not scene.view.pending("one", 0.6)
+
+
+def test_connections_are_ended_in_order_or_broken_off_and_others_go_on(scene: Scene) -> None:
+    daemon = scene.forking("one")
+    clients = []
+    for how in ("itself", "fork", "itself"):
+        clients.append(daemon.connect())
+        daemon.accept(how)
+    by_port = {one.peer.rpartition(":")[2]: one.id for one in scene.view.served("one", peers=True) or ()}
+    assert scene.view.cut("another", {by_port[str(clients[1].getsockname()[1])]}) == 0
+    assert scene.view.cut("one", {by_port[str(clients[1].getsockname()[1])]}) == 1
+    assert clients[1].recv(1) == b""
+    eventually(lambda: scene.served("one") == 2)
+    assert scene.view.cut("one", None) == 2
+    for client in (clients[0], clients[2]):
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+
+
+def test_a_daemon_that_is_stopped_is_deaf_until_it_goes_on(scene: Scene) -> None:
+    daemon = scene.forking("one")
+    assert scene.view.deaf("one") == ""
+    daemon.process.send_signal(signal.SIGSTOP)
+    eventually(lambda: "SIGSTOP" in scene.view.deaf("one"))
+    daemon.process.send_signal(signal.SIGCONT)
+    eventually(lambda: scene.view.deaf("one") == "")
+
+
+def test_a_full_queue_is_deaf_until_half_of_it_is_free(scene: Scene) -> None:
+    daemon = scene.forking("one", backlog=3)
+    for _ in range(4):
+        daemon.connect()
+    eventually(lambda: "4 connections wait" in scene.view.deaf("one"))
+    daemon.accept()
+    daemon.accept()
+    assert scene.view.deaf("one"), "two of three still wait"
+    daemon.accept()
+    assert scene.view.deaf("one") == ""
+
+
+def test_where_several_share_the_address_each_is_judged_by_its_own_queue(scene: Scene) -> None:
+    daemon = scene.forking("one", backlog=1)
+    scene.daemons["other"] = replace(daemon.daemon, boot_id="other", identity=identify(os.getpid()))
+    for _ in range(2):
+        daemon.connect()
+    eventually(lambda: scene.view.deaf("one"))
+    assert scene.view.deaf("other") == ""
+
+
+def test_the_listener_of_a_daemon_is_had_and_no_other_socket(scene: Scene) -> None:
+    daemon = scene.forking("one")
+    daemon.connect()
+    daemon.accept()
+    with scene.view.listener_of(daemon.target) as copy:
+        assert copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        assert copy.getsockname() == ("127.0.0.1", daemon.port)
+
+
+def test_why_a_listener_cannot_be_had_is_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = scene.forking("one")
+    with pytest.raises(SteeringError, match="not known"):
+        scene.view.listener_of(replace(daemon.target, boot_id="two"))
+    with pytest.raises(SteeringError, match="does not listen"):
+        scene.view.listener_of(replace(daemon.target, port=1))
+    scene.daemons["attached"] = replace(daemon.daemon, identity=Identity())
+    with pytest.raises(SteeringError, match="not known"):
+        scene.view.listener_of(replace(daemon.target, boot_id="attached"))
+    scene.daemons["contained"] = replace(daemon.daemon, identity=replace(daemon.daemon.identity, pid_ns=1))
+    with pytest.raises(SteeringError, match="namespace"):
+        scene.view.listener_of(replace(daemon.target, boot_id="contained"))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(kernel_view, "socket_of", refuse)
+    with pytest.raises(SteeringError, match="may not be traced") as caught:
+        scene.view.listener_of(daemon.target)
+    assert "CAP_SYS_PTRACE" in str(caught.value.hint)
+
+
+def test_where_the_kernel_does_not_tell_nothing_is_known_rather_than_zero(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.forking("one")
+
+    def refuse(_: int) -> None:
+        raise OSError("no such protocol family")
+
+    monkeypatch.setattr(kernel_view, "connections_at", refuse)
+    assert scene.view.served("one") is None
+    assert scene.view.cut("one", None) == 0
+    monkeypatch.undo()
+    assert scene.view.served("one") == []
+
+
+def test_a_look_costs_no_more_than_its_share_of_the_time(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, looks = 100.0, 0
+
+    def slow(_: int) -> list[connections.Connection]:
+        nonlocal now, looks
+        looks += 1
+        now += 0.2
+        return []
+
+    monkeypatch.setattr(kernel_view, "connections_at", slow)
+    view = KernelView(lambda: [("127.0.0.1", 1)], dict, clock=lambda: now)
+    for _ in range(100):
+        view.served("one")
+        now += 0.02
+    assert looks == 2, "two seconds, and two looks of 0.2 s"
+
+
+def test_the_descriptors_of_a_process_are_looked_through_once_for_each_connection(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = scene.forking("one")
+    daemon.connect()
+    daemon.accept()
+    assert scene.served("one") == 1
+    monkeypatch.setattr(sockets, "descriptors_of", lambda _: pytest.fail("it was looked through again"))
+    assert scene.served("one") == 1
