@@ -15,6 +15,7 @@ import os
 import resource
 import selectors
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,9 @@ from turnout import __version__
 from turnout.children import Child, Children, Reply
 from turnout.errors import NotRunningError, ProtocolError, SpawnError, TurnoutError
 from turnout.going_down import DEFAULT_TERMS, GoingDown, stop_terms
-from turnout.listening import Listening, spell
+from turnout.group import Member
+from turnout.listener import bind, spell
+from turnout.listening import Listening
 from turnout.logfile import CHECK_EVERY_S, LogFile, log_line
 from turnout.notify import notify
 from turnout.remains import LABEL, Ending
@@ -44,6 +47,8 @@ DOWN_SLACK_S: Final = 20.0  # for the lifecycle lock and a slow machine
 LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
 MAX_CLIENTS: Final = 64
 LOG_LOOK_S: Final = 1.0
+GROUP_LOOK_S: Final = 0.25
+NO_MEMBER: Final = Member(0, 0)
 LOG_SOON_S: Final = 0.1  # after a look at which one had grown by a quarter of its bound
 
 
@@ -59,6 +64,7 @@ class Keeper:
         self._children = Children(self._selector, self._timers.after, self._child_ended, log_line)
         self._channels: set[Channel] = set()
         self._routers = Routers(home, self._children, self._timers.after, self._served, self._send, log_line)
+        self._watching_groups = False
         self._ending = False
         self._shutting_down = False
         self._done = False
@@ -99,6 +105,7 @@ class Keeper:
 
     def _child_ended(self, child: Child) -> None:
         if not self._routers.is_router(child):
+            self._look_at_groups()
             self._routers.tell_leading({"op": "ended", "service": child.service, "boot_id": child.boot_id})
         elif not self._shutting_down:
             self._routers.ended(child)
@@ -128,6 +135,7 @@ class Keeper:
         for message, fds in messages:
             if message.get("op") == "attach":
                 before = self._routers.attach(channel, message, fds)
+                self._watch_groups()
                 if before:
                     self._drop(before)
                 continue
@@ -147,6 +155,8 @@ class Keeper:
                 self._routers.left(channel)
             case "leads":
                 self._routers.leads(channel)
+            case "seen":
+                self._routers.seen(channel, message)
             case "cut":
                 self._routers.tell_those_that_leave(message)
             case _:
@@ -223,18 +233,27 @@ class Keeper:
         boot_id = check_name(message["boot_id"])
         if self._children.get(boot_id):
             raise SpawnError(f"{boot_id} already runs")
-        child = self._children.spawn(
-            SpawnRequest(
-                boot_id=boot_id,
-                service=service.name,
-                argv=tuple(message["argv"]),
-                cwd=message["cwd"],
-                env={**message["env"], LABEL: boot_id},
-                log_path=service.log(boot_id),
-                record_path=service.record(boot_id),
-                nofile=self._nofile,
+        listener, member = self._listener(service.name, boot_id, message.get("listener"))
+        try:
+            child = self._children.spawn(
+                SpawnRequest(
+                    boot_id=boot_id,
+                    service=service.name,
+                    argv=tuple(message["argv"]),
+                    cwd=message["cwd"],
+                    env={**message["env"], LABEL: boot_id},
+                    log_path=service.log(boot_id),
+                    record_path=service.record(boot_id),
+                    nofile=self._nofile,
+                    pass_fds=(listener.fileno(),) if listener else (),
+                    slot=member.slot,
+                    listener_inode=member.inode,
+                )
             )
-        )
+        finally:
+            if listener:  # while a copy is open, the daemon's death would not end it
+                listener.close()
+            self._look_at_groups()
         identity = child.identity
         reply(
             {
@@ -243,8 +262,60 @@ class Keeper:
                 "start_ticks": identity.start_ticks,
                 "machine_boot_id": identity.machine_boot_id,
                 "pid_ns": identity.pid_ns,
+                "slot": member.slot,
             }
         )
+
+    def _listener(self, name: str, boot_id: str, wanted: object) -> tuple[socket.socket | None, Member]:
+        """The listener that a daemon is started with, if it is to have one.
+
+        Args:
+            name: its service.
+            boot_id: the daemon.
+            wanted: ``shared``: at the service's own address; or host and port.
+        """
+        if wanted == "shared":
+            served = self._served.get(name)
+            if served is None:
+                raise SpawnError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
+            listener, member = served.join(boot_id)
+            self._routers.offer(name)
+            self._watch_groups()
+            return listener, member
+        if isinstance(wanted, Sequence) and not isinstance(wanted, str):
+            host, port = str(wanted[0]), int(wanted[1])
+            try:
+                listener = bind(host, port)
+            except OSError as error:
+                raise SpawnError(
+                    f"cannot listen on {spell([(host, port)])} for the daemon: {error.strerror}"
+                ) from error
+            listener.setblocking(True)
+            return listener, NO_MEMBER
+        return None, NO_MEMBER
+
+    def _watch_groups(self) -> None:
+        """A daemon may also close its listener long before it ends."""
+        if not self._watching_groups:
+            self._watching_groups = True
+            self._timers.after(GROUP_LOOK_S, self._groups_due)
+
+    def _groups_due(self) -> None:
+        self._watching_groups = False
+        self._look_at_groups()
+        if any(served.group and served.group.members for served in self._served.values()):
+            self._watch_groups()
+
+    def _look_at_groups(self) -> None:
+        """Keep the router's places behind those of the daemons, and tell the routers of what is new."""
+        for name, served in self._served.items():
+            try:
+                changed = served.group is not None and served.group.look()
+            except (OSError, TurnoutError) as error:
+                log_line(f"service {name}: the group at its address cannot be kept in order: {error}")
+                continue
+            if changed:
+                self._routers.offer(name)
 
     def _on_stop(self, message: Message, reply: Reply) -> None:
         name, boot_id = check_name(message["service"]), str(message["boot_id"])

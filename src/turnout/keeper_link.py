@@ -30,7 +30,10 @@ class Listeners(Protocol):
         """``standby``, ``leads`` or ``leaving``."""
         ...
 
-    def take(self, service: str, sockets: Sequence[socket.socket]) -> None: ...
+    def take(self, service: str, sockets: Sequence[socket.socket], version: int) -> None:
+        """All that a service accepts from; ``version``: of the group at its address, 0 where it shares none."""
+        ...
+
     def release(self, service: str) -> None: ...
     def held(self) -> Sequence[tuple[str, str, int, int]]:
         """Service, host, port and descriptor of each listener there is."""
@@ -175,7 +178,7 @@ class KeeperLink:
     def _handle(self, message: Message, sockets: list[socket.socket]) -> None:
         match message.get("op"):
             case "listen":
-                self._listeners.take(str(message["service"]), sockets)
+                self._listeners.take(str(message["service"]), sockets, int(message.get("version", 0)))
             case "unlisten":
                 self._listeners.release(str(message["service"]))
             case "ended":

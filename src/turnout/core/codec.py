@@ -16,6 +16,7 @@ import msgspec
 
 from turnout.core.coerce import Fields, short
 from turnout.core.model import (
+from turnout.core.slots import slot_of, source_of
     SCHEMA_VERSION,
     Cause,
     Daemon,
@@ -185,6 +186,7 @@ class _Reader:
             version=fields.text("version"),
             build=fields.text("build"),
             owned=fields.flag("owned"),
+            source=source_of(slot_of(fields.text("source"))),
             http_host=fields.maybe_text("http_host"),
             http_port=fields.maybe_port("http_port"),
             http_pid=fields.maybe_count("http_pid"),
@@ -329,6 +331,7 @@ def _daemon(daemon: Daemon) -> dict[str, Any]:
     proof = _identity(daemon.identity)
     del proof["pid"]
     later = {**proof, "drain_cause": daemon.drain_cause.value, "build": daemon.build, "owned": daemon.owned}
+    later["source"] = daemon.source
     return {**ours, **{key: value for key, value in later.items() if value}, **_finite(daemon.extra)}
 
 

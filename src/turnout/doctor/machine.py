@@ -8,7 +8,7 @@ from pathlib import Path
 
 from turnout.doctor.finding import Found, bad, ok, warn
 from turnout.doctor.scene import Scene
-from turnout.listening import BACKLOG
+from turnout.listener import BACKLOG
 from turnout.planes.choose import DIRECT
 
 FEW_DESCRIPTORS = 4096  # two for a client, two for a pipe that is leased

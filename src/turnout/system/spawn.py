@@ -73,6 +73,8 @@ class SpawnRequest:
         record_path: says what runs, and is written before it runs.
         nofile: soft and hard RLIMIT_NOFILE (getrlimit(2)); None leaves what the parent has.
         pass_fds: descriptors that it gets as 3, 4, …, told by LISTEN_FDS and LISTEN_PID. They stay the caller's.
+        slot: its place in the group at the fixed address, 0 where it is in none.
+        listener_inode: the listener that it has there.
     """
 
     boot_id: str
@@ -84,6 +86,8 @@ class SpawnRequest:
     record_path: Path
     nofile: tuple[int, int] | None = None
     pass_fds: tuple[int, ...] = ()
+    slot: int = 0
+    listener_inode: int = 0
 
 
 def spawn(request: SpawnRequest) -> Identity:
@@ -110,7 +114,15 @@ def spawn(request: SpawnRequest) -> Identity:
         for child_end in (log, gate_read, told_write):
             child_end.close()
         try:
-            record = SpawnRecord(request.boot_id, request.service, identify(pid), str(request.log_path), time.time())
+            record = SpawnRecord(
+                request.boot_id,
+                request.service,
+                identify(pid),
+                str(request.log_path),
+                time.time(),
+                slot=request.slot,
+                listener_inode=request.listener_inode,
+            )
             write_record(request.record_path, record)
             with contextlib.suppress(BrokenPipeError):  # it failed before the gate, and says so on the other pipe
                 gate_write.write(b"g")
