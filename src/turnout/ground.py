@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from turnout.admin import RouterClient
-from turnout.config import Address, Wanted
+from turnout.config import Address, Wanted, takes_listener
 from turnout.core.listen import overlap
 from turnout.core.self_loop import names_own_port
 from turnout.errors import ConflictError, NotRunningError, TimedOutError, TurnoutError, UsageError
@@ -36,10 +36,15 @@ def check_command(wanted: Wanted) -> None:
     if not wanted.command:
         return
     own = names_own_port(wanted.command, {address.port for address in wanted.settings.listen})
-    if own:
+    if own and not wanted.settings.takes_part:
         raise UsageError(
             f"the command names port {own}, where the service itself listens: it would wait for itself",
             hint="put {port} in its place; the daemon gets a port of its own",
+        )
+    if wanted.settings.plane == "reuseport" and not takes_listener(wanted.command, wanted.env, "reuseport"):
+        raise UsageError(
+            "plane reuseport: the command asks for a {port} of its own, and would not listen at the fixed address",
+            hint='have it take its listener: {fd} in the command or in env, or LISTEN_FDS; else plane = "relay"',
         )
     resolve_command(wanted.command, wanted.cwd or str(Path.cwd()), os.environ)
 

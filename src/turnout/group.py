@@ -1,15 +1,15 @@
-"""The SO_REUSEPORT group at a fixed address: router and daemons share it, and the kernel chooses. Standard library only.
+"""The SO_REUSEPORT group at a fixed address: router and daemons share it, and the kernel chooses.
 
     place:    0       1       2       3        4
             home    daemon  spare   daemon   spare
            router's                          router's
 
-How it stays right, whoever dies when (:mod:`turnout.planes.chooser` has the kernel's rules):
+Standard library only. How it stays right, whoever dies when (:mod:`turnout.planes.chooser` has the kernel's rules):
 
 - ``home`` is the router's first listener, and the keeper never closes it: place 0 is the router, always.
-- When a member closes, the last one takes its place. So the last ones are *spares*, listeners of the router too, at least
-  as many as there are daemons: whatever daemons die, in whatever order, no other daemon moves, and what would have come
-  to a dead one comes to the router.
+- When a member closes, the last one takes its place. So the last ones are *spares*, listeners of the router too, at
+  least as many as there are daemons: whatever daemons die, in whatever order, no other daemon moves, and what would have
+  come to a dead one comes to the router.
 - A spare before a daemon is a *gap*: it makes room for the next daemon. That one joins as the last, the gap is shut
   down, and the daemon has its place. Only a gap to which nothing is directed any more goes this way: the router that
   leads has said that it knows the group as it is.
@@ -37,7 +37,8 @@ from turnout.planes.tcp import reset_on_close
 from turnout.system.connections import handshakes_at
 from turnout.system.sockets import listening_at
 
-ARRIVES_S: Final = 0.1  # loopback delivers within the call that connects; a machine under load takes a moment
+# loopback delivers within the call that connects; a machine under load takes a moment
+ARRIVES_S: Final = (0.002, 0.1)
 CONNECT_S: Final = 1.0
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
@@ -203,17 +204,18 @@ class Group:
     def _find(self, sock: socket.socket) -> int:
         """The place of a listener from which nobody accepts yet."""
         sock.setblocking(False)
-        for slot in self._free():
-            with socket.socket() as probe:
-                reset_on_close(probe)
-                probe.settimeout(CONNECT_S)
-                try:
-                    probe.bind((source_of(slot), 0))
-                    probe.connect((self._at, self._port))
-                except OSError:  # a spare's full queue, or one that was closed this moment
-                    continue
-                if _arrived(sock):
-                    return slot
+        for wait_s in ARRIVES_S:
+            for slot in self._free():
+                with socket.socket() as probe:
+                    reset_on_close(probe)
+                    probe.settimeout(CONNECT_S)
+                    try:
+                        probe.bind((source_of(slot), 0))
+                        probe.connect((self._at, self._port))
+                    except OSError:  # a spare's full queue, or one that was closed this moment
+                        continue
+                    if _arrived(sock, wait_s):
+                        return slot
         raise SpawnError(
             f"the kernel does not choose by place among the listeners of port {self._port}",
             hint='plane = "relay"; is a firewall or a program of another kind attached?',
@@ -242,12 +244,12 @@ def _queued(sock: socket.socket) -> int:
     return int(struct.unpack_from("I", info, _QUEUED_AT)[0])
 
 
-def _arrived(sock: socket.socket) -> bool:
-    """Whether a connection came to this listener; it is taken and ended."""
+def _arrived(sock: socket.socket, wait_s: float) -> bool:
+    """Whether a connection comes to this listener in that time; it is taken and ended."""
     poller = select.poll()
     poller.register(sock.fileno(), select.POLLIN)
     found = False
-    wait_ms = ARRIVES_S * 1000
+    wait_ms = wait_s * 1000
     while poller.poll(wait_ms):
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
             came, _ = sock.accept()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from turnout.core.model import Daemon
+from turnout.core.slots import CHOOSING
 from turnout.errors import SteeringError
 from turnout.planes.plane import Carried, Target
 from turnout.system import connections, sockets
@@ -127,6 +128,19 @@ class KernelView:
                     return _listener(pid, fd, inodes)
         raise SteeringError(f"the daemon does not listen at {target.host} port {target.port}, or that may not be seen")
 
+    def is_there(self, target: Target) -> bool:
+        """Whether a daemon that shares the fixed address still listens there, as the kernel has it this moment."""
+        daemon = self._daemons().get(target.boot_id)
+        if daemon is None:
+            return False
+        try:
+            inodes = {found.inode for found in sockets.listening_at(target.host, target.port)}
+        except OSError:
+            return True
+        if daemon.pid > 0 and sockets.has_any(daemon.pid, inodes):
+            return True
+        return any(holder[0] == target.boot_id for holders in self._owners.of(inodes).values() for holder in holders)
+
     def deaf(self, boot_id: str) -> str:
         daemon = self._daemons().get(boot_id)
         if daemon is None:
@@ -223,7 +237,8 @@ class KernelView:
         self._fresh_until = began + (max(self._fresh_s, LOOK_SHARE * took_s) if self._fresh_s else 0.0)
 
     def _take_in(self, rows: Iterable[Connection], now: float) -> None:
-        rows = list(rows)
+        # what the router itself connects to a daemon that shares the address, its plane counts
+        rows = [row for row in rows if not row.peer[0].startswith(CHOOSING)]
         everybody = len(rows)
         rows = [row for row in rows if row.inode]  # one that nobody has accepted is nobody's yet
         self._unaccepted = everybody - len(rows)

@@ -36,7 +36,11 @@ class Pointing:
             self._plane.point_at(None, patience_s=hold_s)
         elif active:
             target = Target(
-                active.boot_id, active.host, active.port, proxy_protocol=self.expects_header(active.boot_id)
+                active.boot_id,
+                active.host,
+                active.port,
+                proxy_protocol=self.expects_header(active.boot_id),
+                source=active.source,
             )
             coming = coming or block.state is not State.IDLE
             self._plane.point_at(target, patience_s=hold_s if coming else REFUSED_PATIENCE_S)

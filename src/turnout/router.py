@@ -29,12 +29,15 @@ from turnout.admin import AdminServer
 from turnout.config import load_settings
 from turnout.config_check import demands
 from turnout.errors import ConflictError, NotRunningError, TurnoutError
+from turnout.group_report import GroupReport
 from turnout.keeper_link import KeeperLink
 from turnout.kernel_view import KernelView
 from turnout.logfile import CHECK_EVERY_S, LogFile
 from turnout.planes.choose import Planes, choose, lacking
 from turnout.planes.pins import pins_of
+from turnout.planes.reuseport import Reuseport, trial
 from turnout.planes.sk_lookup import SkLookup
+from turnout.planes.steering import Steering
 from turnout.served import Served
 from turnout.service import policy
 from turnout.system.home import Home
@@ -238,7 +241,7 @@ class Router:
 
     # -- listeners, from and to the keeper ---------------------------------------------------------------------------
 
-    def take(self, service: str, sockets: Sequence[socket.socket]) -> None:
+    def take(self, service: str, sockets: Sequence[socket.socket], version: int) -> None:
         """All listeners that the service is to have from now on."""
         if self._leave.is_set():  # its successor gets them as well
             for sock in sockets:
@@ -257,7 +260,7 @@ class Router:
             self._services[service] = served, self._group.create_task(served.run())
             if self._lead.held:
                 served.lead()
-        served.take(sockets)
+        served.take(sockets, version)
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be walked by every collection
 
@@ -282,15 +285,27 @@ class Router:
     def _compose(self, service: str) -> Served:
         home = self._home.service(service)
         settings = load_settings(home.settings.read_bytes())
-        chosen = choose(settings.plane, lacks=lacking(), demands=demands(settings))
+        chosen = choose(
+            settings.plane,
+            lacks=lacking(),
+            demands=demands(settings),
+            takes_part=settings.takes_part,
+            tried=trial,
+        )
         log.info("%s: plane %s: %s", service, chosen.name, chosen.reason)
         pins = pins_of(self._home.root, service)
+        # a plane asks when it is in use, and by then there is a service
+        kernel = KernelView(lambda: served.addresses, lambda: served.following.snapshot.daemons)
+        group = GroupReport(service, self._link)
+        steering: Steering | None = None
         if chosen.name == "sk_lookup":
-            # a plane asks when it is in use, and by then there is a service
-            kernel = KernelView(lambda: served.addresses, lambda: served.following.snapshot.daemons)
-            plane = self._planes.direct(SkLookup(kernel.listener_of, pins), kernel, policy(settings))
+            steering = SkLookup(kernel.listener_of, pins)
+        elif chosen.name == "reuseport":
+            steering = Reuseport(kernel.is_there, group.steered)
+        if steering:
+            plane = self._planes.direct(steering, kernel, policy(settings), kernel.is_there)
         else:
-            plane = self._planes.make(chosen.name, policy(settings))
+            plane = self._planes.make(chosen.name, policy(settings), kernel.is_there)
         served = Served(
             self._loop,
             self._executor,
@@ -302,6 +317,7 @@ class Router:
             self._link,
             self._planes.attention,
             pins,
+            group,
         )
         return served
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -17,10 +18,12 @@ from turnout.drain_world import DrainWorld
 from turnout.drainer import Drainer
 from turnout.errors import TurnoutError
 from turnout.following import Following
+from turnout.group_report import GroupReport
 from turnout.keeper_link import KeeperLink
 from turnout.leaving import Leaving
 from turnout.live_settings import LiveSettings
 from turnout.planes.attention import Attention
+from turnout.planes.chooser import let_go
 from turnout.planes.pins import Pins
 from turnout.planes.plane import Plane
 from turnout.pointing import Pointing
@@ -50,10 +53,12 @@ class Served:
         keeper: KeeperLink,
         attention: Attention,
         pins: Pins | None,
+        group: GroupReport,
     ) -> None:
         self._loop = loop
         self.plane = plane
         self._pins = pins
+        self._group = group
         self.sockets: list[socket.socket] = []
         self._leads = asyncio.Event()
         self._leaves = asyncio.Event()
@@ -111,20 +116,29 @@ class Served:
             self._rests.set()
             self._close()
 
-    def take(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these and on no other listeners, now or once this router leads; they are owned here."""
-        before = {sock.getsockname()[:2]: sock for sock in self.sockets}
-        wanted = {sock.getsockname()[:2]: sock for sock in sockets}
-        self.sockets = [before.get(address, sock) for address, sock in wanted.items()]
-        for address, sock in before.items():
-            if address not in wanted:
-                self.plane.remove_listener(address)
+    def take(self, sockets: Sequence[socket.socket], version: int) -> None:
+        """Accept on these and on no other listeners, now or once this router leads; they are owned here.
+
+        Args:
+            sockets: at a shared address there are several; one that is left out then was shut down by the keeper, and
+                the plane has noticed.
+            version: of the group at the address.
+        """
+        before = {_inode(sock): sock for sock in self.sockets}
+        wanted = {_inode(sock): sock for sock in sockets}
+        addresses = {sock.getsockname()[:2] for sock in sockets}
+        self.sockets = [before.get(inode, sock) for inode, sock in wanted.items()]
+        for inode, sock in before.items():
+            if inode not in wanted:
+                if sock.getsockname()[:2] not in addresses:
+                    self.plane.remove_listener(sock.getsockname()[:2])
                 sock.close()
-        for address, sock in wanted.items():
-            if address in before:
+        for inode, sock in wanted.items():
+            if inode in before:
                 sock.close()  # another descriptor of the same listener
             elif self._leads.is_set():
                 self.plane.add_listener(sock)
+        self._group.took(version)
 
     @property
     def ready(self) -> bool:
@@ -148,6 +162,7 @@ class Served:
             self._end_other_steering()
             for sock in self.sockets:
                 self.plane.add_listener(sock)
+            self._group.lead()
             self.following.look_soon()
 
     def _end_other_steering(self) -> None:
@@ -157,6 +172,12 @@ class Served:
                 self._pins.remove()
             except OSError as error:
                 log.error("%s: cannot end what is pinned: %s", self.live.service.name, error)  # noqa: TRY400
+        if self.plane.name != "reuseport":
+            for sock in self.sockets:
+                try:
+                    let_go(sock)
+                except OSError as error:
+                    log.error("%s: cannot end the steering: %s", self.live.service.name, error)  # noqa: TRY400
 
     async def rest(self) -> None:
         """Decide nothing any more; a write under way is brought to its end, with what is told of it."""
@@ -231,3 +252,7 @@ class Served:
             await asyncio.sleep(1.0)
             with contextlib.suppress(TurnoutError):
                 await self.following.look()
+
+
+def _inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino

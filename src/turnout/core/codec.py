@@ -16,7 +16,6 @@ import msgspec
 
 from turnout.core.coerce import Fields, short
 from turnout.core.model import (
-from turnout.core.slots import slot_of, source_of
     SCHEMA_VERSION,
     Cause,
     Daemon,
@@ -29,6 +28,7 @@ from turnout.core.slots import slot_of, source_of
     State,
     Workspace,
 )
+from turnout.core.slots import slot_of, source_of
 from turnout.errors import RegistryUnsupportedError
 
 MAX_DEPTH: Final = 64  # somebody else's data may be nested, too

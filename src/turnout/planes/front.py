@@ -13,11 +13,13 @@ from collections.abc import Callable
 from typing import Final
 
 from turnout.core.proxy_protocol import header
+from turnout.core.slots import CHOOSING
+from turnout.planes.chooser import is_shared
 from turnout.planes.hold import Hold, Waiting
 from turnout.planes.plane import Counters, Target
 from turnout.planes.policy import Policy
 from turnout.planes.readiness import EIN, EOUT, Readiness
-from turnout.planes.sources import Sources, may_be_a_source
+from turnout.planes.sources import LATE_PORT, Sources, may_be_a_source
 from turnout.planes.tcp import INHERITS, is_loopback, reset_on_close, set_up
 
 ACCEPTS_PER_WAKEUP: Final = 64
@@ -35,6 +37,7 @@ _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
 
 
 Begin = Callable[[Waiting, socket.socket, Target], None]
+IsThere = Callable[[Target], bool]
 
 
 class Front:
@@ -54,6 +57,7 @@ class Front:
         connect_timeout_s: after so many seconds a connect that is not answered is tried anew.
         release_per_tick: how many held connections are let go at once; the rest follows with the next ticks.
         clock: monotonic seconds.
+        is_there: whether a daemon that shares the fixed address still listens there.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Front:
         connect_timeout_s: float,
         release_per_tick: int,
         clock: Callable[[], float],
+        is_there: IsThere,
     ) -> None:
         self.listeners: dict[int, socket.socket] = {}
         self.connecting: dict[int, Waiting] = {}  # by the daemon's descriptor
@@ -91,6 +96,8 @@ class Front:
         self._policy = policy
         self._hold = Hold(policy.hold_max, counters)
         self._sources = Sources(counters, clock)
+        self._is_there = is_there
+        self._shares = False  # the address, with daemons
         self._short_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._probe_at = 0.0
@@ -134,6 +141,7 @@ class Front:
         own = sock.dup()
         own.setblocking(False)
         set_up(own, user_timeout_ms=self._policy.user_timeout_ms())
+        self._shares = self._shares or is_shared(own)
         self.listeners[own.fileno()] = own
         self._readiness.register(own.fileno(), 0 if self._no_resources or self.full else EIN)
 
@@ -166,6 +174,8 @@ class Front:
     def accept(self) -> None:
         """A listener is readable."""
         before = self._counters.accepted
+        if self._shares:
+            self._drop_shut()
         for listener in list(self.listeners.values()):
             most = ACCEPTS_PER_WAKEUP
             if self._policy.connections:
@@ -190,19 +200,31 @@ class Front:
                 if error.errno in _NO_RESOURCES:
                     self._pause_accepting()
                     return False
+                if error.errno == errno.EINVAL and not _listens(listener):
+                    break
                 continue  # accept(2): errors of the new connection itself, which is gone
             self._counters.accepted += 1
             client.setblocking(False)
             if not INHERITS:
                 set_up(client, user_timeout_ms=self._policy.user_timeout_ms())
             waiting = Waiting(client, self._clock())
-            if self._policy.allow and not self._policy.admits(peer[0]):
+            if self._shares and peer[0].startswith(CHOOSING):
+                self._turn_away(waiting)  # it meant a daemon that is gone, and would be relayed to ourselves
+            elif self._policy.allow and not self._policy.admits(peer[0]):
                 self._counters.denied += 1
                 self._turn_away(waiting)
             # to the daemon at once, unless others were here first
             elif self._target is None or len(self._hold) or not self._connect(waiting):
                 self._keep(waiting)
         return True
+
+    def _drop_shut(self) -> None:
+        """Let go of listeners that the keeper has shut down: to epoll they are readable for ever."""
+        for fd, sock in list(self.listeners.items()):
+            if not _listens(sock):
+                self._readiness.unregister(fd)
+                del self.listeners[fd]
+                sock.close()
 
     def _room(self) -> int:
         """How many connections may be added before the limit is reached."""
@@ -255,9 +277,12 @@ class Front:
             set_up(daemon, user_timeout_ms=self._policy.user_timeout_ms())
         address = (target.host, target.port)
         sources = self._sources
-        code = daemon.connect_ex(address) if sources.last == 1 else errno.EADDRNOTAVAIL
-        if code == errno.EADDRNOTAVAIL:
-            code = sources.connect(daemon, address)
+        if target.source:
+            code = self._connect_among(daemon, target)
+        else:
+            code = daemon.connect_ex(address) if sources.last == 1 else errno.EADDRNOTAVAIL
+            if code == errno.EADDRNOTAVAIL:
+                code = sources.connect(daemon, address)
         if code == errno.EINPROGRESS:  # a second look usually finds it done
             code = daemon.connect_ex(address)
         if self._meets_itself and code in {0, errno.EISCONN} and daemon.getsockname()[:2] == address:
@@ -283,6 +308,20 @@ class Front:
         self._list(waiting)
         self._schedule()
         return True
+
+    def _connect_among(self, daemon: socket.socket, target: Target) -> int:
+        """To one that shares the fixed address with this very router; answers as ``connect_ex``.
+
+        Once it has closed its listener its place is the router's, and nobody refuses: so it is looked at first.
+        """
+        if not self._is_there(target):
+            return errno.ECONNREFUSED
+        daemon.setsockopt(socket.IPPROTO_IP, LATE_PORT, 1)
+        try:
+            daemon.bind((target.source, 0))
+        except OSError as error:
+            return error.errno or errno.EADDRNOTAVAIL
+        return daemon.connect_ex((target.host, target.port))
 
     def connected(self, waiting: Waiting) -> None:
         """The daemon's descriptor is writable: it has answered."""
@@ -403,3 +442,7 @@ class Front:
         waiting.client.close()
         if self.full:
             self.room()
+
+
+def _listens(sock: socket.socket) -> bool:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0

@@ -1,0 +1,114 @@
+"""Steering without privileges: router and daemons are one SO_REUSEPORT group, and a program chooses the active daemon.
+
+The keeper makes the group and keeps everybody's place (:mod:`turnout.group`); a daemon takes part by a listener that it
+was given, or by setting SO_REUSEPORT itself. To switch is one system call, on any listener of the group
+(:mod:`turnout.planes.chooser`). What the program says goes on when the router dies; when the active daemon dies, its
+place is the router's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from typing import ClassVar, Final
+
+from turnout.core.slots import HOME, slot_of, source_of
+from turnout.errors import SteeringError
+from turnout.planes.chooser import attach, is_shared, let_go
+from turnout.planes.front import IsThere
+from turnout.planes.plane import Target
+
+TRIAL_S: Final = 1.0
+
+
+class Reuseport:
+    """Steers the group at one fixed address. Owns nothing: the listeners are the router's.
+
+    Args:
+        is_there: whether a daemon still listens at the fixed address.
+        told: called with the place to which the kernel was told to direct new connections.
+    """
+
+    name: ClassVar[str] = "reuseport"
+
+    def __init__(self, is_there: IsThere, told: Callable[[int], None]) -> None:
+        self._is_there = is_there
+        self._told = told
+        self._homes: dict[tuple[str, int], socket.socket] = {}
+        self._steered: Target | None = None
+
+    def listen(self, sock: socket.socket) -> None:
+        """The first one of an address is the router's own, and stays; further ones are its spares."""
+        self._homes.setdefault(sock.getsockname()[:2], sock)
+
+    def unlisten(self, address: tuple[str, int]) -> None:
+        home = self._homes.pop(address, None)
+        if home:
+            let_go(home)
+
+    def steer(self, target: Target | None) -> None:
+        if target is None:
+            self._steered = None
+            for home in self._homes.values():
+                let_go(home)
+            self._told(HOME)
+            return
+        slot = slot_of(target.source)
+        if not slot:
+            raise SteeringError("the daemon listens on a port of its own, and not at the fixed address")
+        homes = [home for home in self._homes.values() if is_shared(home)]
+        if len(homes) != 1 or len(self._homes) != 1:
+            raise SteeringError("the fixed address is not shared, or there are several")
+        if not self._is_there(target):
+            raise SteeringError("the daemon has closed its listener")
+        attach(homes[0], slot)
+        self._steered = target
+        self._told(slot)
+
+    def stands(self) -> bool:
+        return self._steered is not None and self._is_there(self._steered)
+
+    def leave(self) -> None:
+        """The program stays as it is: the router that leads says where it points."""
+        self._steered = None
+        self._homes.clear()
+
+    def close(self) -> None:
+        self._steered = None
+        for home in self._homes.values():
+            with contextlib.suppress(OSError):
+                let_go(home)
+
+
+def trial() -> str:
+    """Make a group and try with a real connection whether the kernel chooses by place; empty if it does, else why not.
+
+    Containers and other kernels than Linux may take the option and not heed it; a version number would not tell.
+    """
+    try:
+        with _listener(0) as first, _listener(first.getsockname()[1]) as second, socket.socket() as client:
+            for slot, chosen in enumerate((first, second, first)):
+                attach(first, slot % 2)
+                with socket.create_connection(first.getsockname(), TRIAL_S):
+                    chosen.accept()[0].close()
+            client.bind((source_of(1), 0))
+            client.settimeout(TRIAL_S)
+            client.connect(first.getsockname())
+            second.accept()[0].close()
+    except OSError as error:
+        return f"a connection between two listeners of one address failed: {error.strerror or error}"
+    return ""
+
+
+def _listener(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.settimeout(TRIAL_S)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("127.0.0.1", port))
+        sock.listen()
+    except BaseException:
+        sock.close()
+        raise
+    return sock
