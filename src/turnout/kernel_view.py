@@ -40,6 +40,10 @@ class Owners(Protocol):
         """Who has each of these sockets; those that nobody here has are left out."""
         ...
 
+    def has(self, boot_id: str, inodes: Collection[int]) -> bool:
+        """Whether that daemon has any of these sockets."""
+        ...
+
 
 class Processes:
     """Owners as /proc tells them: the processes of the daemons that the registry knows.
@@ -61,6 +65,15 @@ class Processes:
                     if inode in inodes:
                         found.setdefault(inode, []).append((boot_id, pid, fd))
         return found
+
+    def has(self, boot_id: str, inodes: Collection[int]) -> bool:
+        """The process itself first, where it was found last: this is asked ten times a second."""
+        daemon = self._daemons().get(boot_id)
+        if daemon is None or daemon.pid <= 0 or not is_alive(daemon.identity):
+            return False
+        return sockets.has_any(daemon.pid, inodes) or any(
+            sockets.has_any(pid, inodes) for pid in tree_of(daemon.identity)
+        )
 
 
 @dataclass(slots=True)
@@ -137,9 +150,7 @@ class KernelView:
             inodes = {found.inode for found in sockets.listening_at(target.host, target.port)}
         except OSError:
             return True
-        if daemon.pid > 0 and sockets.has_any(daemon.pid, inodes):
-            return True
-        return any(holder[0] == target.boot_id for holders in self._owners.of(inodes).values() for holder in holders)
+        return self._owners.has(target.boot_id, inodes)
 
     def deaf(self, boot_id: str) -> str:
         daemon = self._daemons().get(boot_id)
