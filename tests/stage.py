@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from turnout.core.model import Daemon as Registered
-from turnout.core.slots import source_of
+from turnout.core.slots import HOME, source_of
 from turnout.group import Group
 from turnout.kernel_view import KernelView, Processes
 from turnout.planes import sk_lookup
@@ -128,11 +128,20 @@ class Stage:
             self.point_at(found)
         return found
 
+    def reborn(self, dead: Daemon) -> Daemon:
+        """A daemon that takes the place of one whose listener was closed: at its port, or at the fixed address again."""
+        if self.group:
+            return self.daemon(dead.target.boot_id)
+        found = Daemon(dead.target.boot_id, (dead.target.host, dead.target.port), stand=self.stand)
+        self._sockets.append(found.listener)
+        return found
+
     def _take_spares(self, group: Group) -> None:
         for spare in group.spares:
             if spare not in self._spares:
                 self._spares.add(spare)
                 self.call(lambda spare=spare: self.plane.add_listener(spare))
+        group.seen(group.version, HOME)  # a stage closes no daemon to which it points
 
     def point_at(self, daemon: Daemon | None, *, patience_s: float = 20.0) -> None:
         target = daemon.target if daemon else None

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -115,6 +116,7 @@ class KernelView:
         self._failed = ""
         self._known: dict[int, _Known] = {}  # by cookie
         self._unaccepted = 0
+        self._relayed_waiting: Counter[str] = Counter()  # for daemons that share the address, by their source
         self._others: set[int] = set()  # connections that nobody here has: the router's own, mostly
         self._full: set[str] = set()  # boots whose accept queue was full
         self._listeners: dict[int, str] = {}  # whose a listener at a shared address is, by inode
@@ -183,7 +185,9 @@ class KernelView:
         daemon = self._daemons().get(boot_id)
         if daemon is None or not self._unaccepted:
             return 0
-        return min(self._unaccepted, sum(queue.waiting for queue in self._queues(daemon)))
+        relayed = self._relayed_waiting.get(daemon.source, 0)  # the plane counts these
+        waiting = sum(queue.waiting for queue in self._queues(daemon)) - relayed
+        return max(0, min(self._unaccepted, waiting))
 
     def _queues(self, daemon: Daemon) -> list[Queue]:
         """The accept queues of one daemon; at an address that it shares with others, of its own listeners alone."""
@@ -249,6 +253,9 @@ class KernelView:
 
     def _take_in(self, rows: Iterable[Connection], now: float) -> None:
         # what the router itself connects to a daemon that shares the address, its plane counts
+        rows = list(rows)
+        chosen = [row for row in rows if row.peer[0].startswith(CHOOSING)]
+        self._relayed_waiting = Counter(row.peer[0] for row in chosen if not row.inode)
         rows = [row for row in rows if not row.peer[0].startswith(CHOOSING)]
         everybody = len(rows)
         rows = [row for row in rows if row.inode]  # one that nobody has accepted is nobody's yet
