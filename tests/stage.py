@@ -17,12 +17,14 @@ from turnout.core.slots import HOME, source_of
 from turnout.group import Group
 from turnout.kernel_view import KernelView, Processes
 from turnout.planes import sk_lookup
+from turnout.planes.chooser import attach
 from turnout.planes.direct import Direct
 from turnout.planes.plane import Plane, Target
 from turnout.planes.policy import Policy
 from turnout.planes.relay import Relay
-from turnout.planes.reuseport import Reuseport, trial
+from turnout.planes.reuseport import Reuseport
 from turnout.planes.stream import Stream
+from turnout.planes.trial import group_works
 from turnout.system.process import identify
 from turnout.system.sockets import descriptors_of
 
@@ -73,7 +75,7 @@ PLANES: dict[str, Callable[[asyncio.AbstractEventLoop, Policy, Stand], Plane]] =
     "sk_lookup": _sk_lookup,
 }
 RELAYS = ("relay", "stream")  # through which all bytes pass
-NEEDS: dict[str, Callable[[], str]] = {"reuseport": trial, "sk_lookup": sk_lookup.lacking}
+NEEDS: dict[str, Callable[[], str]] = {"reuseport": lambda: group_works(attach), "sk_lookup": sk_lookup.lacking}
 
 
 class Stage:
@@ -129,7 +131,7 @@ class Stage:
         return found
 
     def reborn(self, dead: Daemon) -> Daemon:
-        """A daemon that takes the place of one whose listener was closed: at its port, or at the fixed address again."""
+        """A daemon in place of one whose listener was closed: at its port, or at the fixed address again."""
         if self.group:
             return self.daemon(dead.target.boot_id)
         found = Daemon(dead.target.boot_id, (dead.target.host, dead.target.port), stand=self.stand)

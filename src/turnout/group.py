@@ -8,8 +8,8 @@ Standard library only. How it stays right, whoever dies when (:mod:`turnout.plan
 
 - ``home`` is the router's first listener, and the keeper never closes it: place 0 is the router, always.
 - When a member closes, the last one takes its place. So the last ones are *spares*, listeners of the router too, at
-  least as many as there are daemons: whatever daemons die, in whatever order, no other daemon moves, and what would have
-  come to a dead one comes to the router.
+  least as many as there are daemons: whatever daemons die, in whatever order, no other daemon moves, and what would
+  have come to a dead one comes to the router.
 - A spare before a daemon is a *gap*: it makes room for the next daemon. That one joins as the last, the gap is shut
   down, and the daemon has its place. Only a gap to which nothing is directed any more goes this way: the router that
   leads has said that it knows the group as it is.

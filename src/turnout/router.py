@@ -34,10 +34,12 @@ from turnout.keeper_link import KeeperLink
 from turnout.kernel_view import KernelView
 from turnout.logfile import CHECK_EVERY_S, LogFile
 from turnout.planes.choose import Planes, choose, lacking
+from turnout.planes.chooser import attach
 from turnout.planes.pins import pins_of
-from turnout.planes.reuseport import Reuseport, trial
+from turnout.planes.reuseport import Reuseport
 from turnout.planes.sk_lookup import SkLookup
 from turnout.planes.steering import Steering
+from turnout.planes.trial import group_works
 from turnout.served import Served
 from turnout.service import policy
 from turnout.system.home import Home
@@ -290,7 +292,7 @@ class Router:
             lacks=lacking(),
             demands=demands(settings),
             takes_part=settings.takes_part,
-            tried=trial,
+            tried=lambda: group_works(attach),
         )
         log.info("%s: plane %s: %s", service, chosen.name, chosen.reason)
         pins = pins_of(self._home.root, service)

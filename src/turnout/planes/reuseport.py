@@ -11,15 +11,13 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import ClassVar, Final
+from typing import ClassVar
 
-from turnout.core.slots import HOME, slot_of, source_of
+from turnout.core.slots import HOME, slot_of
 from turnout.errors import SteeringError
 from turnout.planes.chooser import attach, is_shared, let_go
 from turnout.planes.front import IsThere
 from turnout.planes.plane import Target
-
-TRIAL_S: Final = 1.0
 
 
 class Reuseport:
@@ -79,36 +77,3 @@ class Reuseport:
         for home in self._homes.values():
             with contextlib.suppress(OSError):
                 let_go(home)
-
-
-def trial() -> str:
-    """Make a group and try with a real connection whether the kernel chooses by place; empty if it does, else why not.
-
-    Containers and other kernels than Linux may take the option and not heed it; a version number would not tell.
-    """
-    try:
-        with _listener(0) as first, _listener(first.getsockname()[1]) as second, socket.socket() as client:
-            for slot, chosen in enumerate((first, second, first)):
-                attach(first, slot % 2)
-                with socket.create_connection(first.getsockname(), TRIAL_S):
-                    chosen.accept()[0].close()
-            client.bind((source_of(1), 0))
-            client.settimeout(TRIAL_S)
-            client.connect(first.getsockname())
-            second.accept()[0].close()
-    except OSError as error:
-        return f"a connection between two listeners of one address failed: {error.strerror or error}"
-    return ""
-
-
-def _listener(port: int) -> socket.socket:
-    sock = socket.socket()
-    sock.settimeout(TRIAL_S)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(("127.0.0.1", port))
-        sock.listen()
-    except BaseException:
-        sock.close()
-        raise
-    return sock
