@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import uvloop
@@ -133,7 +134,10 @@ class Stage:
     def reborn(self, dead: Daemon) -> Daemon:
         """A daemon in place of one whose listener was closed: at its port, or at the fixed address again."""
         if self.group:
-            return self.daemon(dead.target.boot_id)
+            found = self.daemon(dead.target.boot_id, point=False)
+            found.target = replace(found.target, proxy_protocol=dead.target.proxy_protocol)
+            self.point_at(found)
+            return found
         found = Daemon(dead.target.boot_id, (dead.target.host, dead.target.port), stand=self.stand)
         self._sockets.append(found.listener)
         return found
