@@ -142,6 +142,13 @@ class Stage:
         self._sockets.append(found.listener)
         return found
 
+    def joined(self, boot_id: str) -> tuple[socket.socket, Target]:
+        """A listener for a daemon in a process of its own that shares the address."""
+        assert self.group
+        listener, member = self.group.join(boot_id)
+        self._take_spares(self.group)
+        return listener, Target(boot_id, *self.address, source=source_of(member.slot))
+
     def _take_spares(self, group: Group) -> None:
         for spare in group.spares:
             if spare not in self._spares:

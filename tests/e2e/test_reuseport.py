@@ -113,7 +113,7 @@ def test_a_candidate_is_probed_itself_and_never_the_active_daemon(shared: Turnou
     shared.tune(start_timeout='"2s"')
     told = shared.run("deploy", code=None)
     assert told.returncode != 0
-    assert "no match" in told.stderr
+    assert "only 'v3 who" in told.stderr, "it was the candidate who answered"
     with socket.create_connection(shared.address, 20) as client:
         assert line_exchange(client) == "v2"
 

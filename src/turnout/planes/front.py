@@ -203,14 +203,16 @@ class Front:
                 if error.errno == errno.EINVAL and not _listens(listener):
                     break
                 continue  # accept(2): errors of the new connection itself, which is gone
+            if self._shares and peer[0].startswith(CHOOSING):
+                reset_on_close(client)  # it meant a daemon that is gone, and would be relayed to ourselves
+                client.close()
+                continue
             self._counters.accepted += 1
             client.setblocking(False)
             if not INHERITS:
                 set_up(client, user_timeout_ms=self._policy.user_timeout_ms())
             waiting = Waiting(client, self._clock())
-            if self._shares and peer[0].startswith(CHOOSING):
-                self._turn_away(waiting)  # it meant a daemon that is gone, and would be relayed to ourselves
-            elif self._policy.allow and not self._policy.admits(peer[0]):
+            if self._policy.allow and not self._policy.admits(peer[0]):
                 self._counters.denied += 1
                 self._turn_away(waiting)
             # to the daemon at once, unless others were here first
