@@ -64,7 +64,7 @@ def _sk_lookup(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) ->
 
 
 def _reuseport(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) -> Plane:
-    steering = Reuseport(stand.kernel.is_there, lambda _slot: None)
+    steering = Reuseport(stand.kernel.is_there, lambda: HOME, lambda _slot: None)
     relay = Relay(loop, policy=policy, is_there=stand.kernel.is_there)
     return Direct(loop, relay, steering, stand.kernel, policy=policy)
 

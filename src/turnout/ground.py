@@ -15,6 +15,7 @@ from turnout.config import Address, Wanted, takes_listener
 from turnout.core.listen import overlap
 from turnout.core.self_loop import names_own_port
 from turnout.errors import ConflictError, NotRunningError, TimedOutError, TurnoutError, UsageError
+from turnout.group import held_by
 from turnout.keeper_client import KeeperClient, bind_error, ensure_keeper
 from turnout.system.home import Home
 from turnout.system.process import is_alive
@@ -177,7 +178,9 @@ class Ground:
                     f"{address} cannot be bound beside {Address(*both[0])}, where {settings.name} listens now",
                     hint="turnout down, then up again",
                 )
-            _try_bind(address)
+            records = read_records(self._home.service(settings.name).records).values()
+            if not held_by((address.host, address.port), records):  # keeper and router died, and left the daemons
+                _try_bind(address)
 
     def other_plane(self) -> str:
         """The plane that the service runs on, where its settings name another one: that comes with the next router."""

@@ -6,7 +6,7 @@
 
 Standard library only. How it stays right, whoever dies when (:mod:`turnout.planes.chooser` has the kernel's rules):
 
-- ``home`` is the router's first listener, and the keeper never closes it: place 0 is the router, always.
+- ``home`` is the router's first listener, and the keeper never closes it: its place is the router's, always.
 - When a member closes, the last one takes its place. So the last ones are *spares*, listeners of the router too, at
   least as many as there are daemons: whatever daemons die, in whatever order, no other daemon moves, and what would
   have come to a dead one comes to the router.
@@ -24,9 +24,11 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final, Self
 
 from turnout.core.listen import reachable
 from turnout.core.slots import HOME, MOST, source_of
@@ -34,12 +36,15 @@ from turnout.errors import SpawnError
 from turnout.listener import bind
 from turnout.planes.chooser import attach, is_shared
 from turnout.planes.tcp import reset_on_close
-from turnout.system.connections import handshakes_at
-from turnout.system.sockets import listening_at
+from turnout.system.connections import connections_at, handshakes_at
+from turnout.system.process import is_alive, tree_of
+from turnout.system.sockets import has_any, listening_at
+from turnout.system.spawn_record import SpawnRecord
 
 # loopback delivers within the call that connects; a machine under load takes a moment
 ARRIVES_S: Final = (0.002, 0.1)
 CONNECT_S: Final = 1.0
+LOOK_S: Final = 0.005
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
 
@@ -58,22 +63,55 @@ class Group:
         home: the router's listener, alone at its address or the first of its group.
         spares: further listeners of the router in the group, from an earlier keeper.
         members: daemons in the group, by boot, likewise.
+        home_slot: the place of ``home``.
     """
 
     def __init__(
         self,
         home: socket.socket,
-        spares: list[socket.socket] | None = None,
-        members: Mapping[str, Member] | None = None,
+        spares: Sequence[socket.socket] = (),
+        members: Mapping[str, Member] = MappingProxyType({}),
+        home_slot: int = HOME,
     ) -> None:
         self.home = home
-        self._spares = list(spares or ())  # behind all daemons, in their order
+        self._spares = list(spares)  # behind all daemons, in their order
         self._gaps: list[socket.socket] = []
-        self.members = dict(members or {})
+        self.members = dict(members)
         self.version = 1
+        self._slot_of_home = home_slot
         self._seen = 0
         self._host, self._port = home.getsockname()[:2]
         self._at = reachable(self._host)
+
+    @classmethod
+    def rejoin(cls, address: tuple[str, int], daemons: Mapping[str, SpawnRecord]) -> Self:
+        """Have a router's listener again where only daemons are left: all places are other ones now, and found out.
+
+        Args:
+            address: of the group.
+            daemons: those that may be in it, by boot.
+
+        Raises:
+            OSError: it cannot be had.
+            SpawnError: the kernel does not choose by place.
+        """
+        home = bind(*address, shared=True)
+        try:
+            group = cls(home)
+            group._slot_of_home = group._find(home)  # its own class
+            attach(home, group.home_slot)
+            home.setblocking(False)
+            group._find_all(daemons)
+            group._pad()
+        except BaseException:
+            home.close()
+            raise
+        return group
+
+    @property
+    def home_slot(self) -> int:
+        """The place of the router's own listener, which it keeps."""
+        return self._slot_of_home
 
     @property
     def spares(self) -> list[socket.socket]:
@@ -138,9 +176,14 @@ class Group:
         self.version += changed
         return changed or bool(gone)
 
+    def told(self) -> dict[str, Any]:
+        """What the router is to know beside the listeners."""
+        places = {boot_id: member.slot for boot_id, member in self.members.items()}
+        return {"version": self.version, "home": self.home_slot, "places": places}
+
     def seen(self, version: int, slot: int) -> None:
         """The router that leads knows the group as it was then, and directs new connections to ``slot``."""
-        slots = {HOME, *(member.slot for member in self.members.values())}
+        slots = {self.home_slot, *(member.slot for member in self.members.values())}
         self._seen = version if slot in slots else 0
 
     def close(self) -> None:
@@ -158,7 +201,7 @@ class Group:
             if not is_shared(self.home):
                 self.home.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._spares.append(self._last())
-            attach(self.home, HOME)
+            attach(self.home, self.home_slot)
 
     def _last(self) -> socket.socket:
         if len(self._inodes()) >= MOST:
@@ -170,7 +213,7 @@ class Group:
 
     def _pad(self) -> bool:
         """Have as many spares behind the last daemon as there are daemons; whether any was missing."""
-        highest = max((member.slot for member in self.members.values()), default=HOME)
+        highest = max([self.home_slot, *(member.slot for member in self.members.values())])
         missing = highest + max(1, len(self.members)) - (len(self._inodes()) - 1)
         for _ in range(missing):
             self._spares.append(self._last())
@@ -224,7 +267,25 @@ class Group:
     def _free(self) -> Iterator[int]:
         """Places that may be a new member's: the last one first."""
         taken = {member.slot for member in self.members.values()}
-        return (slot for slot in range(len(self._inodes()) - 1, HOME, -1) if slot not in taken)
+        if self.is_open:
+            taken.add(self.home_slot)
+        return (slot for slot in reversed(range(len(self._inodes()))) if slot not in taken)
+
+    def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
+        """The places of daemons that run: who gets the connection that chooses it. One that accepts none is not found."""
+        inodes = self._inodes()
+        for slot in range(len(inodes)):
+            if slot == self.home_slot:
+                continue
+            with socket.socket() as probe:
+                reset_on_close(probe)
+                probe.settimeout(CONNECT_S)
+                with contextlib.suppress(OSError):
+                    probe.bind((source_of(slot), 0))
+                    probe.connect((self._at, self._port))
+                    boot_id = _taken_by(probe, daemons)
+                    if boot_id:
+                        self.members[boot_id] = Member(slot, daemons[boot_id].listener_inode)
 
     def _refused(self, error: OSError) -> SpawnError:
         why = error.strerror or str(error)
@@ -233,6 +294,26 @@ class Group:
         return SpawnError(
             f"no listener for the daemon at {self._host} port {self._port}: {why}", hint='plane = "relay"'
         )
+
+
+def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
+    """Whether these daemons, and nobody else, listen at that address: they share it, and so it can be joined."""
+    here = {found.inode for found in listening_at(reachable(address[0]), address[1])}
+    own = {record.listener_inode for record in records if record.ended is None and is_alive(record.identity)}
+    return bool(here) and here <= own
+
+
+def _taken_by(probe: socket.socket, daemons: Mapping[str, SpawnRecord]) -> str:
+    """Which daemon accepted this connection; empty where none does within a second."""
+    own, (_, port) = probe.getsockname(), probe.getpeername()
+    deadline = time.monotonic() + CONNECT_S
+    while time.monotonic() < deadline:
+        inodes = {one.inode for one in connections_at(port) if one.peer == own and one.inode}
+        for boot_id, record in daemons.items():
+            if inodes and any(has_any(pid, inodes) for pid in tree_of(record.identity)):
+                return boot_id
+        time.sleep(LOOK_S)
+    return ""
 
 
 def _inode(sock: socket.socket) -> int:

@@ -10,6 +10,7 @@ whatever happens to the router, connections to the fixed address wait in the ker
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
@@ -18,6 +19,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +41,7 @@ from turnout.system.home import Home, check_name
 from turnout.system.keeper_lock import take_keeper_lock
 from turnout.system.process import identify
 from turnout.system.spawn import SpawnRequest, adopt_subreaper
-from turnout.system.spawn_record import read_records
+from turnout.system.spawn_record import read_records, write_record
 from turnout.timers import Timers
 
 TERM_GRACE_S: Final = 5.0
@@ -211,7 +213,7 @@ class Keeper:
         served = self._served.get(name)
         if served is None or served.addresses != addresses:
             try:
-                self._served[name] = served.moved_to(addresses) if served else Listening.at(addresses)
+                self._served[name] = served.moved_to(addresses) if served else self._first(name, addresses)
             except OSError as error:
                 reply({"ok": False, "error": "bind", "errno": error.errno, "address": error.filename})
                 return
@@ -220,6 +222,24 @@ class Keeper:
         self._routers.wanted = True
         self._routers.start()
         reply({"ok": True})
+
+    def _first(self, name: str, addresses: Sequence[tuple[str, int]]) -> Listening:
+        """Listeners for a service that has none; where only its own daemons are left at the address, beside them."""
+        try:
+            return Listening.at(addresses)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            home = self.home.service(name)
+            records = read_records(home.records)
+            found = Listening.rejoined(addresses, records.values())
+            if found is None or found.group is None:
+                raise
+        for boot_id, member in found.group.members.items():
+            write_record(home.record(boot_id), replace(records[boot_id], slot=member.slot))
+        self._watch_groups()
+        log_line(f"service {name}: its daemons had the address alone: {found.group.told()}")
+        return found
 
     def _on_unlisten(self, message: Message, reply: Reply) -> None:
         served = self._served.pop(check_name(message["service"]), None)

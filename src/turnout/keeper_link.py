@@ -30,8 +30,8 @@ class Listeners(Protocol):
         """``standby``, ``leads`` or ``leaving``."""
         ...
 
-    def take(self, service: str, sockets: Sequence[socket.socket], version: int) -> None:
-        """All that a service accepts from; ``version``: of the group at its address, 0 where it shares none."""
+    def take(self, service: str, sockets: Sequence[socket.socket], told: Message) -> None:
+        """All that a service accepts from, and what the keeper says of them."""
         ...
 
     def release(self, service: str) -> None: ...
@@ -178,7 +178,7 @@ class KeeperLink:
     def _handle(self, message: Message, sockets: list[socket.socket]) -> None:
         match message.get("op"):
             case "listen":
-                self._listeners.take(str(message["service"]), sockets, int(message.get("version", 0)))
+                self._listeners.take(str(message["service"]), sockets, message)
             case "unlisten":
                 self._listeners.release(str(message["service"]))
             case "ended":

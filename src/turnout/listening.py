@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from turnout.errors import SpawnError
-from turnout.group import Group, Member
+from turnout.group import Group, Member, held_by
 from turnout.listener import bind, spell
 from turnout.system.spawn_record import SpawnRecord
 
@@ -68,11 +68,23 @@ class Listening:
             members = {
                 record.boot_id: Member(record.slot, record.listener_inode)
                 for record in records
-                if record.slot and record.ended is None
+                if record.listener_inode and record.ended is None
             }
             address = spares[0].getsockname()[:2]
             group = Group(first[address], spares, members)
         return cls(list(first), list(first.values()), group)
+
+    @classmethod
+    def rejoined(cls, addresses: Sequence[tuple[str, int]], records: Iterable[SpawnRecord]) -> Self | None:
+        """Listen beside the service's own daemons, which have the address alone since keeper and router died.
+
+        None: it is not so, and the address is somebody else's.
+        """
+        daemons = {record.boot_id: record for record in records}
+        if len(addresses) != 1 or not held_by(addresses[0], daemons.values()):
+            return None
+        group = Group.rejoin(addresses[0], daemons)
+        return cls(list(addresses), [group.home], group)
 
     @classmethod
     def at(cls, addresses: Sequence[tuple[str, int]]) -> Self:

@@ -265,7 +265,7 @@ class RolloutRun:
             boot_id,
             host=at.host,
             port=at.port,
-            source=source_of(record.slot) if record else "",
+            source=source_of(record.slot) if record and record.listener_inode else "",
             identity=identity,
             start_ts=now,
             last_seen_ts=now,

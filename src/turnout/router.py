@@ -29,7 +29,6 @@ from turnout.admin import AdminServer
 from turnout.config import load_settings
 from turnout.config_check import demands
 from turnout.errors import ConflictError, NotRunningError, TurnoutError
-from turnout.group_report import GroupReport
 from turnout.keeper_link import KeeperLink
 from turnout.kernel_view import KernelView
 from turnout.logfile import CHECK_EVERY_S, LogFile
@@ -42,6 +41,8 @@ from turnout.planes.steering import Steering
 from turnout.planes.trial import group_works
 from turnout.served import Served
 from turnout.service import policy
+from turnout.sharing import Sharing
+from turnout.system.control import Message
 from turnout.system.home import Home
 from turnout.system.lead_lock import LeadLock
 
@@ -243,7 +244,7 @@ class Router:
 
     # -- listeners, from and to the keeper ---------------------------------------------------------------------------
 
-    def take(self, service: str, sockets: Sequence[socket.socket], version: int) -> None:
+    def take(self, service: str, sockets: Sequence[socket.socket], told: Message) -> None:
         """All listeners that the service is to have from now on."""
         if self._leave.is_set():  # its successor gets them as well
             for sock in sockets:
@@ -262,7 +263,7 @@ class Router:
             self._services[service] = served, self._group.create_task(served.run())
             if self._lead.held:
                 served.lead()
-        served.take(sockets, version)
+        served.take(sockets, told)
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be walked by every collection
 
@@ -298,12 +299,12 @@ class Router:
         pins = pins_of(self._home.root, service)
         # a plane asks when it is in use, and by then there is a service
         kernel = KernelView(lambda: served.addresses, lambda: served.following.snapshot.daemons)
-        group = GroupReport(service, self._link)
+        group = Sharing(service, self._link)
         steering: Steering | None = None
         if chosen.name == "sk_lookup":
             steering = SkLookup(kernel.listener_of, pins)
         elif chosen.name == "reuseport":
-            steering = Reuseport(kernel.is_there, group.steered)
+            steering = Reuseport(kernel.is_there, group.home, group.steered)
         if steering:
             plane = self._planes.direct(steering, kernel, policy(settings), kernel.is_there)
         else:

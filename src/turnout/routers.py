@@ -353,8 +353,9 @@ class Routers:
     def _offer(self, router: Router, name: str) -> None:
         if router.channel:
             served = self._served[name]
-            version = served.group.version if served.group else 0
-            message = {"op": "listen", "service": name, "addresses": served.addresses, "version": version}
+            message = {"op": "listen", "service": name, "addresses": served.addresses}
+            if served.group:
+                message |= served.group.told()
             self._send(router.channel, message, [sock.fileno() for sock in served.offered()])
 
     def _check_silent(self) -> None:

@@ -18,7 +18,6 @@ from turnout.drain_world import DrainWorld
 from turnout.drainer import Drainer
 from turnout.errors import TurnoutError
 from turnout.following import Following
-from turnout.group_report import GroupReport
 from turnout.keeper_link import KeeperLink
 from turnout.leaving import Leaving
 from turnout.live_settings import LiveSettings
@@ -29,7 +28,9 @@ from turnout.planes.plane import Plane
 from turnout.pointing import Pointing
 from turnout.service import policy
 from turnout.service_report import ServiceReport
+from turnout.sharing import Sharing
 from turnout.supervision import Supervision
+from turnout.system.control import Message
 from turnout.system.home import Home
 from turnout.telling import Telling
 from turnout.troubles import Troubles
@@ -53,7 +54,7 @@ class Served:
         keeper: KeeperLink,
         attention: Attention,
         pins: Pins | None,
-        group: GroupReport,
+        group: Sharing,
     ) -> None:
         self._loop = loop
         self.plane = plane
@@ -71,7 +72,7 @@ class Served:
         # until the registry is read, nobody is turned away: a router that follows a dead one finds clients waiting
         plane.point_at(None, patience_s=live.settings.hold_timeout_s)
         following = self.following = Following(loop, executor, live, self, attention)
-        self._pointing = Pointing(plane, live, following)
+        self._pointing = Pointing(plane, live, following, group.source_of)
         telling = Telling(scribe, live, following)
         self.supervision = Supervision(
             loop, executor, home, live, following, self._pointing, telling, restart_changed=self._point
@@ -116,17 +117,18 @@ class Served:
             self._rests.set()
             self._close()
 
-    def take(self, sockets: Sequence[socket.socket], version: int) -> None:
+    def take(self, sockets: Sequence[socket.socket], told: Message) -> None:
         """Accept on these and on no other listeners, now or once this router leads; they are owned here.
 
         Args:
             sockets: at a shared address there are several; one that is left out then was shut down by the keeper, and
                 the plane has noticed.
-            version: of the group at the address.
+            told: what the keeper says of them.
         """
         before = {_inode(sock): sock for sock in self.sockets}
         wanted = {_inode(sock): sock for sock in sockets}
         addresses = {sock.getsockname()[:2] for sock in sockets}
+        self._group.took(told)
         self.sockets = [before.get(inode, sock) for inode, sock in wanted.items()]
         for inode, sock in before.items():
             if inode not in wanted:
@@ -138,7 +140,8 @@ class Served:
                 sock.close()  # another descriptor of the same listener
             elif self._leads.is_set():
                 self.plane.add_listener(sock)
-        self._group.took(version)
+        if self.ready:
+            self._point()  # a daemon may have another place now
 
     @property
     def ready(self) -> bool:
@@ -175,7 +178,7 @@ class Served:
         if self.plane.name != "reuseport":
             for sock in self.sockets:
                 try:
-                    let_go(sock)
+                    let_go(sock, self._group.home())
                 except OSError as error:
                     log.error("%s: cannot end the steering: %s", self.live.service.name, error)  # noqa: TRY400
 

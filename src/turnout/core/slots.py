@@ -11,16 +11,16 @@ from __future__ import annotations
 from typing import Final
 
 CHOOSING: Final = "127.47.77."  # what such a source begins with
-HOME: Final = 0  # the router's own listener is the first
+HOME: Final = 0  # the router's own listener, as long as it was the first
 MOST: Final = 255  # the last byte of a source
 
 
-def source_of(slot: int) -> str:
-    """The address from which a connection reaches the member at that place; empty for 0: no daemon is there."""
-    return f"{CHOOSING}{slot}" if slot > HOME else ""
+def source_of(slot: int | None) -> str:
+    """The address from which a connection reaches the member at that place; empty: there is none."""
+    return "" if slot is None else f"{CHOOSING}{slot}"
 
 
-def slot_of(source: str) -> int:
-    """The place that a source chooses; 0: none."""
+def slot_of(source: str) -> int | None:
+    """The place that a source chooses; None: it chooses none."""
     place = source.removeprefix(CHOOSING)
-    return int(place) if place != source and place.isascii() and place.isdigit() and int(place) <= MOST else HOME
+    return int(place) if place != source and place.isascii() and place.isdigit() and int(place) <= MOST else None

@@ -62,15 +62,15 @@ def is_shared(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) != 0
 
 
-def let_go(sock: socket.socket) -> None:
-    """Have everything come to the router, at the first place; where there is no group, it does so anyway.
+def let_go(sock: socket.socket, home: int) -> None:
+    """Have everything come to the router, at place ``home``; where there is no group, it does so anyway.
 
     Raises:
         OSError: the kernel refused.
     """
     if is_shared(sock):
         try:
-            attach(sock, 0)
+            attach(sock, home)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import ClassVar
 
-from turnout.core.slots import HOME, slot_of
+from turnout.core.slots import slot_of
 from turnout.errors import SteeringError
 from turnout.planes.chooser import attach, is_shared, let_go
 from turnout.planes.front import IsThere
@@ -25,13 +25,15 @@ class Reuseport:
 
     Args:
         is_there: whether a daemon still listens at the fixed address.
+        home: answers the place of the router's own listener.
         told: called with the place to which the kernel was told to direct new connections.
     """
 
     name: ClassVar[str] = "reuseport"
 
-    def __init__(self, is_there: IsThere, told: Callable[[int], None]) -> None:
+    def __init__(self, is_there: IsThere, home: Callable[[], int], told: Callable[[int], None]) -> None:
         self._is_there = is_there
+        self._home = home
         self._told = told
         self._homes: dict[tuple[str, int], socket.socket] = {}
         self._steered: Target | None = None
@@ -43,17 +45,17 @@ class Reuseport:
     def unlisten(self, address: tuple[str, int]) -> None:
         home = self._homes.pop(address, None)
         if home:
-            let_go(home)
+            let_go(home, self._home())
 
     def steer(self, target: Target | None) -> None:
         if target is None:
             self._steered = None
             for home in self._homes.values():
-                let_go(home)
-            self._told(HOME)
+                let_go(home, self._home())
+            self._told(self._home())
             return
         slot = slot_of(target.source)
-        if not slot:
+        if slot is None:
             raise SteeringError("the daemon listens on a port of its own, and not at the fixed address")
         homes = [home for home in self._homes.values() if is_shared(home)]
         if len(homes) != 1 or len(self._homes) != 1:
@@ -76,4 +78,4 @@ class Reuseport:
         self._steered = None
         for home in self._homes.values():
             with contextlib.suppress(OSError):
-                let_go(home)
+                let_go(home, self._home())

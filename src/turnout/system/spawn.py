@@ -73,8 +73,8 @@ class SpawnRequest:
         record_path: says what runs, and is written before it runs.
         nofile: soft and hard RLIMIT_NOFILE (getrlimit(2)); None leaves what the parent has.
         pass_fds: descriptors that it gets as 3, 4, …, told by LISTEN_FDS and LISTEN_PID. They stay the caller's.
-        slot: its place in the group at the fixed address, 0 where it is in none.
-        listener_inode: the listener that it has there.
+        slot: its place in the group at the fixed address.
+        listener_inode: the listener that it has there; 0: it is in none.
     """
 
     boot_id: str

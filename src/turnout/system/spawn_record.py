@@ -34,7 +34,7 @@ class EndRecord:
 
 @dataclass(frozen=True, slots=True)
 class SpawnRecord:
-    """What the parent wrote of a daemon before it let it run; ``slot`` 0: it shares no address."""
+    """What the parent wrote of a daemon before it let it run; ``listener_inode`` 0: it shares no address."""
 
     boot_id: str
     service: str
@@ -115,7 +115,7 @@ def write_record(path: Path, record: SpawnRecord) -> None:
         "log": record.log,
         "spawned_ts": record.spawned_ts,
     }
-    if record.slot:
+    if record.listener_inode:
         told |= {"slot": record.slot, "listener_inode": record.listener_inode}
     if record.ended:
         told["ended"] = {"status": record.ended.status, "ended_ts": record.ended.ended_ts}
