@@ -93,14 +93,13 @@ class Group:
 
         Raises:
             OSError: it cannot be had.
-            SpawnError: the kernel does not choose by place.
         """
         home = bind(*address, shared=True)
         try:
-            group = cls(home)
-            group._slot_of_home = group._find(home)  # its own class
-            attach(home, group.home_slot)
-            home.setblocking(False)
+            # whoever joins is the last; to try it by accepting would take clients that the old program sends here
+            last = len(listening_at(reachable(address[0]), address[1])) - 1
+            attach(home, last)
+            group = cls(home, home_slot=last)
             group._find_all(daemons)
             group._pad()
         except BaseException:
@@ -272,7 +271,7 @@ class Group:
         return (slot for slot in reversed(range(len(self._inodes()))) if slot not in taken)
 
     def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
-        """The places of daemons that run: who gets the connection that chooses it. One that accepts none is not found."""
+        """The places of daemons that run, by who accepts what chooses a place; who accepts nothing is not found."""
         inodes = self._inodes()
         for slot in range(len(inodes)):
             if slot == self.home_slot:
@@ -297,7 +296,7 @@ class Group:
 
 
 def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
-    """Whether these daemons, and nobody else, listen at that address: they share it, and so it can be joined."""
+    """Whether these daemons, and nobody else, listen at that address: they share it, so it can be joined."""
     here = {found.inode for found in listening_at(reachable(address[0]), address[1])}
     own = {record.listener_inode for record in records if record.ended is None and is_alive(record.identity)}
     return bool(here) and here <= own

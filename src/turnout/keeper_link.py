@@ -39,6 +39,10 @@ class Listeners(Protocol):
         """Service, host, port and descriptor of each listener there is."""
         ...
 
+    def homes(self) -> Mapping[str, int]:
+        """By service, the place of the router's own listener in the group at a shared address."""
+        ...
+
     def ended(self, service: str, boot_id: str) -> None: ...
 
     def attached(self, services: Sequence[str]) -> None:
@@ -141,6 +145,7 @@ class KeeperLink:
             "pid": os.getpid(),
             "phase": self._listeners.phase,
             "listeners": [[service, host, port] for service, host, port, _ in held],
+            "homes": dict(self._listeners.homes()),
         }
         try:
             channel.send(message, [fd for _, _, _, fd in held])

@@ -49,12 +49,15 @@ class Listening:
         return [*self.sockets, *(self.group.spares if self.group else ())]
 
     @classmethod
-    def brought(cls, found: Sequence[tuple[tuple[str, int], socket.socket]], records: Iterable[SpawnRecord]) -> Self:
+    def brought(
+        cls, found: Sequence[tuple[tuple[str, int], socket.socket]], records: Iterable[SpawnRecord], home_slot: int
+    ) -> Self:
         """What a router has had since before this keeper; of several at one address the first is its own.
 
         Args:
             found: each listener with its address; owned here from now on.
             records: of the service's daemons: who runs and has a place in the group.
+            home_slot: the place of the router's own listener there.
         """
         first: dict[tuple[str, int], socket.socket] = {}
         spares: list[socket.socket] = []
@@ -71,7 +74,7 @@ class Listening:
                 if record.listener_inode and record.ended is None
             }
             address = spares[0].getsockname()[:2]
-            group = Group(first[address], spares, members)
+            group = Group(first[address], spares, members, home_slot)
         return cls(list(first), list(first.values()), group)
 
     @classmethod

@@ -280,6 +280,9 @@ class Router:
             for sock in served.sockets
         ]
 
+    def homes(self) -> Mapping[str, int]:
+        return {name: served.group.home() for name, (served, _) in self._services.items()}
+
     def ended(self, service: str, boot_id: str) -> None:
         found = self._services.get(service)
         if found:

@@ -201,8 +201,11 @@ class Routers:
         found: dict[str, list[tuple[tuple[str, int], socket.socket]]] = {}
         for (name, host, port), fd in zip(message.get("listeners", []), fds, strict=True):
             found.setdefault(check_name(name), []).append(((host, port), socket.socket(fileno=fd)))
+        homes = message.get("homes", {})
         brought = {
-            name: Listening.brought(listeners, read_records(self._home.service(name).records).values())
+            name: Listening.brought(
+                listeners, read_records(self._home.service(name).records).values(), int(homes.get(name, 0))
+            )
             for name, listeners in found.items()
         }
         for name, served in brought.items():

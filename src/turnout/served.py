@@ -59,7 +59,7 @@ class Served:
         self._loop = loop
         self.plane = plane
         self._pins = pins
-        self._group = group
+        self.group = group
         self.sockets: list[socket.socket] = []
         self._leads = asyncio.Event()
         self._leaves = asyncio.Event()
@@ -128,7 +128,7 @@ class Served:
         before = {_inode(sock): sock for sock in self.sockets}
         wanted = {_inode(sock): sock for sock in sockets}
         addresses = {sock.getsockname()[:2] for sock in sockets}
-        self._group.took(told)
+        self.group.took(told)
         self.sockets = [before.get(inode, sock) for inode, sock in wanted.items()]
         for inode, sock in before.items():
             if inode not in wanted:
@@ -165,7 +165,7 @@ class Served:
             self._end_other_steering()
             for sock in self.sockets:
                 self.plane.add_listener(sock)
-            self._group.lead()
+            self.group.lead()
             self.following.look_soon()
 
     def _end_other_steering(self) -> None:
@@ -178,7 +178,7 @@ class Served:
         if self.plane.name != "reuseport":
             for sock in self.sockets:
                 try:
-                    let_go(sock, self._group.home())
+                    let_go(sock, self.group.home())
                 except OSError as error:
                     log.error("%s: cannot end the steering: %s", self.live.service.name, error)  # noqa: TRY400
 

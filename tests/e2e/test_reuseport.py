@@ -173,6 +173,55 @@ def test_a_killed_keeper_is_followed_by_one_that_knows_every_place(shared: Turno
     assert shared.status()["counters"]["accepted"] == 0
 
 
+def test_without_keeper_and_router_the_daemons_go_on_and_the_next_up_takes_over(shared: Turnout, lines: Lines) -> None:
+    """While the router's listeners close one after the other, places move: what those had queued is lost, no more."""
+    clients = 3
+    load = Load(shared.address, line_exchange, clients=clients)
+    load.start()
+    try:
+        eventually(lambda: load.made > 50)
+        keeper, old = shared.keeper_pid(), shared.router_pid()
+        pid = shared.active()["pid"]
+        shared.kill(keeper)
+        shared.kill(old)
+        eventually(lambda: list(holders(shared.address).values()) == [{pid}], why="the daemon alone has the address")
+        made = load.made
+        eventually(lambda: load.made > made + 20, why="new connections are accepted with nobody there")
+        lost = load.failed
+        lines.all_go_on()
+        shared.run("up")
+        assert router(shared)["pid"] not in {None, old}
+        for number in range(2, 4):
+            configure(shared, f"v{number}")
+            shared.run("deploy")
+        eventually(lambda: load.answered["v3"] > 0)
+        assert router(shared)["plane_trouble"] == ""
+    finally:
+        load.stop()
+    lines.all_go_on()
+    report("keeper and router killed", live=len(lines.socks), made=load.made, lost=lost, failed=load.failed)
+    assert load.failed == lost, "nobody failed once they were gone, nor when they were back"
+    assert lost <= clients, dict(load.errors)
+    assert all("reset" in error for error in load.errors), "nobody was refused"
+
+
+def test_places_that_were_found_anew_outlive_the_next_keeper_too(shared: Turnout) -> None:
+    configure(shared, "v2", observe='"10m"')
+    shared.run("deploy", "--detach")
+    for pid in (shared.keeper_pid(), shared.router_pid()):
+        shared.kill(pid)
+    eventually(lambda: len(holders(shared.address)) == 2, why="both daemons have the address, and nobody else")
+    shared.run("up")
+    shared.kill(shared.keeper_pid())
+    with under_load(shared) as load:
+        shared.run("rollback")
+        eventually(lambda: load.answered["v1"] > 0)
+        configure(shared, "v3", observe='"10ms"')
+        shared.run("deploy")
+        eventually(lambda: load.answered["v3"] > 0)
+    assert router(shared)["plane_trouble"] == ""
+
+
 def test_a_daemon_killed_under_load_costs_what_it_had_and_nobody_who_comes_after(shared: Turnout) -> None:
     clients = 6
     load = Load(shared.address, line_exchange, clients=clients)
