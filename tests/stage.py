@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import uvloop
@@ -153,7 +154,7 @@ class Stage:
         for spare in group.spares:
             if spare not in self._spares:
                 self._spares.add(spare)
-                self.call(lambda spare=spare: self.plane.add_listener(spare))
+                self.call(partial(self.plane.add_listener, spare))
         group.seen(group.version, HOME)  # a stage closes no daemon to which it points
 
     def point_at(self, daemon: Daemon | None, *, patience_s: float = 20.0) -> None:
@@ -213,11 +214,11 @@ class Daemon:
         else:
             self.listener = socket.create_server(address, backlog=1024)
         self.listener.settimeout(20)
-        self.target = Target(boot_id, *self.listener.getsockname(), source=source)
+        host, port = self.listener.getsockname()
+        self.target = Target(boot_id, host, port, source=source)
         self._stand = stand
         if stand:
             stand.knows(self.listener, boot_id)
-            host, port = self.listener.getsockname()
             stand.daemons[boot_id] = Registered(
                 boot_id, host=host, port=port, identity=identify(os.getpid()), source=source
             )
