@@ -28,8 +28,7 @@ def command(version: str, *, tells: bool = True) -> list[str]:
 
 def configure(turnout: Turnout, version: str, **settings: str) -> None:
     turnout.configure(command(version), version=version, observe="200ms")
-    if settings:
-        turnout.tune(**settings)
+    turnout.tune(**{"drain": '{ grace = "10m", deadline = "10m" }', **settings})
 
 
 def router(turnout: Turnout) -> dict[str, Any]:
