@@ -10,25 +10,23 @@ whatever happens to the router, connections to the fixed address wait in the ker
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import resource
 import selectors
 import signal
-import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from turnout import __version__
 from turnout.children import Child, Children, Reply
+from turnout.daemon_listeners import DaemonListeners
 from turnout.errors import NotRunningError, ProtocolError, SpawnError, TurnoutError
 from turnout.going_down import DEFAULT_TERMS, GoingDown, stop_terms
-from turnout.group import Member
-from turnout.listener import bind, spell
+from turnout.listener import spell
 from turnout.listening import Listening
 from turnout.logfile import CHECK_EVERY_S, LogFile, log_line
 from turnout.notify import notify
@@ -41,7 +39,7 @@ from turnout.system.home import Home, check_name
 from turnout.system.keeper_lock import take_keeper_lock
 from turnout.system.process import identify
 from turnout.system.spawn import SpawnRequest, adopt_subreaper
-from turnout.system.spawn_record import read_records, write_record
+from turnout.system.spawn_record import read_records
 from turnout.timers import Timers
 
 TERM_GRACE_S: Final = 5.0
@@ -49,8 +47,6 @@ DOWN_SLACK_S: Final = 20.0  # for the lifecycle lock and a slow machine
 LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
 MAX_CLIENTS: Final = 64
 LOG_LOOK_S: Final = 1.0
-GROUP_LOOK_S: Final = 0.25
-NO_MEMBER: Final = Member(0, 0)
 LOG_SOON_S: Final = 0.1  # after a look at which one had grown by a quarter of its bound
 
 
@@ -66,7 +62,7 @@ class Keeper:
         self._children = Children(self._selector, self._timers.after, self._child_ended, log_line)
         self._channels: set[Channel] = set()
         self._routers = Routers(home, self._children, self._timers.after, self._served, self._send, log_line)
-        self._watching_groups = False
+        self._listeners = DaemonListeners(home, self._served, self._routers.offer, self._timers.after, log_line)
         self._ending = False
         self._shutting_down = False
         self._done = False
@@ -107,7 +103,7 @@ class Keeper:
 
     def _child_ended(self, child: Child) -> None:
         if not self._routers.is_router(child):
-            self._look_at_groups()
+            self._listeners.look()
             self._routers.tell_leading({"op": "ended", "service": child.service, "boot_id": child.boot_id})
         elif not self._shutting_down:
             self._routers.ended(child)
@@ -137,7 +133,7 @@ class Keeper:
         for message, fds in messages:
             if message.get("op") == "attach":
                 before = self._routers.attach(channel, message, fds)
-                self._watch_groups()
+                self._listeners.watch()
                 if before:
                     self._drop(before)
                 continue
@@ -213,7 +209,7 @@ class Keeper:
         served = self._served.get(name)
         if served is None or served.addresses != addresses:
             try:
-                self._served[name] = served.moved_to(addresses) if served else self._first(name, addresses)
+                self._served[name] = served.moved_to(addresses) if served else self._listeners.first(name, addresses)
             except OSError as error:
                 reply({"ok": False, "error": "bind", "errno": error.errno, "address": error.filename})
                 return
@@ -222,24 +218,6 @@ class Keeper:
         self._routers.wanted = True
         self._routers.start()
         reply({"ok": True})
-
-    def _first(self, name: str, addresses: Sequence[tuple[str, int]]) -> Listening:
-        """Listeners for a service that has none; where only its own daemons are left at the address, beside them."""
-        try:
-            return Listening.at(addresses)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise
-            home = self.home.service(name)
-            records = read_records(home.records)
-            found = Listening.rejoined(addresses, records.values())
-            if found is None or found.group is None:
-                raise
-        for boot_id, member in found.group.members.items():
-            write_record(home.record(boot_id), replace(records[boot_id], slot=member.slot))
-        self._watch_groups()
-        log_line(f"service {name}: its daemons had the address alone: {found.group.told()}")
-        return found
 
     def _on_unlisten(self, message: Message, reply: Reply) -> None:
         served = self._served.pop(check_name(message["service"]), None)
@@ -253,7 +231,7 @@ class Keeper:
         boot_id = check_name(message["boot_id"])
         if self._children.get(boot_id):
             raise SpawnError(f"{boot_id} already runs")
-        listener, member = self._listener(service.name, boot_id, message.get("listener"))
+        listener, member = self._listeners.take(service.name, boot_id, message.get("listener"))
         try:
             child = self._children.spawn(
                 SpawnRequest(
@@ -273,69 +251,8 @@ class Keeper:
         finally:
             if listener:  # while a copy is open, the daemon's death would not end it
                 listener.close()
-            self._look_at_groups()
-        identity = child.identity
-        reply(
-            {
-                "ok": True,
-                "pid": identity.pid,
-                "start_ticks": identity.start_ticks,
-                "machine_boot_id": identity.machine_boot_id,
-                "pid_ns": identity.pid_ns,
-                "slot": member.slot,
-            }
-        )
-
-    def _listener(self, name: str, boot_id: str, wanted: object) -> tuple[socket.socket | None, Member]:
-        """The listener that a daemon is started with, if it is to have one.
-
-        Args:
-            name: its service.
-            boot_id: the daemon.
-            wanted: ``shared``: at the service's own address; or host and port.
-        """
-        if wanted == "shared":
-            served = self._served.get(name)
-            if served is None:
-                raise SpawnError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
-            listener, member = served.join(boot_id)
-            self._routers.offer(name)
-            self._watch_groups()
-            return listener, member
-        if isinstance(wanted, Sequence) and not isinstance(wanted, str):
-            host, port = str(wanted[0]), int(wanted[1])
-            try:
-                listener = bind(host, port)
-            except OSError as error:
-                raise SpawnError(
-                    f"cannot listen on {spell([(host, port)])} for the daemon: {error.strerror}"
-                ) from error
-            listener.setblocking(True)
-            return listener, NO_MEMBER
-        return None, NO_MEMBER
-
-    def _watch_groups(self) -> None:
-        """A daemon may also close its listener long before it ends."""
-        if not self._watching_groups:
-            self._watching_groups = True
-            self._timers.after(GROUP_LOOK_S, self._groups_due)
-
-    def _groups_due(self) -> None:
-        self._watching_groups = False
-        self._look_at_groups()
-        if any(served.group and served.group.members for served in self._served.values()):
-            self._watch_groups()
-
-    def _look_at_groups(self) -> None:
-        """Keep the router's places behind those of the daemons, and tell the routers of what is new."""
-        for name, served in self._served.items():
-            try:
-                changed = served.group is not None and served.group.look()
-            except (OSError, TurnoutError) as error:
-                log_line(f"service {name}: the group at its address cannot be kept in order: {error}")
-                continue
-            if changed:
-                self._routers.offer(name)
+            self._listeners.look()
+        reply({"ok": True, **asdict(child.identity)})
 
     def _on_stop(self, message: Message, reply: Reply) -> None:
         name, boot_id = check_name(message["service"]), str(message["boot_id"])
