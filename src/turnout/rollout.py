@@ -10,17 +10,15 @@ verb aborts the rollout of a dead owner, and the router stops daemons that nothi
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
 
 from turnout.admin import RouterClient
 from turnout.candidate_error import candidate_error, log_tail
-from turnout.config import Address, takes_listener
 from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
@@ -29,7 +27,6 @@ from turnout.core.deployment import (
     set_desired,
     switch_active,
 )
-from turnout.core.listen import reachable
 from turnout.core.membership import forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, explain
@@ -38,12 +35,13 @@ from turnout.core.slots import source_of
 from turnout.daemon_naming import new_boot_id
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import Ground
+from turnout.placing import Place, place, shares_address
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
 from turnout.system.probe import ProbeResult, probe, wait_healthy
 from turnout.system.process import is_alive, own_identity, provably_dead
 from turnout.system.readiness import says_not_ready
-from turnout.system.spawn import choose_port, clean_environment, fill_port
+from turnout.system.spawn import choose_port
 from turnout.system.spawn_record import read_records
 
 APPLY_TIMEOUT_S: Final = 10.0
@@ -72,7 +70,6 @@ class Step(StrEnum):
 OBSERVED: Final = frozenset({Cause.DEPLOY, Cause.ATTACH, Cause.ROLLBACK})
 
 OnStep = Callable[[Step, str], None]
-Listener = Literal["shared"] | tuple[str, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +212,7 @@ class RolloutRun:
     def _start_healthy(self, boot_id: str, build: Build, build_id: str) -> Daemon:
         """Spawn and probe; a daemon that ends because its port was taken is tried again on another one."""
         settings = self._service.settings
-        if self._shares(build):
+        if shares_address(build, settings, self._router, timeout_s=APPLY_TIMEOUT_S):
             daemon = self._spawn(boot_id, build, build_id, None)
             result = self._wait_ready(daemon, owns_its_data(build.command))
             if not result.ok:
@@ -235,30 +232,12 @@ class RolloutRun:
                 raise candidate_error(self._service, daemon, result)
         raise AssertionError("the last try returns or raises")
 
-    def _shares(self, build: Build) -> bool:
-        """Whether this build's daemon is to listen at the fixed address itself: the router must be able to use that."""
-        settings = self._service.settings
-        if not takes_listener(build.command, build.env, settings.plane):
-            return False
-        try:
-            plane = str(self._router.status(timeout_s=APPLY_TIMEOUT_S)["services"][settings.name]["plane"])
-        except (NotRunningError, TimedOutError, OSError, KeyError):
-            return False
-        return plane == "reuseport"
-
     def _spawn(self, boot_id: str, build: Build, build_id: str, port: int | None) -> Daemon:
         """Start it on that port; None: at the fixed address, in the group there."""
-        settings = self._service.settings
-        fixed = settings.listen[0]
-        at = Address("127.0.0.1", port) if port else Address(reachable(fixed.host), fixed.port)
+        where = place(build, self._service.settings, port)
+        at = where.at
         self._on_step(Step.SPAWN, f"{boot_id} on port {at.port}")
-        told = fill_port(tuple(build.env.values()), at.port, listen_port=fixed.port)
-        env = clean_environment(os.environ, dict(zip(build.env, told, strict=True)), port=at.port)
-        argv = fill_port(build.command, at.port, listen_port=fixed.port)
-        listener: Listener = None
-        if takes_listener(build.command, build.env, settings.plane):
-            listener = (at.host, at.port) if port else "shared"
-        identity = self._fork(boot_id, argv, build.cwd, env, listener)
+        identity = self._fork(boot_id, where, build.cwd)
         record = read_records(self._service.home.records).get(boot_id)
         now = time.time()
         daemon = Daemon(
@@ -276,19 +255,17 @@ class RolloutRun:
         self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
         return daemon
 
-    def _fork(
-        self, boot_id: str, argv: Sequence[str], cwd: str, env: Mapping[str, str], listener: Listener
-    ) -> Identity:
+    def _fork(self, boot_id: str, where: Place, cwd: str) -> Identity:
         """Have the keeper start it; a keeper that dies over it is replaced, for nothing may serve meanwhile."""
         name = self._service.name
         try:
-            return self._ground.keeper.spawn(name, boot_id, argv, cwd=cwd, env=env, listener=listener)
+            return self._ground.keeper.spawn(name, boot_id, where.argv, cwd=cwd, env=where.env, listener=where.listener)
         except NotRunningError:
             self._ground.renew()
         record = read_records(self._service.home.records).get(boot_id)
         if record and record.ended is None and is_alive(record.identity):
             return record.identity  # it was started, and only the answer was lost
-        return self._ground.keeper.spawn(name, boot_id, argv, cwd=cwd, env=env, listener=listener)
+        return self._ground.keeper.spawn(name, boot_id, where.argv, cwd=cwd, env=where.env, listener=where.listener)
 
     def _wait_ready(self, daemon: Daemon, known: DataOwner | None) -> ProbeResult:
         """Healthy, and of a kind of daemon that is known to listen too early: not refusing its clients either."""

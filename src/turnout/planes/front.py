@@ -19,8 +19,8 @@ from turnout.planes.hold import Hold, Waiting
 from turnout.planes.plane import Counters, Target
 from turnout.planes.policy import Policy
 from turnout.planes.readiness import EIN, EOUT, Readiness
-from turnout.planes.sources import LATE_PORT, Sources, may_be_a_source
-from turnout.planes.tcp import INHERITS, is_loopback, reset_on_close, set_up
+from turnout.planes.sources import Sources, connect_from, may_be_a_source
+from turnout.planes.tcp import INHERITS, is_loopback, listens, reset_on_close, set_up
 
 ACCEPTS_PER_WAKEUP: Final = 64
 BACKLOG: Final = 1 << 16  # more than any accept queue has (listen(2))
@@ -200,7 +200,7 @@ class Front:
                 if error.errno in _NO_RESOURCES:
                     self._pause_accepting()
                     return False
-                if error.errno == errno.EINVAL and not _listens(listener):
+                if error.errno == errno.EINVAL and not listens(listener):
                     break
                 continue  # accept(2): errors of the new connection itself, which is gone
             if self._shares and peer[0].startswith(CHOOSING):
@@ -223,7 +223,7 @@ class Front:
     def _drop_shut(self) -> None:
         """Let go of listeners that the keeper has shut down: to epoll they are readable for ever."""
         for fd, sock in list(self.listeners.items()):
-            if not _listens(sock):
+            if not listens(sock):
                 self._readiness.unregister(fd)
                 del self.listeners[fd]
                 sock.close()
@@ -280,7 +280,8 @@ class Front:
         address = (target.host, target.port)
         sources = self._sources
         if target.source:
-            code = self._connect_among(daemon, target)
+            # it shares the address with us: once it has left, its place is ours, and nobody would refuse
+            code = connect_from(target.source, daemon, address) if self._is_there(target) else errno.ECONNREFUSED
         else:
             code = daemon.connect_ex(address) if sources.last == 1 else errno.EADDRNOTAVAIL
             if code == errno.EADDRNOTAVAIL:
@@ -310,20 +311,6 @@ class Front:
         self._list(waiting)
         self._schedule()
         return True
-
-    def _connect_among(self, daemon: socket.socket, target: Target) -> int:
-        """To one that shares the fixed address with this very router; answers as ``connect_ex``.
-
-        Once it has closed its listener its place is the router's, and nobody refuses: so it is looked at first.
-        """
-        if not self._is_there(target):
-            return errno.ECONNREFUSED
-        daemon.setsockopt(socket.IPPROTO_IP, LATE_PORT, 1)
-        try:
-            daemon.bind((target.source, 0))
-        except OSError as error:
-            return error.errno or errno.EADDRNOTAVAIL
-        return daemon.connect_ex((target.host, target.port))
 
     def connected(self, waiting: Waiting) -> None:
         """The daemon's descriptor is writable: it has answered."""
@@ -444,7 +431,3 @@ class Front:
         waiting.client.close()
         if self.full:
             self.room()
-
-
-def _listens(sock: socket.socket) -> bool:
-    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0

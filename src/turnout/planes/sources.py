@@ -13,7 +13,7 @@ from turnout.planes.tcp import is_loopback
 
 SOURCES: Final = 64  # 127.0.0.1 … 127.0.0.64: 1.8 million connections
 FIRST_AGAIN_S: Final = 5.0
-LATE_PORT: Final = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # ip(7), Linux 4.2; Python names it from 3.12 on
+_LATE_PORT: Final = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # ip(7), Linux 4.2; Python names it from 3.12 on
 
 _RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -25,6 +25,16 @@ def may_be_a_source(port: int) -> bool:
     except (OSError, ValueError):
         low, high = 32768, 60999
     return low <= port <= high
+
+
+def connect_from(source: str, daemon: socket.socket, address: tuple[str, int]) -> int:
+    """Connect a fresh socket from this address; answers as ``connect_ex``."""
+    daemon.setsockopt(socket.IPPROTO_IP, _LATE_PORT, 1)
+    try:
+        daemon.bind((source, 0))
+    except OSError as error:
+        return error.errno or errno.EADDRNOTAVAIL
+    return daemon.connect_ex(address)
 
 
 class Sources:
@@ -61,7 +71,7 @@ class Sources:
         if now >= self._again_at:
             self.last = 1
             self._again_at = now + FIRST_AGAIN_S
-        daemon.setsockopt(socket.IPPROTO_IP, LATE_PORT, 1)
+        daemon.setsockopt(socket.IPPROTO_IP, _LATE_PORT, 1)
         for step in range(SOURCES):
             last = (self.last - 1 + step) % SOURCES + 1
             try:
