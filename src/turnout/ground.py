@@ -169,6 +169,13 @@ class Ground:
             if any(is_alive(router.identity) for router in read_records(self._home.root).values()):
                 return  # it outlived its keeper and has the addresses; a new keeper takes them over from it
             self._fresh = True
+        records = read_records(self._home.service(settings.name).records).values()
+        given_up = {*known} - {(address.host, address.port) for address in settings.listen}
+        if given_up and any(is_alive(record.identity) for record in records if record.listener_inode):
+            raise ConflictError(
+                f"daemons of {settings.name} share {Address(*min(given_up))}: it cannot be given up while they run",
+                hint="turnout down, then up again",
+            )
         for address in settings.listen:
             if (address.host, address.port) in known:
                 continue
@@ -178,7 +185,6 @@ class Ground:
                     f"{address} cannot be bound beside {Address(*both[0])}, where {settings.name} listens now",
                     hint="turnout down, then up again",
                 )
-            records = read_records(self._home.service(settings.name).records).values()
             if not held_by((address.host, address.port), records):  # keeper and router died, and left the daemons
                 _try_bind(address)
 

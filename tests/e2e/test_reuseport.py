@@ -18,6 +18,7 @@ from lines import Lines, holders
 from programs import program
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
+from turnout.system.spawn import choose_port
 
 TESTS = Path(__file__).parent.parent
 
@@ -147,6 +148,17 @@ def test_a_policy_of_a_relay_makes_it_one(turnout: Turnout) -> None:
     turnout.tune(plane='"reuseport"')
     told = turnout.run("up", code=2).stderr
     assert "plane reuseport beside limits.connections" in told
+
+
+def test_an_address_that_daemons_share_is_not_given_up_while_they_run(shared: Turnout) -> None:
+    before = shared.port
+    with choose_port() as reserved:
+        shared.port = reserved.port
+    configure(shared, "v1")
+    told = shared.run("up", code=6).stderr
+    assert f"share 127.0.0.1:{before}: it cannot be given up" in told
+    with socket.create_connection(shared.address, 20) as client:
+        assert line_exchange(client) == "v1"
 
 
 def test_a_candidate_is_probed_itself_and_never_the_active_daemon(shared: Turnout) -> None:
