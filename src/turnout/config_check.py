@@ -90,7 +90,7 @@ def demands(settings: Settings) -> tuple[str, ...]:
     # a program that checks a daemon knows its port, and at the fixed address reaches the active one
     program = ("health.probe = exec",) if settings.takes_part and settings.health.probe == "exec" else ()
     several = ("several listen addresses",) if settings.takes_part and len(settings.listen) > 1 else ()
-    six = ("an IPv6 listen address",) if settings.takes_part and ":" in settings.listen[0].host else ()
+    six = ("an IPv6 listen address",) if settings.takes_part and any(":" in one.host for one in settings.listen) else ()
     return (*needs_relay(policy), *header, *program, *several, *six)
 
 

@@ -9,7 +9,7 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final, cast
 
 from turnout.errors import SpawnError, TurnoutError
 from turnout.group import Member
@@ -93,9 +93,9 @@ class DaemonListeners:
             self._offer(name)
             self.watch()
             return listener, member
-        if not isinstance(wanted, Sequence) or isinstance(wanted, str):
+        if not isinstance(wanted, list):
             return None, NO_MEMBER
-        host, port = str(wanted[0]), int(wanted[1])
+        host, port = cast("list[Any]", wanted)  # type: ignore[redundant-cast]  # pyright knows less of it than mypy
         try:
             listener = bind(host, port)
         except OSError as error:
