@@ -113,8 +113,7 @@ def test_a_connection_that_chose_a_daemon_which_is_gone_is_reset_and_not_relayed
         client.bind((gone.target.source, 0))
         client.settimeout(20)
         with pytest.raises(ConnectionResetError):  # by the connect already, where the router is that quick
-            client.connect(stage.address)
-            client.recv(1)
+            _ask(client, stage.address)
     assert stage.plane.counters.accepted == 0
     client, far = stage.pair(daemon)
     client.sendall(b"as ever")
@@ -131,3 +130,8 @@ def test_a_listener_that_was_shut_down_is_let_go(stage: Stage) -> None:
     before = len(front.listeners)
     spare.shutdown(socket.SHUT_RDWR)
     eventually(lambda: len(front.listeners) == before - 1)
+
+
+def _ask(client: socket.socket, address: tuple[str, int]) -> bytes:
+    client.connect(address)
+    return client.recv(1)
