@@ -78,7 +78,7 @@ def start_turnout(arena: Arena, plane: str, kinds: Kinds = KINDS, *, env: dict[s
     config.write_text(
         "\n".join(
             f'[service.{kind}]\nlisten = "127.0.0.1:{port}"\nplane = "{plane}"\nobserve = "1s"\n'
-            f"command = {json.dumps(arena.commands[kind])}\n"
+            f"command = {json.dumps(command(arena, plane, kind))}\n"
             for kind, port in ports.items()
         )
     )
@@ -86,6 +86,12 @@ def start_turnout(arena: Arena, plane: str, kinds: Kinds = KINDS, *, env: dict[s
         arena.verb(home, "up", "-q", "-c", str(config), "--service", kind, env=env)
     status = json.loads(arena.verb(home, "status", "--json"))
     return Way(plane, ports, (status["services"][0]["router"]["pid"],), home)
+
+
+def command(arena: Arena, plane: str, kind: str) -> list[str]:
+    """How that daemon is started; where it shares the fixed address, by a listener that it is given."""
+    given = plane == "reuseport"
+    return [word.replace("{port}", "fd={fd}") if given else word for word in arena.commands[kind]]
 
 
 def plane_missing(plane: str) -> str:
@@ -251,6 +257,7 @@ def _up(way: Way, process: subprocess.Popen[bytes]) -> Way:
 CONTENDERS: Final = (
     Contender("direct", _direct, lambda: "", lambda: "", "no proxy: what the machine and the daemon do by themselves"),
     turnout("relay", "the default"),
+    turnout("reuseport", "no proxy in the path; the daemon is given its listener"),
     turnout("stream", "uvloop streams, for systems without splice"),
     Contender(
         "haproxy",

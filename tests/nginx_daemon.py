@@ -1,4 +1,7 @@
-"""An nginx in the foreground, with a configuration of its own: ``nginx_daemon.py NGINX PORT VERSION SITE``."""
+"""An nginx in the foreground, with a configuration of its own: ``nginx_daemon.py NGINX PORT VERSION SITE [MASTER]``.
+
+MASTER ``on``: a master with a worker; without one nginx 1.22 crashes over listeners that it is given.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 CONFIGURATION = """
 daemon off;
-master_process off;
+master_process {master};
 pid {directory}/pid;
 error_log stderr;
 events {{ worker_connections 512; }}
@@ -33,10 +36,11 @@ http {{
 
 
 def main() -> None:
-    nginx, port, version, site = sys.argv[1:]
+    nginx, port, version, site = sys.argv[1:5]
+    master = sys.argv[5] if len(sys.argv) > 5 else "off"
     directory = Path(tempfile.mkdtemp(prefix="nginx-", dir=site))
     file = directory / "nginx.conf"
-    file.write_text(CONFIGURATION.format(directory=directory, port=port, version=version, site=site))
+    file.write_text(CONFIGURATION.format(directory=directory, port=port, version=version, site=site, master=master))
     os.execv(nginx, [nginx, "-p", str(directory), "-e", "stderr", "-c", str(file)])
 
 

@@ -8,18 +8,25 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import uvloop
 
 from turnout.core.model import Daemon as Registered
+from turnout.core.slots import HOME, source_of
+from turnout.group import Group
 from turnout.kernel_view import KernelView, Processes
 from turnout.planes import sk_lookup
+from turnout.planes.chooser import attach
 from turnout.planes.direct import Direct
 from turnout.planes.plane import Plane, Target
 from turnout.planes.policy import Policy
 from turnout.planes.relay import Relay
+from turnout.planes.reuseport import Reuseport
 from turnout.planes.stream import Stream
+from turnout.planes.trial import group_works
 from turnout.system.process import identify
 from turnout.system.sockets import descriptors_of
 
@@ -45,6 +52,9 @@ class Stand:
         others = {boot_id: daemon for boot_id, daemon in self.daemons.items() if daemon.pid != pid}
         return found | dict(Processes(lambda: others).of(inodes))
 
+    def has(self, boot_id: str, inodes: Collection[int]) -> bool:
+        return any(holder[0] == boot_id for holders in self.of(inodes).values() for holder in holders)
+
     def knows(self, sock: socket.socket, boot_id: str) -> None:
         self.boots[os.fstat(sock.fileno()).st_ino] = boot_id
 
@@ -54,13 +64,20 @@ def _sk_lookup(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) ->
     return Direct(loop, Relay(loop, policy=policy), steering, stand.kernel, policy=policy)
 
 
+def _reuseport(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) -> Plane:
+    steering = Reuseport(stand.kernel.is_there, lambda: HOME, lambda _slot: None)
+    relay = Relay(loop, policy=policy, is_there=stand.kernel.is_there)
+    return Direct(loop, relay, steering, stand.kernel, policy=policy)
+
+
 PLANES: dict[str, Callable[[asyncio.AbstractEventLoop, Policy, Stand], Plane]] = {
     "relay": lambda loop, policy, _: Relay(loop, policy=policy),
     "stream": lambda loop, policy, _: Stream(loop, policy=policy),
+    "reuseport": _reuseport,
     "sk_lookup": _sk_lookup,
 }
 RELAYS = ("relay", "stream")  # through which all bytes pass
-NEEDS: dict[str, Callable[[], str]] = {"sk_lookup": sk_lookup.lacking}
+NEEDS: dict[str, Callable[[], str]] = {"reuseport": lambda: group_works(attach), "sk_lookup": sk_lookup.lacking}
 
 
 class Stage:
@@ -74,6 +91,8 @@ class Stage:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self._sockets: list[socket.socket] = []
+        self._spares: set[socket.socket] = set()
+        self.group = Group(self.front) if kind == "reuseport" else None
         self.plane = self.call(lambda: PLANES[kind](self._loop, policy or Policy(hold_max=hold_max), self.stand))
         self.call(lambda: self.plane.add_listener(self.front))
 
@@ -105,11 +124,38 @@ class Stage:
         self._loop.call_soon_threadsafe(function, *args)
 
     def daemon(self, boot_id: str, *, point: bool = True) -> Daemon:
-        found = Daemon(boot_id, stand=self.stand)
+        found = Daemon(boot_id, stand=self.stand, group=self.group)
+        if self.group:
+            self._take_spares(self.group)
         self._sockets.append(found.listener)
         if point:
             self.point_at(found)
         return found
+
+    def reborn(self, dead: Daemon) -> Daemon:
+        """A daemon in place of one whose listener was closed: at its port, or at the fixed address again."""
+        if self.group:
+            found = self.daemon(dead.target.boot_id, point=False)
+            found.target = replace(found.target, proxy_protocol=dead.target.proxy_protocol)
+            self.point_at(found)
+            return found
+        found = Daemon(dead.target.boot_id, (dead.target.host, dead.target.port), stand=self.stand)
+        self._sockets.append(found.listener)
+        return found
+
+    def joined(self, boot_id: str) -> tuple[socket.socket, Target]:
+        """A listener for a daemon in a process of its own that shares the address."""
+        assert self.group
+        listener, member = self.group.join(boot_id)
+        self._take_spares(self.group)
+        return listener, Target(boot_id, *self.address, source=source_of(member.slot))
+
+    def _take_spares(self, group: Group) -> None:
+        for spare in group.spares:
+            if spare not in self._spares:
+                self._spares.add(spare)
+                self.call(partial(self.plane.add_listener, spare))
+        group.seen(group.version, HOME)  # a stage closes no daemon to which it points
 
     def point_at(self, daemon: Daemon | None, *, patience_s: float = 20.0) -> None:
         target = daemon.target if daemon else None
@@ -137,6 +183,8 @@ class Stage:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
         self._loop.close()
+        if self.group:
+            self.group.close()
         self.front.close()
         for sock in self._sockets:
             sock.close()
@@ -152,16 +200,28 @@ class Daemon:
     """A listener that a test accepts from by hand."""
 
     def __init__(
-        self, boot_id: str, address: tuple[str, int] = ("127.0.0.1", 0), *, stand: Stand | None = None
+        self,
+        boot_id: str,
+        address: tuple[str, int] = ("127.0.0.1", 0),
+        *,
+        stand: Stand | None = None,
+        group: Group | None = None,
     ) -> None:
-        self.listener = socket.create_server(address, backlog=1024)
+        source = ""
+        if group:
+            self.listener, member = group.join(boot_id)
+            source = source_of(member.slot)
+        else:
+            self.listener = socket.create_server(address, backlog=1024)
         self.listener.settimeout(20)
-        self.target = Target(boot_id, *self.listener.getsockname())
+        host, port = self.listener.getsockname()
+        self.target = Target(boot_id, host, port, source=source)
         self._stand = stand
         if stand:
             stand.knows(self.listener, boot_id)
-            host, port = self.listener.getsockname()
-            stand.daemons[boot_id] = Registered(boot_id, host=host, port=port, identity=identify(os.getpid()))
+            stand.daemons[boot_id] = Registered(
+                boot_id, host=host, port=port, identity=identify(os.getpid()), source=source
+            )
 
     def accept(self) -> socket.socket:
         sock, _ = self.listener.accept()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import socket
 import struct
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from bulk_daemon import block
 from stage import Daemon, Stage
+from turnout.system.sockets import descriptors_of, listeners_of
 
 PAYLOADS = {
     name: b"".join(block(first + number) for number in range(10)) for name, first in (("client", 0), ("daemon", 100))
@@ -154,3 +156,10 @@ def resident_bytes() -> int:
 
 def open_fds() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def listening_fds() -> int:
+    """How many of these are listeners: a plane whose daemons share the address has some more of them."""
+    pid = os.getpid()
+    inodes = {listener.inode for listener in listeners_of([pid])}
+    return sum(inode in inodes for inode, _ in descriptors_of(pid))

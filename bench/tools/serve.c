@@ -4,6 +4,8 @@
  *   serve PORT name LETTER   as echo, but the first byte of each answer is LETTER: who it was
  *   serve PORT sink          reads, and answers nothing
  *   serve PORT source        reads, and sends as fast as it goes
+ *
+ * PORT may be fd=N: a listener that it was given.
  */
 #include "tcp.h"
 
@@ -28,11 +30,14 @@ int main(int argc, char **argv) {
     if (argc < 3) return 2;
     int name = argc > 3 ? argv[3][0] : 0, echo = name || !strcmp(argv[2], "echo"), source = !strcmp(argv[2], "source");
     struct sockaddr_in a = loopback(atoi(argv[1]));
-    int one = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    int given = !strncmp(argv[1], "fd=", 3); /* a listener that the parent made */
+    int one = 1, listener = given ? atoi(argv[1] + 3) : socket(AF_INET, SOCK_STREAM, 0);
     many_descriptors();
     no_sigpipe();
+    fcntl(listener, F_SETFD, FD_CLOEXEC);
+    fcntl(listener, F_SETFL, O_NONBLOCK);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    if (bind(listener, (struct sockaddr *)&a, sizeof a) || listen(listener, 4096)) fail("listen");
+    if ((!given && bind(listener, (struct sockaddr *)&a, sizeof a)) || listen(listener, 4096)) fail("listen");
     int ep = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event ev = {.events = EPOLLIN, .data.fd = listener}, got[EVENTS];
     epoll_ctl(ep, EPOLL_CTL_ADD, listener, &ev);

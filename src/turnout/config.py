@@ -21,7 +21,7 @@ DEFAULT_SERVICE: Final = "default"
 DEFAULT_STOP_SIGNAL: Final = "TERM"
 
 ProbeKind = Literal["alive", "tcp", "expect", "http", "exec", "none"]
-PlaneName = Literal["auto", "relay", "stream", "sk_lookup"]
+PlaneName = Literal["auto", "relay", "stream", "reuseport", "sk_lookup"]
 StrategyName = Literal["blue-green", "recreate"]
 OnUnhealthy = Literal["report", "restart"]
 ProxyProtocol = Literal["none", "v2"]
@@ -64,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     listen: tuple[Address, ...]
     registry: str = ""  # empty: in the service's own directory
     plane: PlaneName = "auto"
+    takes_part: bool = False  # the daemon is given its listener, and so can share the fixed address
     strategy: StrategyName = "blue-green"
     strategy_named: bool = False  # the operator said so; else it follows from the command
     health: Health = Health()
@@ -215,6 +216,25 @@ def fit(settings: Settings, command: Sequence[str]) -> tuple[Settings, str]:
         settings = msgspec.structs.replace(settings, stop_signal=owner.stop_signal)
         chosen.append(f"stop signal {owner.stop_signal}")
     return settings, f"{owner.reason}: {' and '.join(chosen)}" if chosen else ""
+
+
+def takes_listener(command: Sequence[str], env: Mapping[str, str], plane: PlaneName) -> bool:
+    """Whether a daemon listens on a socket that it is given, and opens none.
+
+    It says ``{fd}`` in its command or environment; or it is known to look at LISTEN_FDS (sd_listen_fds(3)), since
+    somebody named the plane that needs it, and it asks for no port.
+    """
+    words = [*command, *env.values()]
+    if any("{fd}" in word for word in words):
+        return True
+    return plane == "reuseport" and bool(command) and not any("{port}" in word for word in words)
+
+
+def with_part(settings: Settings, command: Sequence[str], env: Mapping[str, str]) -> Settings:
+    """The settings for this daemon; without a command they stay as they are."""
+    if not command:
+        return settings
+    return msgspec.structs.replace(settings, takes_part=takes_listener(command, env, settings.plane))
 
 
 def probe_kind(text: str) -> ProbeKind:

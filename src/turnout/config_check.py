@@ -87,7 +87,11 @@ def demands(settings: Settings) -> tuple[str, ...]:
         allow=networks(settings.allow),
     )
     header = ("proxy_protocol",) if settings.proxy_protocol != "none" else ()
-    return (*needs_relay(policy), *header)
+    # a program that checks a daemon knows its port, and at the fixed address reaches the active one
+    program = ("health.probe = exec",) if settings.takes_part and settings.health.probe == "exec" else ()
+    several = ("several listen addresses",) if settings.takes_part and len(settings.listen) > 1 else ()
+    six = ("an IPv6 listen address",) if settings.takes_part and any(":" in one.host for one in settings.listen) else ()
+    return (*needs_relay(policy), *header, *program, *several, *six)
 
 
 def _check_asking(health: Health) -> None:

@@ -33,6 +33,7 @@ from turnout.config import (
     plane_name,
     probe_kind,
     strategy_name,
+    with_part,
 )
 from turnout.config_check import check
 from turnout.config_keys import MEANINGS
@@ -272,7 +273,7 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
     )
     if raw.version and raw.version_command:
         raise UsageError("version and version_command are both given", hint="keep one of them")
-    settings, fitted = fit(settings, raw.command)
+    settings, fitted = fit(with_part(settings, raw.command, raw.env), raw.command)
     check(settings)
     return Wanted(
         settings=settings,

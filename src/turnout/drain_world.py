@@ -75,7 +75,7 @@ class DrainWorld:
         if self._nobody_leaves or daemon is None:
             return 0
         try:
-            return max(0, established_to(daemon.port) - self._plane.relayed(boot_id))
+            return max(0, established_to(daemon.port, source=daemon.source) - self._plane.relayed(boot_id))
         except OSError:
             return 0
 

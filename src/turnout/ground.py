@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Final
 
 from turnout.admin import RouterClient
-from turnout.config import Address, Wanted
+from turnout.config import Address, Wanted, takes_listener
 from turnout.core.listen import overlap
 from turnout.core.self_loop import names_own_port
 from turnout.errors import ConflictError, NotRunningError, TimedOutError, TurnoutError, UsageError
+from turnout.group import held_by
 from turnout.keeper_client import KeeperClient, bind_error, ensure_keeper
 from turnout.silent_keeper import SILENT_AFTER_S, end_silent_keeper
 from turnout.system.home import Home
@@ -36,10 +37,15 @@ def check_command(wanted: Wanted) -> None:
     if not wanted.command:
         return
     own = names_own_port(wanted.command, {address.port for address in wanted.settings.listen})
-    if own:
+    if own and not wanted.settings.takes_part:
         raise UsageError(
             f"the command names port {own}, where the service itself listens: it would wait for itself",
             hint="put {port} in its place; the daemon gets a port of its own",
+        )
+    if wanted.settings.plane == "reuseport" and not takes_listener(wanted.command, wanted.env, "reuseport"):
+        raise UsageError(
+            "plane reuseport: the command asks for a {port} of its own, and would not listen at the fixed address",
+            hint='have it take its listener: {fd} in the command or in env, or LISTEN_FDS; else plane = "relay"',
         )
     resolve_command(wanted.command, wanted.cwd or str(Path.cwd()), os.environ)
 
@@ -165,6 +171,13 @@ class Ground:
             if any(is_alive(router.identity) for router in read_records(self._home.root).values()):
                 return  # it outlived its keeper and has the addresses; a new keeper takes them over from it
             self._fresh = True
+        records = read_records(self._home.service(settings.name).records).values()
+        given_up = {*known} - {(address.host, address.port) for address in settings.listen}
+        if given_up and any(is_alive(record.identity) for record in records if record.listener_inode):
+            raise ConflictError(
+                f"daemons of {settings.name} share {Address(*min(given_up))}: it cannot be given up while they run",
+                hint="turnout down, then up again",
+            )
         for address in settings.listen:
             if (address.host, address.port) in known:
                 continue
@@ -174,7 +187,8 @@ class Ground:
                     f"{address} cannot be bound beside {Address(*both[0])}, where {settings.name} listens now",
                     hint="turnout down, then up again",
                 )
-            _try_bind(address)
+            if not held_by((address.host, address.port), records):  # keeper and router died, and left the daemons
+                _try_bind(address)
 
     def other_plane(self) -> str:
         """The plane that the service runs on, where its settings name another one: that comes with the next router."""

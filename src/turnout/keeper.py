@@ -17,14 +17,17 @@ import selectors
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from turnout import __version__
 from turnout.children import Child, Children, Reply
+from turnout.daemon_listeners import DaemonListeners
 from turnout.errors import NotRunningError, ProtocolError, SpawnError, TurnoutError
 from turnout.going_down import DEFAULT_TERMS, GoingDown, stop_terms
-from turnout.listening import Listening, spell
+from turnout.listener import spell
+from turnout.listening import Listening
 from turnout.logfile import CHECK_EVERY_S, LogFile, log_line
 from turnout.notify import notify
 from turnout.remains import LABEL, Ending
@@ -59,6 +62,7 @@ class Keeper:
         self._children = Children(self._selector, self._timers.after, self._child_ended, log_line)
         self._channels: set[Channel] = set()
         self._routers = Routers(home, self._children, self._timers.after, self._served, self._send, log_line)
+        self._listeners = DaemonListeners(home, self._served, self._routers.offer, self._timers.after, log_line)
         self._ending = False
         self._shutting_down = False
         self._done = False
@@ -99,6 +103,7 @@ class Keeper:
 
     def _child_ended(self, child: Child) -> None:
         if not self._routers.is_router(child):
+            self._listeners.look()
             self._routers.tell_leading({"op": "ended", "service": child.service, "boot_id": child.boot_id})
         elif not self._shutting_down:
             self._routers.ended(child)
@@ -128,6 +133,7 @@ class Keeper:
         for message, fds in messages:
             if message.get("op") == "attach":
                 before = self._routers.attach(channel, message, fds)
+                self._listeners.watch()
                 if before:
                     self._drop(before)
                 continue
@@ -147,6 +153,8 @@ class Keeper:
                 self._routers.left(channel)
             case "leads":
                 self._routers.leads(channel)
+            case "seen":
+                self._routers.seen(channel, message)
             case "cut":
                 self._routers.tell_those_that_leave(message)
             case _:
@@ -201,7 +209,7 @@ class Keeper:
         served = self._served.get(name)
         if served is None or served.addresses != addresses:
             try:
-                self._served[name] = served.moved_to(addresses) if served else Listening.at(addresses)
+                self._served[name] = served.moved_to(addresses) if served else self._listeners.first(name, addresses)
             except OSError as error:
                 reply({"ok": False, "error": "bind", "errno": error.errno, "address": error.filename})
                 return
@@ -223,28 +231,28 @@ class Keeper:
         boot_id = check_name(message["boot_id"])
         if self._children.get(boot_id):
             raise SpawnError(f"{boot_id} already runs")
-        child = self._children.spawn(
-            SpawnRequest(
-                boot_id=boot_id,
-                service=service.name,
-                argv=tuple(message["argv"]),
-                cwd=message["cwd"],
-                env={**message["env"], LABEL: boot_id},
-                log_path=service.log(boot_id),
-                record_path=service.record(boot_id),
-                nofile=self._nofile,
+        listener, member = self._listeners.take(service.name, boot_id, message.get("listener"))
+        try:
+            child = self._children.spawn(
+                SpawnRequest(
+                    boot_id=boot_id,
+                    service=service.name,
+                    argv=tuple(message["argv"]),
+                    cwd=message["cwd"],
+                    env={**message["env"], LABEL: boot_id},
+                    log_path=service.log(boot_id),
+                    record_path=service.record(boot_id),
+                    nofile=self._nofile,
+                    pass_fds=(listener.fileno(),) if listener else (),
+                    slot=member.slot,
+                    listener_inode=member.inode,
+                )
             )
-        )
-        identity = child.identity
-        reply(
-            {
-                "ok": True,
-                "pid": identity.pid,
-                "start_ticks": identity.start_ticks,
-                "machine_boot_id": identity.machine_boot_id,
-                "pid_ns": identity.pid_ns,
-            }
-        )
+        finally:
+            if listener:  # while a copy is open, the daemon's death would not end it
+                listener.close()
+            self._listeners.look()
+        reply({"ok": True, **asdict(child.identity)})
 
     def _on_stop(self, message: Message, reply: Reply) -> None:
         name, boot_id = check_name(message["service"]), str(message["boot_id"])

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from turnout import errors
 from turnout.config import Address, Settings, parse_address
@@ -92,14 +92,32 @@ class KeeperClient:
         """Give the service's addresses back; answers the services that are left."""
         return list(self._ask({"op": "unlisten", "service": service})["left"])
 
-    def spawn(self, service: str, boot_id: str, argv: Sequence[str], *, cwd: str, env: Mapping[str, str]) -> Identity:
+    def spawn(
+        self,
+        service: str,
+        boot_id: str,
+        argv: Sequence[str],
+        *,
+        cwd: str,
+        env: Mapping[str, str],
+        listener: Literal["shared"] | tuple[str, int] | None = None,
+    ) -> Identity:
         """Start a daemon as the keeper's child.
 
+        Args:
+            service: its service.
+            boot_id: the key of this boot.
+            argv: the command, whole.
+            cwd: its directory.
+            env: its whole environment.
+            listener: it gets a listening socket as descriptor 3: one more at the service's own address (where in the
+                group its record tells), or at this host and port.
+
         Raises:
-            SpawnError: no such command, not executable, no such directory.
+            SpawnError: no such command, not executable, no such directory, no listener.
         """
         request = {"op": "spawn", "service": service, "boot_id": boot_id, "argv": list(argv), "cwd": cwd}
-        answer = self._ask({**request, "env": dict(env)})
+        answer = self._ask({**request, "env": dict(env), "listener": listener})
         return Identity(answer["pid"], answer["start_ticks"], answer["machine_boot_id"], answer["pid_ns"])
 
     def stop(

@@ -30,10 +30,17 @@ class Listeners(Protocol):
         """``standby``, ``leads`` or ``leaving``."""
         ...
 
-    def take(self, service: str, sockets: Sequence[socket.socket]) -> None: ...
+    def take(self, service: str, sockets: Sequence[socket.socket], told: Message) -> None:
+        """All that a service accepts from, and what the keeper says of them."""
+        ...
+
     def release(self, service: str) -> None: ...
     def held(self) -> Sequence[tuple[str, str, int, int]]:
         """Service, host, port and descriptor of each listener there is."""
+        ...
+
+    def homes(self) -> Mapping[str, int]:
+        """By service, the place of the router's own listener in the group at a shared address."""
         ...
 
     def ended(self, service: str, boot_id: str) -> None: ...
@@ -138,6 +145,7 @@ class KeeperLink:
             "pid": os.getpid(),
             "phase": self._listeners.phase,
             "listeners": [[service, host, port] for service, host, port, _ in held],
+            "homes": dict(self._listeners.homes()),
         }
         try:
             channel.send(message, [fd for _, _, _, fd in held])
@@ -175,7 +183,7 @@ class KeeperLink:
     def _handle(self, message: Message, sockets: list[socket.socket]) -> None:
         match message.get("op"):
             case "listen":
-                self._listeners.take(str(message["service"]), sockets)
+                self._listeners.take(str(message["service"]), sockets, message)
             case "unlisten":
                 self._listeners.release(str(message["service"]))
             case "ended":

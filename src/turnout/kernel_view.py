@@ -11,11 +11,13 @@ import errno
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from turnout.core.model import Daemon
+from turnout.core.slots import CHOOSING
 from turnout.errors import SteeringError
 from turnout.planes.plane import Carried, Target
 from turnout.system import connections, sockets
@@ -39,6 +41,10 @@ class Owners(Protocol):
         """Who has each of these sockets; those that nobody here has are left out."""
         ...
 
+    def has(self, boot_id: str, inodes: Collection[int]) -> bool:
+        """Whether that daemon has any of these sockets."""
+        ...
+
 
 class Processes:
     """Owners as /proc tells them: the processes of the daemons that the registry knows.
@@ -60,6 +66,15 @@ class Processes:
                     if inode in inodes:
                         found.setdefault(inode, []).append((boot_id, pid, fd))
         return found
+
+    def has(self, boot_id: str, inodes: Collection[int]) -> bool:
+        """The process itself first, where it was found last: this is asked ten times a second."""
+        daemon = self._daemons().get(boot_id)
+        if daemon is None or daemon.pid <= 0 or not is_alive(daemon.identity):
+            return False
+        return sockets.has_any(daemon.pid, inodes) or any(
+            sockets.has_any(pid, inodes) for pid in tree_of(daemon.identity)
+        )
 
 
 @dataclass(slots=True)
@@ -101,6 +116,7 @@ class KernelView:
         self._failed = ""
         self._known: dict[int, _Known] = {}  # by cookie
         self._unaccepted = 0
+        self._relayed_waiting: Counter[str] = Counter()  # for daemons that share the address, by their source
         self._others: set[int] = set()  # connections that nobody here has: the router's own, mostly
         self._full: set[str] = set()  # boots whose accept queue was full
         self._listeners: dict[int, str] = {}  # whose a listener at a shared address is, by inode
@@ -126,6 +142,17 @@ class KernelView:
                 if boot_id == target.boot_id:
                     return _listener(pid, fd, inodes)
         raise SteeringError(f"the daemon does not listen at {target.host} port {target.port}, or that may not be seen")
+
+    def is_there(self, target: Target) -> bool:
+        """Whether a daemon that shares the fixed address still listens there, as the kernel has it this moment."""
+        daemon = self._daemons().get(target.boot_id)
+        if daemon is None:
+            return False
+        try:
+            inodes = {found.inode for found in sockets.listening_at(target.host, target.port)}
+        except OSError:
+            return True
+        return self._owners.has(target.boot_id, inodes)
 
     def deaf(self, boot_id: str) -> str:
         daemon = self._daemons().get(boot_id)
@@ -158,7 +185,9 @@ class KernelView:
         daemon = self._daemons().get(boot_id)
         if daemon is None or not self._unaccepted:
             return 0
-        return min(self._unaccepted, sum(queue.waiting for queue in self._queues(daemon)))
+        relayed = self._relayed_waiting.get(daemon.source, 0)  # the plane counts these
+        waiting = sum(queue.waiting for queue in self._queues(daemon)) - relayed
+        return max(0, min(self._unaccepted, waiting))
 
     def _queues(self, daemon: Daemon) -> list[Queue]:
         """The accept queues of one daemon; at an address that it shares with others, of its own listeners alone."""
@@ -223,7 +252,11 @@ class KernelView:
         self._fresh_until = began + (max(self._fresh_s, LOOK_SHARE * took_s) if self._fresh_s else 0.0)
 
     def _take_in(self, rows: Iterable[Connection], now: float) -> None:
+        # what the router itself connects to a daemon that shares the address, its plane counts
         rows = list(rows)
+        chosen = [row for row in rows if row.peer[0].startswith(CHOOSING)]
+        self._relayed_waiting = Counter(row.peer[0] for row in chosen if not row.inode)
+        rows = [row for row in rows if not row.peer[0].startswith(CHOOSING)]
         everybody = len(rows)
         rows = [row for row in rows if row.inode]  # one that nobody has accepted is nobody's yet
         self._unaccepted = everybody - len(rows)

@@ -3,23 +3,91 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Self
 
-BACKLOG: Final = 4096  # net.core.somaxconn since Linux 5.4; more is cut to it (listen(2))
+from turnout.errors import SpawnError
+from turnout.group import Group, Member, held_by
+from turnout.listener import bind, spell
+from turnout.system.spawn_record import SpawnRecord
 
 
 @dataclass(slots=True)
 class Listening:
-    """The listeners of one service. Owns them."""
+    """The listeners of one service. Owns them.
+
+    ``group``: the daemons that share the first of them, if any ever did.
+    """
 
     addresses: list[tuple[str, int]]
     sockets: list[socket.socket]
+    group: Group | None = None
 
     def close(self) -> None:
+        if self.group:
+            self.group.close()
         for sock in self.sockets:
             sock.close()
+
+    def join(self, boot_id: str) -> tuple[socket.socket, Member]:
+        """A listener for a daemon that shares the fixed address; the caller's, who passes it on and closes it.
+
+        Raises:
+            SpawnError: it cannot be had, and why.
+        """
+        if len(self.addresses) != 1:
+            raise SpawnError(
+                f"a daemon can share one address, and the service listens on {spell(self.addresses)}",
+                hint='listen on one, or plane = "relay"',
+            )
+        self.group = self.group or Group(self.sockets[0])
+        return self.group.join(boot_id)
+
+    def offered(self) -> list[socket.socket]:
+        """All that the router accepts from; the first one of each address stays as long as that is listened on."""
+        return [*self.sockets, *(self.group.spares if self.group else ())]
+
+    @classmethod
+    def brought(
+        cls, found: Sequence[tuple[tuple[str, int], socket.socket]], records: Iterable[SpawnRecord], home_slot: int
+    ) -> Self:
+        """What a router has had since before this keeper; of several at one address the first is its own.
+
+        Args:
+            found: each listener with its address; owned here from now on.
+            records: of the service's daemons: who runs and has a place in the group.
+            home_slot: the place of the router's own listener there.
+        """
+        first: dict[tuple[str, int], socket.socket] = {}
+        spares: list[socket.socket] = []
+        for address, sock in found:
+            if address in first:
+                spares.append(sock)
+            else:
+                first[address] = sock
+        group = None
+        if spares:
+            members = {
+                record.boot_id: Member(record.slot, record.listener_inode)
+                for record in records
+                if record.listener_inode and record.ended is None
+            }
+            address = spares[0].getsockname()[:2]
+            group = Group(first[address], spares, members, home_slot)
+        return cls(list(first), list(first.values()), group)
+
+    @classmethod
+    def rejoined(cls, addresses: Sequence[tuple[str, int]], records: Iterable[SpawnRecord]) -> Self | None:
+        """Listen beside the service's own daemons, which have the address alone since keeper and router died.
+
+        None: it is not so, and the address is somebody else's.
+        """
+        daemons = {record.boot_id: record for record in records}
+        if len(addresses) != 1 or not held_by(addresses[0], daemons.values()):
+            return None
+        group = Group.rejoin(addresses[0], daemons)
+        return cls(list(addresses), [group.home], group)
 
     @classmethod
     def at(cls, addresses: Sequence[tuple[str, int]]) -> Self:
@@ -49,27 +117,9 @@ class Listening:
         for address, sock in known.items():
             if address not in addresses:
                 sock.close()
+        group = self.group
+        if group and self.addresses[0] not in addresses:
+            group.close()
+            group = None
         known |= new
-        return type(self)(list(addresses), [known[address] for address in addresses])
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """The listener of a fixed address. TCP_NODELAY is inherited by what it accepts (tcp(7))."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def spell(addresses: Sequence[tuple[str, int]]) -> str:
-    return ", ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in addresses)
+        return type(self)(list(addresses), [known[address] for address in addresses], group)

@@ -6,7 +6,8 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -14,9 +15,11 @@ from turnout.admin import RouterClient
 from turnout.choice import wanted_build
 from turnout.config import Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, set_desired
+from turnout.core.membership import register_daemon
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Snapshot, State
 from turnout.core.outcome import Outcome, explain
 from turnout.core.policy import abandoned
+from turnout.core.slots import source_of
 from turnout.daemon_naming import daemon_name
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, Ground
@@ -30,7 +33,7 @@ from turnout.system.home import Home
 from turnout.system.lifecycle_lock import Holder, LifecycleLock
 from turnout.system.process import is_alive, provably_dead
 from turnout.system.spawn import resolve_command
-from turnout.system.spawn_record import prune_records
+from turnout.system.spawn_record import prune_records, read_records
 from turnout.verdict import serving
 
 
@@ -136,6 +139,15 @@ class LockedService:
             self.service = Service.open(self.service.home, wanted.settings)
             self._ground = Ground(self.home, wanted, starts_keeper=self._starts_keeper)
 
+    def _settle_places(self) -> None:
+        """A keeper that found the daemons alone at the fixed address gave them other places in their group."""
+        registry, records = self.service.registry, read_records(self.service.home.records)
+        for boot_id, daemon in registry.read().snapshot.daemons.items():
+            record = records.get(boot_id)
+            source = source_of(record.slot) if record and record.listener_inode else daemon.source
+            if source != daemon.source:
+                registry.update(partial(register_daemon, daemon=replace(daemon, source=source)))
+
     def _prepare(self, *, listen: bool = True, rolls: bool = False) -> Snapshot:
         """Keeper, listener, router, and a registry without the rollout of a dead owner.
 
@@ -158,6 +170,7 @@ class LockedService:
                 if before is not None:  # what does not listen as it says is not in force
                     write_durably(Files(), service.home.settings, before)
                 raise
+            self._settle_places()
         snapshot = service.registry.read().snapshot
         block = snapshot.deployment
         prune_records(service.home.records, spare=snapshot.daemons)

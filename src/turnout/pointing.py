@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
-from turnout.core.model import Desired, State
+from turnout.core.model import Daemon, Desired, State
 from turnout.following import Following
 from turnout.live_settings import LiveSettings
 from turnout.planes.plane import Plane, Target
@@ -15,12 +16,22 @@ REFUSED_PATIENCE_S: Final = 0.25
 
 
 class Pointing:
-    """Points one service's plane. Owns nothing: the plane is the service's."""
+    """Points one service's plane. Owns nothing: the plane is the service's.
 
-    def __init__(self, plane: Plane, live: LiveSettings, following: Following) -> None:
+    Args:
+        plane: that.
+        live: its settings.
+        following: its registry.
+        source_of: from where one reaches a daemon that shares the fixed address; empty: it does not.
+    """
+
+    def __init__(
+        self, plane: Plane, live: LiveSettings, following: Following, source_of: Callable[[Daemon], str]
+    ) -> None:
         self._plane = plane
         self._live = live
         self._following = following
+        self._source_of = source_of
         self._headers: dict[str, bool] = {}  # by boot
 
     def point(self, *, coming: bool) -> None:
@@ -36,7 +47,11 @@ class Pointing:
             self._plane.point_at(None, patience_s=hold_s)
         elif active:
             target = Target(
-                active.boot_id, active.host, active.port, proxy_protocol=self.expects_header(active.boot_id)
+                active.boot_id,
+                active.host,
+                active.port,
+                proxy_protocol=self.expects_header(active.boot_id),
+                source=self._source_of(active),
             )
             coming = coming or block.state is not State.IDLE
             self._plane.point_at(target, patience_s=hold_s if coming else REFUSED_PATIENCE_S)

@@ -10,9 +10,8 @@ verb aborts the rollout of a dead owner, and the router stops daemons that nothi
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -32,15 +31,17 @@ from turnout.core.membership import forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, explain
 from turnout.core.policy import DataOwner, owns_its_data
+from turnout.core.slots import source_of
 from turnout.daemon_naming import new_boot_id
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import Ground
+from turnout.placing import Place, place, shares_address
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
 from turnout.system.probe import ProbeResult, probe, wait_healthy
 from turnout.system.process import is_alive, own_identity, provably_dead
 from turnout.system.readiness import says_not_ready
-from turnout.system.spawn import choose_port, clean_environment, fill_port
+from turnout.system.spawn import choose_port
 from turnout.system.spawn_record import read_records
 
 APPLY_TIMEOUT_S: Final = 10.0
@@ -211,6 +212,12 @@ class RolloutRun:
     def _start_healthy(self, boot_id: str, build: Build, build_id: str) -> Daemon:
         """Spawn and probe; a daemon that ends because its port was taken is tried again on another one."""
         settings = self._service.settings
+        if shares_address(build, settings, self._router, timeout_s=APPLY_TIMEOUT_S):
+            daemon = self._spawn(boot_id, build, build_id, None)
+            result = self._wait_ready(daemon, owns_its_data(build.command))
+            if not result.ok:
+                raise candidate_error(self._service, daemon, result)
+            return daemon
         avoid = {address.port for address in settings.listen}
         for attempt in range(1, SPAWN_TRIES + 1):
             with choose_port(avoid=avoid) as reserved:
@@ -225,15 +232,19 @@ class RolloutRun:
                 raise candidate_error(self._service, daemon, result)
         raise AssertionError("the last try returns or raises")
 
-    def _spawn(self, boot_id: str, build: Build, build_id: str, port: int) -> Daemon:
-        self._on_step(Step.SPAWN, f"{boot_id} on port {port}")
-        env = clean_environment(os.environ, build.env, port=port)
-        argv = fill_port(build.command, port)
-        identity = self._fork(boot_id, argv, build.cwd, env)
+    def _spawn(self, boot_id: str, build: Build, build_id: str, port: int | None) -> Daemon:
+        """Start it on that port; None: at the fixed address, in the group there."""
+        where = place(build, self._service.settings, port)
+        at = where.at
+        self._on_step(Step.SPAWN, f"{boot_id} on port {at.port}")
+        identity = self._fork(boot_id, where, build.cwd)
+        record = read_records(self._service.home.records).get(boot_id)
         now = time.time()
         daemon = Daemon(
             boot_id,
-            port=port,
+            host=at.host,
+            port=at.port,
+            source=source_of(record.slot) if record and record.listener_inode else "",
             identity=identity,
             start_ts=now,
             last_seen_ts=now,
@@ -245,17 +256,17 @@ class RolloutRun:
         self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
         return daemon
 
-    def _fork(self, boot_id: str, argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> Identity:
+    def _fork(self, boot_id: str, where: Place, cwd: str) -> Identity:
         """Have the keeper start it; a keeper that dies over it is replaced, for nothing may serve meanwhile."""
         name = self._service.name
         try:
-            return self._ground.keeper.spawn(name, boot_id, argv, cwd=cwd, env=env)
+            return self._ground.keeper.spawn(name, boot_id, where.argv, cwd=cwd, env=where.env, listener=where.listener)
         except NotRunningError:
             self._ground.renew()
         record = read_records(self._service.home.records).get(boot_id)
         if record and record.ended is None and is_alive(record.identity):
             return record.identity  # it was started, and only the answer was lost
-        return self._ground.keeper.spawn(name, boot_id, argv, cwd=cwd, env=env)
+        return self._ground.keeper.spawn(name, boot_id, where.argv, cwd=cwd, env=where.env, listener=where.listener)
 
     def _wait_ready(self, daemon: Daemon, known: DataOwner | None) -> ProbeResult:
         """Healthy, and of a kind of daemon that is known to listen too early: not refusing its clients either."""

@@ -34,11 +34,17 @@ from turnout.kernel_view import KernelView
 from turnout.logfile import CHECK_EVERY_S, LogFile
 from turnout.metrics import Reading
 from turnout.planes.choose import Planes, choose, lacking
+from turnout.planes.chooser import attach
 from turnout.planes.pins import pins_of
+from turnout.planes.reuseport import Reuseport
 from turnout.planes.sk_lookup import SkLookup
+from turnout.planes.steering import Steering
+from turnout.planes.trial import group_works
 from turnout.scraping import Scraping
 from turnout.served import Served
 from turnout.service import policy
+from turnout.sharing import Sharing
+from turnout.system.control import Message
 from turnout.system.home import Home
 from turnout.system.lead_lock import LeadLock
 
@@ -245,7 +251,7 @@ class Router:
 
     # -- listeners, from and to the keeper ---------------------------------------------------------------------------
 
-    def take(self, service: str, sockets: Sequence[socket.socket]) -> None:
+    def take(self, service: str, sockets: Sequence[socket.socket], told: Message) -> None:
         """All listeners that the service is to have from now on."""
         if self._leave.is_set():  # its successor gets them as well
             for sock in sockets:
@@ -264,7 +270,7 @@ class Router:
             self._services[service] = served, self._group.create_task(served.run())
             if self._lead.held:
                 served.lead()
-        served.take(sockets)
+        served.take(sockets, told)
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be walked by every collection
 
@@ -281,6 +287,9 @@ class Router:
             for sock in served.sockets
         ]
 
+    def homes(self) -> Mapping[str, int]:
+        return {name: served.group.home() for name, (served, _) in self._services.items()}
+
     def ended(self, service: str, boot_id: str) -> None:
         found = self._services.get(service)
         if found:
@@ -289,15 +298,27 @@ class Router:
     def _compose(self, service: str) -> Served:
         home = self._home.service(service)
         settings = load_settings(home.settings.read_bytes())
-        chosen = choose(settings.plane, lacks=lacking(), demands=demands(settings))
+        chosen = choose(
+            settings.plane,
+            lacks=lacking(),
+            demands=demands(settings),
+            takes_part=settings.takes_part,
+            tried=lambda: group_works(attach),
+        )
         log.info("%s: plane %s: %s", service, chosen.name, chosen.reason)
         pins = pins_of(self._home.root, service)
+        # a plane asks when it is in use, and by then there is a service
+        kernel = KernelView(lambda: served.addresses, lambda: served.following.snapshot.daemons)
+        group = Sharing(service, self._link)
+        steering: Steering | None = None
         if chosen.name == "sk_lookup":
-            # a plane asks when it is in use, and by then there is a service
-            kernel = KernelView(lambda: served.addresses, lambda: served.following.snapshot.daemons)
-            plane = self._planes.direct(SkLookup(kernel.listener_of, pins), kernel, policy(settings))
+            steering = SkLookup(kernel.listener_of, pins)
+        elif chosen.name == "reuseport":
+            steering = Reuseport(kernel.is_there, group.home, group.steered)
+        if steering:
+            plane = self._planes.direct(steering, kernel, policy(settings), kernel.is_there)
         else:
-            plane = self._planes.make(chosen.name, policy(settings))
+            plane = self._planes.make(chosen.name, policy(settings), kernel.is_there)
         served = Served(
             self._loop,
             self._executor,
@@ -309,6 +330,7 @@ class Router:
             self._link,
             self._planes.attention,
             pins,
+            group,
         )
         return served
 

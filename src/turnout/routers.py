@@ -198,11 +198,16 @@ class Routers:
                 os.close(fd)
             self._send(channel, {"re": message.get("id"), "ok": False, "error": "stranger"}, ())
             return None
-        brought: dict[str, Listening] = {}
+        found: dict[str, list[tuple[tuple[str, int], socket.socket]]] = {}
         for (name, host, port), fd in zip(message.get("listeners", []), fds, strict=True):
-            served = brought.setdefault(check_name(name), Listening([], []))
-            served.addresses.append((host, port))
-            served.sockets.append(socket.socket(fileno=fd))
+            found.setdefault(check_name(name), []).append(((host, port), socket.socket(fileno=fd)))
+        homes = message.get("homes", {})
+        brought = {
+            name: Listening.brought(
+                listeners, read_records(self._home.service(name).records).values(), int(homes.get(name, 0))
+            )
+            for name, listeners in found.items()
+        }
         for name, served in brought.items():
             if name in self._served:
                 served.close()
@@ -212,7 +217,7 @@ class Routers:
         lacks = [
             name
             for name, served in self._served.items()
-            if name not in brought or brought[name].addresses != served.addresses
+            if name not in brought or brought[name].addresses != served.addresses or served.group
         ]
         phase = message.get("phase")
         router.leaving = phase == "leaving"
@@ -272,6 +277,13 @@ class Routers:
         self._tell_leaving()
         if self._handover and self._handover.successor == boot_id:
             self._settle(router)
+
+    def seen(self, channel: Channel, message: Message) -> None:
+        """The router that leads has the listeners of a group as they were, and directs new connections to a place."""
+        boot_id, _ = self._of_channel(channel)
+        served = self._served.get(str(message.get("service")))
+        if served and served.group and boot_id == self._current:
+            served.group.seen(int(message["version"]), int(message["slot"]))
 
     def lost(self, channel: Channel) -> None:
         """A channel was closed; it may have been a router's."""
@@ -345,7 +357,9 @@ class Routers:
         if router.channel:
             served = self._served[name]
             message = {"op": "listen", "service": name, "addresses": served.addresses}
-            self._send(router.channel, message, [sock.fileno() for sock in served.sockets])
+            if served.group:
+                message |= served.group.told()
+            self._send(router.channel, message, [sock.fileno() for sock in served.offered()])
 
     def _check_silent(self) -> None:
         """A router that does not attach although it had the time for it is replaced."""

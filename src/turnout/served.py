@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -22,12 +23,15 @@ from turnout.keeper_link import KeeperLink
 from turnout.leaving import Leaving
 from turnout.live_settings import LiveSettings
 from turnout.planes.attention import Attention
+from turnout.planes.chooser import let_go
 from turnout.planes.pins import Pins
 from turnout.planes.plane import Plane
 from turnout.pointing import Pointing
 from turnout.service import policy
 from turnout.service_report import ServiceReport
+from turnout.sharing import Sharing
 from turnout.supervision import Supervision
+from turnout.system.control import Message
 from turnout.system.home import Home
 from turnout.telling import Telling
 from turnout.troubles import Troubles
@@ -51,10 +55,12 @@ class Served:
         keeper: KeeperLink,
         attention: Attention,
         pins: Pins | None,
+        group: Sharing,
     ) -> None:
         self._loop = loop
         self.plane = plane
         self._pins = pins
+        self.group = group
         self.sockets: list[socket.socket] = []
         self._leads = asyncio.Event()
         self._leaves = asyncio.Event()
@@ -68,7 +74,7 @@ class Served:
         # until the registry is read, nobody is turned away: a router that follows a dead one finds clients waiting
         plane.point_at(None, patience_s=live.settings.hold_timeout_s)
         following = self.following = Following(loop, executor, live, self, attention)
-        self._pointing = Pointing(plane, live, following)
+        self._pointing = Pointing(plane, live, following, group.source_of)
         telling = Telling(scribe, live, following)
         self.supervision = Supervision(
             loop, executor, home, live, following, self._pointing, telling, restart_changed=self._point
@@ -114,20 +120,31 @@ class Served:
             self._rests.set()
             self._close()
 
-    def take(self, sockets: Sequence[socket.socket]) -> None:
-        """Accept on these and on no other listeners, now or once this router leads; they are owned here."""
-        before = {sock.getsockname()[:2]: sock for sock in self.sockets}
-        wanted = {sock.getsockname()[:2]: sock for sock in sockets}
-        self.sockets = [before.get(address, sock) for address, sock in wanted.items()]
-        for address, sock in before.items():
-            if address not in wanted:
-                self.plane.remove_listener(address)
+    def take(self, sockets: Sequence[socket.socket], told: Message) -> None:
+        """Accept on these and on no other listeners, now or once this router leads; they are owned here.
+
+        Args:
+            sockets: at a shared address there are several; one that is left out then was shut down by the keeper, and
+                the plane has noticed.
+            told: what the keeper says of them.
+        """
+        before = {_inode(sock): sock for sock in self.sockets}
+        wanted = {_inode(sock): sock for sock in sockets}
+        addresses = {sock.getsockname()[:2] for sock in sockets}
+        self.group.took(told)
+        self.sockets = [before.get(inode, sock) for inode, sock in wanted.items()]
+        for inode, sock in before.items():
+            if inode not in wanted:
+                if sock.getsockname()[:2] not in addresses:
+                    self.plane.remove_listener(sock.getsockname()[:2])
                 sock.close()
-        for address, sock in wanted.items():
-            if address in before:
+        for inode, sock in wanted.items():
+            if inode in before:
                 sock.close()  # another descriptor of the same listener
             elif self._leads.is_set():
                 self.plane.add_listener(sock)
+        if self.ready:
+            self._point()  # a daemon may have another place now
 
     @property
     def ready(self) -> bool:
@@ -151,6 +168,7 @@ class Served:
             self._end_other_steering()
             for sock in self.sockets:
                 self.plane.add_listener(sock)
+            self.group.lead()
             self.following.look_soon()
 
     def _end_other_steering(self) -> None:
@@ -160,6 +178,12 @@ class Served:
                 self._pins.remove()
             except OSError as error:
                 log.error("%s: cannot end what is pinned: %s", self.live.service.name, error)  # noqa: TRY400
+        if self.plane.name != "reuseport":
+            for sock in self.sockets:
+                try:
+                    let_go(sock, self.group.home())
+                except OSError as error:
+                    log.error("%s: cannot end the steering: %s", self.live.service.name, error)  # noqa: TRY400
 
     async def rest(self) -> None:
         """Decide nothing any more; a write under way is brought to its end, with what is told of it."""
@@ -235,3 +259,7 @@ class Served:
             await asyncio.sleep(1.0)
             with contextlib.suppress(TurnoutError):
                 await self.following.look()
+
+
+def _inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino

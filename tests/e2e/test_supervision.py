@@ -6,8 +6,9 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,8 +63,8 @@ def test_refresh_is_one_critical_section_from_its_begin_until_after_its_switch(t
 class SlowKeeper(KeeperClient):
     """A keeper whose answer to a spawn comes late: for so long the daemon runs and is in no registry."""
 
-    def spawn(self, service: str, boot_id: str, argv: Sequence[str], *, cwd: str, env: Mapping[str, str]) -> Identity:
-        identity = super().spawn(service, boot_id, argv, cwd=cwd, env=env)
+    def spawn(self, service: str, boot_id: str, argv: Sequence[str], **more: Any) -> Identity:
+        identity = super().spawn(service, boot_id, argv, **more)
         time.sleep(3 * STRAY_EVERY_S)  # the reaper looks several times
         return identity
 

@@ -82,7 +82,7 @@ def test_here_the_relay_can_run() -> None:
 def test_what_is_made_is_what_was_chosen(name: str) -> None:
     async def made() -> set[str]:
         planes = Planes(asyncio.get_running_loop())
-        both = [planes.make(name, Policy()) for _ in range(2)]
+        both = [planes.make(name, Policy(), lambda _target: True) for _ in range(2)]
         for plane in both:
             plane.close()
         planes.close()

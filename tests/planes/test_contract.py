@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from bulk_daemon import block, expected, pump_out, take_in
-from stage import RELAYS, Daemon, Stage
+from stage import RELAYS, Stage
 from support import eventually, report, scaled
 from traffic import (
     PAYLOADS,
@@ -318,9 +318,11 @@ def test_switches_under_load_lose_nothing_and_every_connection_has_one_daemon(st
 
 
 def test_a_connection_that_comes_after_the_switch_goes_to_the_new_daemon(stage: Stage) -> None:
-    stage.daemon("v1")
+    before = stage.daemon("v1")
     for number in range(scaled(50, 1000)):
         daemon = stage.daemon(f"n{number}")
+        before.listener.close()
+        before = daemon
         client = stage.client()
         far = daemon.accept()
         far.sendall(b"here")
@@ -409,18 +411,16 @@ def test_without_patience_nobody_is_held(stage: Stage) -> None:
 
 def test_a_refused_connect_is_held_and_the_client_never_knows(stage: Stage) -> None:
     dead = stage.daemon("dead")
-    address = dead.listener.getsockname()
     dead.listener.close()
     client = stage.client()
     client.sendall(b"anyone?")
     eventually(lambda: stage.plane.counters.connect_failed > 0)
-    reborn = Daemon("dead", address)
+    reborn = stage.reborn(dead)
     far = reborn.accept()
     assert far.recv(100) == b"anyone?"
     far.sendall(b"me")
     assert client.recv(100) == b"me"
     far.close()
-    reborn.listener.close()
 
 
 def test_a_held_client_that_resets_leaves_at_once_and_one_that_ends_its_stream_stays(stage: Stage) -> None:

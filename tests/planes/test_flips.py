@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from process_support import Running, Started
+from process_support import Started, line_of
 from stage import Stage
 from support import report, scaled
+from turnout.core.model import Daemon as Registered
 from turnout.planes.plane import Target
+from turnout.system.process import identify
 
 TESTS = Path(__file__).parent.parent
 THREADS = 4
@@ -31,9 +33,30 @@ def started() -> Iterator[Started]:
         yield found
 
 
-def point_at(stage: Stage, daemon: Running) -> None:
-    version = daemon.daemon.boot_id
-    stage.call(lambda: stage.plane.point_at(Target(version, "127.0.0.1", daemon.port), patience_s=20.0))
+def point_at(stage: Stage, target: Target) -> None:
+    stage.call(lambda: stage.plane.point_at(target, patience_s=20.0))
+
+
+def daemons_of(stage: Stage, started: Started) -> list[Target]:
+    """Two, in processes of their own, which listen on ports of theirs or at the fixed address with the plane."""
+    targets: list[Target] = []
+    for version in ("v0", "v1"):
+        if stage.group:
+            listener, target = stage.joined(version)
+            with listener:
+                fd = listener.fileno()
+                process = started.run(
+                    sys.executable, str(TESTS / "fd_daemon.py"), version, "--fd", str(fd), pass_fds=[fd]
+                )
+            assert line_of(process).startswith(version.encode())
+            daemon = Registered(version, *stage.address, identity=identify(process.pid), source=target.source)
+        else:
+            running = started.demo(version=version)
+            target = Target(version, "127.0.0.1", running.port)
+            daemon = replace(running.daemon, boot_id=version)
+        stage.stand.daemons[version] = daemon
+        targets.append(target)
+    return targets
 
 
 def ask(address: tuple[str, int]) -> str:
@@ -60,16 +83,13 @@ def test_a_connection_that_met_the_daemon_before_would_be_found_out() -> None:
     assert judge(told, [(2.1, 4.9, "b"), (6.1, 7.0, "a")]) == (2, 2)
 
 
-@pytest.mark.parametrize("kind", ["sk_lookup"], indirect=True)
+@pytest.mark.parametrize("kind", ["reuseport", "sk_lookup"], indirect=True)
 @pytest.mark.timeout(900)
 def test_flips_at_full_speed_lose_nobody_and_the_next_connection_always_meets_the_new_daemon(
     stage: Stage, started: Started
 ) -> None:
     flips = scaled(200, 2000)
-    daemons = [started.demo(version=version) for version in ("v0", "v1")]
-    daemons = [replace(one, daemon=replace(one.daemon, boot_id=f"v{n}")) for n, one in enumerate(daemons)]
-    for one in daemons:
-        stage.stand.daemons[one.daemon.boot_id] = one.daemon
+    daemons = daemons_of(stage, started)
     point_at(stage, daemons[0])
     script = str(TESTS / "flip_clients.py")
     argv = [sys.executable, script, str(stage.address[1]), str(THREADS)]
@@ -82,9 +102,9 @@ def test_flips_at_full_speed_lose_nobody_and_the_next_connection_always_meets_th
             daemon = daemons[number % 2]
             began = time.monotonic()
             point_at(stage, daemon)
-            told.append((began, time.monotonic(), daemon.daemon.boot_id))
+            told.append((began, time.monotonic(), daemon.boot_id))
             assert stage.plane.trouble == ""
-            assert ask(stage.address) == daemon.daemon.boot_id, "the next connection met the old daemon"
+            assert ask(stage.address) == daemon.boot_id, "the next connection met the old daemon"
         said = json.loads(load.communicate("\n", timeout=120)[0])
     sure, wrong = judge(told, said["answered"])
     counted = Counter(who for _, _, who in said["answered"])

@@ -212,14 +212,12 @@ def test_the_daemon_is_told_its_client_before_any_byte_of_the_client(kind: str, 
 def test_held_clients_and_retried_connects_are_introduced_once(kind: str, opened: Opened) -> None:
     stage = staged(opened, kind, Policy())
     dead = introduced(stage)
-    address = dead.listener.getsockname()
     dead.listener.close()
     client = stage.client()
     client.sendall(b"patient")
     client.shutdown(socket.SHUT_WR)
     eventually(lambda: stage.plane.counters.connect_failed > 1)
-    reborn = Daemon("v1", address)
-    opened.callback(reborn.listener.close)
+    reborn = stage.reborn(dead)
     far = reborn.accept()
     assert read_header(far).source == client.getsockname()
     assert far.recv(100) == b"patient"
@@ -329,7 +327,9 @@ def test_ipv6_clients_and_an_ipv6_daemon_are_served_side_by_side_with_ipv4(kind:
     with ipv6_listener() as front, ipv6_listener() as listener:
         listener.settimeout(20)
         stage.call(lambda: stage.plane.add_listener(front))
-        target = replace(stage.daemon("four").target, boot_id="six", host="::1", port=listener.getsockname()[1])
+        target = replace(
+            stage.daemon("four").target, boot_id="six", host="::1", port=listener.getsockname()[1], source=""
+        )
         stage.call(lambda: stage.plane.point_at(target, patience_s=20.0))
         for address in (front.getsockname()[:2], stage.address):
             client = opened.enter_context(socket.create_connection(address, 20))

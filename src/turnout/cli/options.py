@@ -22,6 +22,7 @@ from turnout.config import (
     parse_address,
     plane_name,
     strategy_name,
+    with_part,
 )
 from turnout.config_check import check
 from turnout.config_file import find_file, load_file
@@ -98,7 +99,7 @@ def shape(function: F) -> F:
     function = click.option("--listen", envvar="TURNOUT_LISTEN", metavar="ADDR[,…]", help=f"Default {DEFAULT_LISTEN}.")(
         function
     )
-    function = click.option("--plane", metavar="P", help="auto, relay, stream or sk_lookup.")(function)
+    function = click.option("--plane", metavar="P", help="auto, relay, stream, reuseport or sk_lookup.")(function)
     function = click.option("--strategy", metavar="S", help="blue-green, or recreate for a daemon that owns its data.")(
         function
     )
@@ -148,7 +149,7 @@ def resolve(
     if command:
         # what somebody types is in no file: from here on there is none to watch
         settings = msgspec.structs.replace(settings, source="", watch=(), version_command=())
-        settings, fitted = fit(settings, command)
+        settings, fitted = fit(with_part(settings, command, {}), command)
         known = Wanted(settings=settings, command=tuple(command), version=version)
     check(settings)
     wanted = msgspec.structs.replace(known, settings=settings, version=version or known.version, fitted=fitted)

@@ -28,6 +28,7 @@ from turnout.core.model import (
     State,
     Workspace,
 )
+from turnout.core.slots import slot_of, source_of
 from turnout.errors import RegistryUnsupportedError
 
 MAX_DEPTH: Final = 64  # somebody else's data may be nested, too
@@ -222,6 +223,7 @@ class _Reader:
             build=fields.text("build"),
             owned=fields.flag("owned"),
             proxy_protocol=fields.text("proxy_protocol"),
+            source=source_of(slot_of(fields.text("source"))),
             http_host=fields.maybe_text("http_host"),
             http_port=fields.maybe_port("http_port"),
             http_pid=fields.maybe_count("http_pid"),
@@ -371,6 +373,7 @@ def _daemon(daemon: Daemon) -> dict[str, Any]:
         "build": daemon.build,
         "owned": daemon.owned,
         "proxy_protocol": daemon.proxy_protocol,
+        "source": daemon.source,
     }
     return {**ours, **{key: value for key, value in later.items() if value}, **_finite(daemon.extra)}
 

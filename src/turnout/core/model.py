@@ -89,6 +89,7 @@ class Daemon:
     build: str = ""  # hash of its Build, empty for a daemon that something else started
     owned: bool = False  # turnout started it, and so may stop it
     proxy_protocol: str = ""  # what it was started to expect ("none", "v2"); empty: what the settings say
+    source: str = ""  # from where one reaches it that listens at the fixed address itself (core/slots.py)
     http_host: str | None = None
     http_port: int | None = None
     http_pid: int | None = None

@@ -11,8 +11,10 @@ from turnout.config_check import demands
 from turnout.doctor.finding import Found, bad, ok, warn
 from turnout.doctor.scene import Scene
 from turnout.errors import ConfigError
-from turnout.listening import BACKLOG
+from turnout.listener import BACKLOG
 from turnout.planes.choose import DIRECT, choose, lacking
+from turnout.planes.chooser import attach
+from turnout.planes.trial import group_works
 
 FEW_DESCRIPTORS = 4096  # two for a client, two for a pipe that is leased
 PLENTY = 65536
@@ -148,7 +150,12 @@ def check_plane(scene: Scene) -> Iterator[Found]:
 
 def _would_be(settings: Settings) -> str:
     """Why a router would choose the plane that it would."""
-    return choose(settings.plane, lacks=lacking(), demands=demands(settings)).reason
+    part = settings.takes_part
+    return choose(settings.plane, lacks=lacking(), demands=demands(settings), takes_part=part, tried=_tried).reason
+
+
+def _tried() -> str:
+    return group_works(attach)
 
 
 def _ports(text: str) -> set[int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from turnout.errors import ConfigError
 from turnout.planes.attention import Attention
+from turnout.planes.front import IsThere
 from turnout.planes.plane import Plane
 from turnout.planes.policy import Policy
 from turnout.planes.stream import Stream
@@ -93,28 +94,35 @@ class Planes:
         self._poller: Poller | None = None
         self.attention = Attention()
 
-    def make(self, name: str, policy: Policy) -> Plane:
-        """A plane by the name that was chosen."""
+    def make(self, name: str, policy: Policy, is_there: IsThere) -> Plane:
+        """A relay or a stream, by the name that was chosen.
+
+        Args:
+            name: that.
+            policy: see there.
+            is_there: whether a daemon that shares the fixed address still listens there.
+        """
         if name == "stream":
             self.attention.urgent += 1  # its connections are on the loop's own epoll, and must not wait for a relay's
-            return Stream(self._loop, policy=policy)
+            return Stream(self._loop, policy=policy, is_there=is_there)
         from turnout.planes.poller import Poller  # noqa: PLC0415
         from turnout.planes.relay import Relay  # noqa: PLC0415
 
         self._poller = self._poller or Poller(self._loop, attention=self.attention)
-        return Relay(self._loop, poller=self._poller, policy=policy)
+        return Relay(self._loop, poller=self._poller, policy=policy, is_there=is_there)
 
-    def direct(self, steering: Steering, kernel: Kernel, policy: Policy) -> Plane:
+    def direct(self, steering: Steering, kernel: Kernel, policy: Policy, is_there: IsThere) -> Plane:
         """A relay with this steering before it.
 
         Args:
             steering: tells the kernel where new connections go; the plane owns it from here on.
             kernel: tells who has which connections.
             policy: see there.
+            is_there: as for :meth:`make`.
         """
         from turnout.planes.direct import Direct  # noqa: PLC0415
 
-        return Direct(self._loop, self.make("relay", policy), steering, kernel, policy=policy)
+        return Direct(self._loop, self.make("relay", policy, is_there), steering, kernel, policy=policy)
 
     def close(self) -> None:
         """Give the epoll back; every relay has closed before."""

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from typing import Final
 
 from turnout.core.proxy_protocol import header
+from turnout.core.slots import CHOOSING
+from turnout.planes.chooser import is_shared
 from turnout.planes.hold import Hold, Waiting
 from turnout.planes.plane import Counters, Target
 from turnout.planes.policy import Policy
 from turnout.planes.readiness import EIN, EOUT, Readiness
-from turnout.planes.sources import Sources, may_be_a_source
-from turnout.planes.tcp import INHERITS, is_loopback, reset_on_close, set_up
+from turnout.planes.sources import Sources, connect_from, may_be_a_source
+from turnout.planes.tcp import INHERITS, is_loopback, listens, reset_on_close, set_up
 
 ACCEPTS_PER_WAKEUP: Final = 64
 BACKLOG: Final = 1 << 16  # more than any accept queue has (listen(2))
@@ -35,6 +37,7 @@ _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
 
 
 Begin = Callable[[Waiting, socket.socket, Target], None]
+IsThere = Callable[[Target], bool]
 
 
 class Front:
@@ -54,6 +57,7 @@ class Front:
         connect_timeout_s: after so many seconds a connect that is not answered is tried anew.
         release_per_tick: how many held connections are let go at once; the rest follows with the next ticks.
         clock: monotonic seconds.
+        is_there: whether a daemon that shares the fixed address still listens there.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Front:
         connect_timeout_s: float,
         release_per_tick: int,
         clock: Callable[[], float],
+        is_there: IsThere,
     ) -> None:
         self.listeners: dict[int, socket.socket] = {}
         self.connecting: dict[int, Waiting] = {}  # by the daemon's descriptor
@@ -92,6 +97,8 @@ class Front:
         self._policy = policy
         self._hold = Hold(policy.hold_max, counters)
         self._sources = Sources(counters, clock)
+        self._is_there = is_there
+        self._shares = False  # the address, with daemons
         self._short_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._probe_at = 0.0
@@ -135,6 +142,7 @@ class Front:
         own = sock.dup()
         own.setblocking(False)
         set_up(own, user_timeout_ms=self._policy.user_timeout_ms())
+        self._shares = self._shares or is_shared(own)
         self.listeners[own.fileno()] = own
         self._readiness.register(own.fileno(), 0 if self._no_resources or self.full else EIN)
 
@@ -167,6 +175,8 @@ class Front:
     def accept(self) -> None:
         """A listener is readable."""
         before = self._counters.accepted
+        if self._shares:
+            self._drop_shut()
         for listener in list(self.listeners.values()):
             most = ACCEPTS_PER_WAKEUP
             if self._policy.connections:
@@ -191,7 +201,13 @@ class Front:
                 if error.errno in _NO_RESOURCES:
                     self._pause_accepting()
                     return False
+                if error.errno == errno.EINVAL and not listens(listener):
+                    break
                 continue  # accept(2): errors of the new connection itself, which is gone
+            if self._shares and peer[0].startswith(CHOOSING):
+                reset_on_close(client)  # it meant a daemon that is gone, and would be relayed to ourselves
+                client.close()
+                continue
             self._counters.accepted += 1
             client.setblocking(False)
             if not INHERITS:
@@ -204,6 +220,14 @@ class Front:
             elif self._target is None or len(self._hold) or not self._connect(waiting):
                 self._keep(waiting)
         return True
+
+    def _drop_shut(self) -> None:
+        """Let go of listeners that the keeper has shut down: to epoll they are readable for ever."""
+        for fd, sock in list(self.listeners.items()):
+            if not listens(sock):
+                self._readiness.unregister(fd)
+                del self.listeners[fd]
+                sock.close()
 
     def _room(self) -> int:
         """How many connections may be added before the limit is reached."""
@@ -256,9 +280,13 @@ class Front:
             set_up(daemon, user_timeout_ms=self._policy.user_timeout_ms())
         address = (target.host, target.port)
         sources = self._sources
-        code = daemon.connect_ex(address) if sources.last == 1 else errno.EADDRNOTAVAIL
-        if code == errno.EADDRNOTAVAIL:
-            code = sources.connect(daemon, address)
+        if target.source:
+            # it shares the address with us: once it has left, its place is ours, and nobody would refuse
+            code = connect_from(target.source, daemon, address) if self._is_there(target) else errno.ECONNREFUSED
+        else:
+            code = daemon.connect_ex(address) if sources.last == 1 else errno.EADDRNOTAVAIL
+            if code == errno.EADDRNOTAVAIL:
+                code = sources.connect(daemon, address)
         if code == errno.EINPROGRESS:  # a second look usually finds it done
             code = daemon.connect_ex(address)
         if self._meets_itself and code in {0, errno.EISCONN} and daemon.getsockname()[:2] == address:

@@ -21,13 +21,15 @@ CONNECT_BOUNDS_S: Final = (
 class Target:
     """Where new connections go: a daemon, by its boot and its address (a numeric host).
 
-    ``proxy_protocol``: it expects a PROXY protocol v2 header before the first byte of each.
+    ``proxy_protocol``: it expects a PROXY protocol v2 header before the first byte of each. ``source``: the loopback
+    address from which a connection reaches it, where it listens at the fixed address itself (core/slots.py).
     """
 
     boot_id: str
     host: str
     port: int
     proxy_protocol: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)

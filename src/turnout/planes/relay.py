@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from turnout.planes.front import Front
+from turnout.planes.front import Front, IsThere
 from turnout.planes.hold import Waiting
 from turnout.planes.idle import IdleTimeout
 from turnout.planes.plane import Carried, Census, Counters, Target
@@ -32,6 +32,7 @@ class Relay:
         poller: the epoll that it shares with others; None: it has one of its own.
         release_per_tick: how many held connections are let go at once; the rest follows with the next ticks.
         clock: monotonic seconds.
+        is_there: whether a daemon that shares the fixed address still listens there.
     """
 
     name: str = "relay"
@@ -45,6 +46,7 @@ class Relay:
         connect_timeout_s: float = 5.0,
         release_per_tick: int = 64,
         clock: Callable[[], float] = time.monotonic,
+        is_there: IsThere = lambda _target: True,
     ) -> None:
         self.counters = Counters()
         self.trouble = ""
@@ -64,6 +66,7 @@ class Relay:
             connect_timeout_s=connect_timeout_s,
             release_per_tick=release_per_tick,
             clock=clock,
+            is_there=is_there,
         )
         self._idle = IdleTimeout(loop, self._tallies, self._end_idle, clock=clock)
         self._idle.set(policy.idle_timeout_s)

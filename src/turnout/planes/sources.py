@@ -27,6 +27,16 @@ def may_be_a_source(port: int) -> bool:
     return low <= port <= high
 
 
+def connect_from(source: str, daemon: socket.socket, address: tuple[str, int]) -> int:
+    """Connect a fresh socket from this address; answers as ``connect_ex``."""
+    daemon.setsockopt(socket.IPPROTO_IP, _LATE_PORT, 1)
+    try:
+        daemon.bind((source, 0))
+    except OSError as error:
+        return error.errno or errno.EADDRNOTAVAIL
+    return daemon.connect_ex(address)
+
+
 class Sources:
     """Connects from the next loopback address where one has no port left.
 

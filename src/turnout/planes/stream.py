@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from turnout.planes.front import Front
+from turnout.planes.front import Front, IsThere
 from turnout.planes.hold import Waiting
 from turnout.planes.idle import IdleTimeout
 from turnout.planes.leg import Leg, LegPair
@@ -36,6 +36,7 @@ class Stream:
         connect_timeout_s: after so many seconds a connect that is not answered is tried anew.
         release_per_tick: how many held connections are let go at once; the rest follows with the next ticks.
         clock: monotonic seconds.
+        is_there: whether a daemon that shares the fixed address still listens there.
     """
 
     name: str = "stream"
@@ -48,6 +49,7 @@ class Stream:
         connect_timeout_s: float = 5.0,
         release_per_tick: int = 64,
         clock: Callable[[], float] = time.monotonic,
+        is_there: IsThere = lambda _target: True,
     ) -> None:
         self.counters = Counters()
         self.trouble = ""
@@ -66,6 +68,7 @@ class Stream:
             connect_timeout_s=connect_timeout_s,
             release_per_tick=release_per_tick,
             clock=clock,
+            is_there=is_there,
         )
         self._idle = IdleTimeout(loop, self._tallies, self._end_idle, clock=clock)
         self._idle.set(policy.idle_timeout_s)

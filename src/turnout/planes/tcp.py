@@ -44,6 +44,11 @@ def reset_on_close(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_LINGER)
 
 
+def listens(sock: socket.socket) -> bool:
+    """Whether it is a listener still: another process that has it may have shut it down (shutdown(2))."""
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
+
+
 def is_dead(sock: socket.socket) -> bool:
     """Whether the connection was reset, without reading from it: what came before may still lie there.
 

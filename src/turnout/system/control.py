@@ -20,7 +20,7 @@ from typing import Any, Final, cast
 from turnout.errors import NotRunningError, ProtocolError, StateUnwritableError, TimedOutError
 
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024  # a spawn request carries a whole environment; ARG_MAX is 2 MiB
-MAX_FDS: Final = 64  # far below SCM_MAX_FD (253, unix(7))
+MAX_FDS: Final = 192  # below SCM_MAX_FD (253, unix(7))
 SEND_TIMEOUT_S: Final = 2
 _MAX_SUN_PATH: Final = 104  # the smallest sun_path among the systems we run on (unix(7): 108 on Linux, 104 on macOS)
 

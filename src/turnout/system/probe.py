@@ -22,6 +22,7 @@ from turnout.system.process import is_alive, out_of_sight, provably_dead, state_
 from turnout.system.sockets import (
     Holder,
     accept_queue,
+    accept_queues,
     accepted_at,
     has_any,
     listeners_of,
@@ -186,7 +187,8 @@ def _ended(daemon: Daemon, spec: ProbeSpec) -> ProbeResult:
     pid = daemon.pid
     if not provably_dead(daemon.identity):
         return ProbeResult(ok=False, reason=f"pid {pid} is not to be seen")
-    holder = who_listens(daemon.host, daemon.port) if spec.kind != "none" else None
+    # where it shared the fixed address, somebody listens in any case
+    holder = who_listens(daemon.host, daemon.port) if spec.kind != "none" and not daemon.source else None
     if holder is None or not holder.listening:
         return ProbeResult(ok=False, reason=f"pid {pid} has ended", gone=True)
     if not spec.verify_owner:
@@ -242,7 +244,7 @@ def _queue(daemon: Daemon, deadline: float) -> ProbeResult | None:
     """
     accepted: frozenset[tuple[str, int]] | None = None
     while True:
-        queue = accept_queue(daemon.host, daemon.port)
+        queue = _fullest(daemon)
         if queue is None or queue[0] <= queue[1]:
             return None
         before, accepted = accepted, accepted_at(daemon.port)
@@ -255,11 +257,21 @@ def _queue(daemon: Daemon, deadline: float) -> ProbeResult | None:
         time.sleep(QUEUE_LOOK_S)
 
 
+def _fullest(daemon: Daemon) -> tuple[int, int] | None:
+    """Its accept queue, and how much may be in it; at an address that it shares with others, its own alone."""
+    if not daemon.source:
+        return accept_queue(daemon.host, daemon.port)
+    own = {listener.inode for listener in listeners_of(tree_of(daemon.identity))}
+    queues = [queue for queue in accept_queues(daemon.host, daemon.port) if queue.inode in own]
+    return max(((queue.waiting, queue.most) for queue in queues), key=lambda queue: queue[0] - queue[1], default=None)
+
+
 def _talk(daemon: Daemon, spec: ProbeSpec, deadline: float) -> ProbeResult:
     """Connect and, for ``expect`` and ``http``, ask and judge the answer; one deadline for all of it."""
     heard = b""
     try:
-        with socket.create_connection((daemon.host, daemon.port), _left(deadline)) as sock:
+        source = (daemon.source, 0) if daemon.source else None
+        with socket.create_connection((daemon.host, daemon.port), _left(deadline), source) as sock:
             if sock.getsockname() == sock.getpeername():  # RFC 9293, 3.5: with nobody listening, TCP can meet itself
                 return ProbeResult(ok=False, reason=f"nothing listens on port {daemon.port}")
             sock.sendall(spec.preamble)

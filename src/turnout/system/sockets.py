@@ -97,9 +97,16 @@ def accept_queue(host: str, port: int) -> tuple[int, int] | None:
     return max(queues, key=lambda queue: queue[0] - queue[1], default=None)
 
 
-def established_to(port: int) -> int:
-    """How many connections have ``port`` at this end and are not closed here: accepted ones and waiting ones."""
-    return sum(1 for row in table(SERVED, port) if row.inode or row.state in {ESTABLISHED, CLOSE_WAIT})
+def established_to(port: int, *, source: str = "") -> int:
+    """How many connections have ``port`` at this end and are not closed here: accepted ones and waiting ones.
+
+    ``source``: only those that come from this address.
+    """
+    return sum(
+        1
+        for row in table(SERVED, port)
+        if (row.inode or row.state in {ESTABLISHED, CLOSE_WAIT}) and source in {"", row.peer[0]}
+    )
 
 
 def accepted_at(port: int) -> frozenset[tuple[str, int]]:

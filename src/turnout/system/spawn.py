@@ -54,7 +54,7 @@ PORT_TRIES: Final = 200
 # Whole names, since LISTEN_ADDR and the like are the daemon's business.
 _NOT_FOR_DAEMONS: Final = frozenset({"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "MAINPID"})
 _NOR_THESE: Final = ("TURNOUT_", "WATCHDOG_")
-_PORT_WORD: Final = re.compile(r"(?<!\{)\{port\}(?!\})")
+_WORD: Final = re.compile(r"(?<!\{)\{(port|fd|listen_port)\}(?!\})")
 _PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2), Linux 3.4
 _FIRST_PASSED_FD: Final = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 
@@ -73,6 +73,8 @@ class SpawnRequest:
         record_path: says what runs, and is written before it runs.
         nofile: soft and hard RLIMIT_NOFILE (getrlimit(2)); None leaves what the parent has.
         pass_fds: descriptors that it gets as 3, 4, …, told by LISTEN_FDS and LISTEN_PID. They stay the caller's.
+        slot: its place in the group at the fixed address.
+        listener_inode: the listener that it has there; 0: it is in none.
     """
 
     boot_id: str
@@ -84,6 +86,8 @@ class SpawnRequest:
     record_path: Path
     nofile: tuple[int, int] | None = None
     pass_fds: tuple[int, ...] = ()
+    slot: int = 0
+    listener_inode: int = 0
 
 
 def spawn(request: SpawnRequest) -> Identity:
@@ -110,7 +114,15 @@ def spawn(request: SpawnRequest) -> Identity:
         for child_end in (log, gate_read, told_write):
             child_end.close()
         try:
-            record = SpawnRecord(request.boot_id, request.service, identify(pid), str(request.log_path), time.time())
+            record = SpawnRecord(
+                request.boot_id,
+                request.service,
+                identify(pid),
+                str(request.log_path),
+                time.time(),
+                slot=request.slot,
+                listener_inode=request.listener_inode,
+            )
             write_record(request.record_path, record)
             with contextlib.suppress(BrokenPipeError):  # it failed before the gate, and says so on the other pipe
                 gate_write.write(b"g")
@@ -287,9 +299,17 @@ def clean_environment(base: Mapping[str, str], extra: Mapping[str, str], *, port
     return env
 
 
-def fill_port(argv: Sequence[str], port: int) -> tuple[str, ...]:
-    """The command with every ``{port}`` replaced; ``{{port}}`` and other braces are left as they are."""
-    return tuple(_PORT_WORD.sub(str(port), word) for word in argv)
+def fill_port(argv: Sequence[str], port: int, *, listen_port: int | None = None) -> tuple[str, ...]:
+    """The command with its words filled in; ``{{port}}`` and other braces are left as they are.
+
+    Args:
+        argv: the command.
+        port: ``{port}``, where the daemon listens.
+        listen_port: ``{listen_port}``, where the service does; None: as ``port``. ``{fd}`` is the first descriptor
+            that is passed on (sd_listen_fds(3)).
+    """
+    told = {"port": port, "fd": _FIRST_PASSED_FD, "listen_port": port if listen_port is None else listen_port}
+    return tuple(_WORD.sub(lambda match: str(told[match[1]]), word) for word in argv)
 
 
 def adopt_subreaper() -> None:

@@ -34,7 +34,7 @@ class EndRecord:
 
 @dataclass(frozen=True, slots=True)
 class SpawnRecord:
-    """What the parent wrote of a daemon before it let it run."""
+    """What the parent wrote of a daemon before it let it run; ``listener_inode`` 0: it shares no address."""
 
     boot_id: str
     service: str
@@ -42,6 +42,8 @@ class SpawnRecord:
     log: str
     spawned_ts: float
     ended: EndRecord | None = None
+    slot: int = 0
+    listener_inode: int = 0
 
 
 def read_records(directory: Path) -> dict[str, SpawnRecord]:
@@ -113,6 +115,8 @@ def write_record(path: Path, record: SpawnRecord) -> None:
         "log": record.log,
         "spawned_ts": record.spawned_ts,
     }
+    if record.listener_inode:
+        told |= {"slot": record.slot, "listener_inode": record.listener_inode}
     if record.ended:
         told["ended"] = {"status": record.ended.status, "ended_ts": record.ended.ended_ts}
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed parent left is overwritten
@@ -145,7 +149,14 @@ def _read_record(path: Path) -> SpawnRecord | None:
         status = ended["status"] if ended else None
         end = EndRecord(None if status is None else int(status), float(ended["ended_ts"])) if ended else None
         return SpawnRecord(
-            str(told["boot_id"]), str(told["service"]), identity, str(told["log"]), float(told["spawned_ts"]), end
+            str(told["boot_id"]),
+            str(told["service"]),
+            identity,
+            str(told["log"]),
+            float(told["spawned_ts"]),
+            end,
+            int(told.get("slot", 0)),
+            int(told.get("listener_inode", 0)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

@@ -1,0 +1,130 @@
+"""The listeners that the keeper gives to daemons, and the groups in which they share a fixed address.
+
+Standard library only and single-threaded, as the keeper is.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Final, cast
+
+from turnout.errors import SpawnError, TurnoutError
+from turnout.group import Member
+from turnout.listener import bind, spell
+from turnout.listening import Listening
+from turnout.system.home import Home
+from turnout.system.spawn_record import read_records, write_record
+
+LOOK_S: Final = 0.25
+NO_MEMBER: Final = Member(0, 0)
+
+
+class DaemonListeners:
+    """Keeps every group in order. Owns nothing: a listener is the caller's, who passes it on and closes it.
+
+    Args:
+        home: the state directory.
+        served: the keeper's listeners by service.
+        offer: gives the routers the listeners of a service as they are now.
+        after: runs an action after so many seconds.
+        say: takes a line for the log.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        served: dict[str, Listening],
+        offer: Callable[[str], None],
+        after: Callable[[float, Callable[[], None]], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._home = home
+        self._served = served
+        self._offer = offer
+        self._after = after
+        self._say = say
+        self._watching = False
+
+    def first(self, name: str, addresses: Sequence[tuple[str, int]]) -> Listening:
+        """Listeners for a service that has none; where only its own daemons are left at the address, beside them.
+
+        Raises:
+            OSError: as :meth:`Listening.at`.
+        """
+        try:
+            return Listening.at(addresses)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            home = self._home.service(name)
+            records = read_records(home.records)
+            try:
+                found = Listening.rejoined(addresses, records.values())
+            except (OSError, TurnoutError) as trouble:
+                self._say(f"service {name}: its daemons at the address cannot be joined: {trouble}")
+                found = None
+            if found is None or found.group is None:
+                raise
+        for boot_id, member in found.group.members.items():
+            write_record(home.record(boot_id), replace(records[boot_id], slot=member.slot))
+        self.watch()
+        self._say(f"service {name}: its daemons had the address alone: {found.group.told()}")
+        return found
+
+    def take(self, name: str, boot_id: str, wanted: object) -> tuple[socket.socket | None, Member]:
+        """The listener that a daemon is started with, if it is to have one.
+
+        Args:
+            name: its service.
+            boot_id: the daemon.
+            wanted: ``shared``: at the service's own address; or host and port.
+
+        Raises:
+            SpawnError: it cannot be had, and why.
+        """
+        if wanted == "shared":
+            served = self._served.get(name)
+            if served is None:
+                raise SpawnError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
+            listener, member = served.join(boot_id)
+            self._offer(name)
+            self.watch()
+            return listener, member
+        if not isinstance(wanted, list):
+            return None, NO_MEMBER
+        host, port = cast("list[Any]", wanted)  # type: ignore[redundant-cast]  # pyright knows less of it than mypy
+        try:
+            listener = bind(host, port)
+        except OSError as error:
+            at = spell([(host, port)])
+            raise SpawnError(
+                f"cannot listen on {at} for the daemon: {error.strerror}", hint="turnout doctor names who has it"
+            ) from error
+        listener.setblocking(True)
+        return listener, NO_MEMBER
+
+    def watch(self) -> None:
+        """Look now and then: a daemon may close its listener long before it ends."""
+        if not self._watching:
+            self._watching = True
+            self._after(LOOK_S, self._due)
+
+    def look(self) -> None:
+        """Keep the routers' places behind those of the daemons, and tell the routers of what is new."""
+        for name, served in self._served.items():
+            try:
+                changed = served.group is not None and served.group.look()
+            except (OSError, TurnoutError) as error:
+                self._say(f"service {name}: the group at its address cannot be kept in order: {error}")
+                continue
+            if changed:
+                self._offer(name)
+
+    def _due(self) -> None:
+        self._watching = False
+        self.look()
+        if any(served.group and served.group.members for served in self._served.values()):
+            self.watch()

@@ -1,0 +1,340 @@
+"""The SO_REUSEPORT group at a fixed address: router and daemons share it, and the kernel chooses.
+
+    place:    0       1       2       3        4
+            home    daemon  spare   daemon   spare
+           router's                          router's
+
+Standard library only. How it stays right, whoever dies when (:mod:`turnout.planes.chooser` has the kernel's rules):
+
+- ``home`` is the router's first listener, and the keeper never closes it: its place is the router's, always.
+- When a member closes, the last one takes its place. So the last ones are *spares*, listeners of the router too, at
+  least as many as there are daemons: whatever daemons die, in whatever order, no other daemon moves, and what would
+  have come to a dead one comes to the router.
+- A spare before a daemon is a *gap*: it makes room for the next daemon. That one joins as the last, the gap is shut
+  down, and the daemon has its place. Only a gap to which nothing is directed any more goes this way: the router that
+  leads has said that it knows the group as it is.
+- Where a daemon really is, is found out before it runs, by a connection that chooses the place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, Self
+
+from turnout.core.listen import reachable
+from turnout.core.slots import HOME, MOST, source_of
+from turnout.errors import SpawnError
+from turnout.listener import bind
+from turnout.planes.chooser import attach, is_shared
+from turnout.planes.tcp import reset_on_close
+from turnout.system.connections import connections_at, handshakes_at
+from turnout.system.process import is_alive, tree_of
+from turnout.system.sockets import has_any, listening_at
+from turnout.system.spawn_record import SpawnRecord
+
+# loopback delivers within the call that connects; a machine under load takes a moment
+ARRIVES_S: Final = (0.002, 0.1)
+CONNECT_S: Final = 1.0
+LOOK_S: Final = 0.005
+_QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A daemon in the group: its place, and the inode of the listener that it was given."""
+
+    slot: int
+    inode: int
+
+
+class Group:
+    """Owns the spares; ``home`` is the caller's. A daemon's listener is owned by nobody here once it is passed on.
+
+    Args:
+        home: the router's listener, alone at its address or the first of its group.
+        spares: further listeners of the router in the group, from an earlier keeper.
+        members: daemons in the group, by boot, likewise.
+        home_slot: the place of ``home``.
+    """
+
+    def __init__(
+        self,
+        home: socket.socket,
+        spares: Sequence[socket.socket] = (),
+        members: Mapping[str, Member] = MappingProxyType({}),
+        home_slot: int = HOME,
+    ) -> None:
+        self.home = home
+        self._spares = list(spares)  # behind all daemons, in their order
+        self._gaps: list[socket.socket] = []
+        self.members = dict(members)
+        self.version = 1
+        self._slot_of_home = home_slot
+        self._seen = 0
+        self._host, self._port = home.getsockname()[:2]
+        self._at = reachable(self._host)
+
+    @classmethod
+    def rejoin(cls, address: tuple[str, int], daemons: Mapping[str, SpawnRecord]) -> Self:
+        """Have a router's listener again where only daemons are left: all places are other ones now, and found out.
+
+        Args:
+            address: of the group.
+            daemons: those that may be in it, by boot.
+
+        Raises:
+            OSError: it cannot be had.
+        """
+        home = bind(*address, shared=True)
+        try:
+            # whoever joins is the last; to try it by accepting would take clients that the old program sends here
+            last = len(listening_at(reachable(address[0]), address[1])) - 1
+            attach(home, last)
+            group = cls(home, home_slot=last)
+            group._find_all(daemons)
+            group._pad()
+        except BaseException:
+            home.close()
+            raise
+        return group
+
+    @property
+    def home_slot(self) -> int:
+        """The place of the router's own listener, which it keeps."""
+        return self._slot_of_home
+
+    @property
+    def spares(self) -> list[socket.socket]:
+        """All of them, for the router to accept from."""
+        return [*self._gaps, *self._spares]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody ever joined."""
+        return bool(self._gaps or self._spares)
+
+    def join(self, boot_id: str) -> tuple[socket.socket, Member]:
+        """A listener for a daemon that is about to be started, in its place; the caller passes it on and closes it.
+
+        Raises:
+            SpawnError: it cannot join, and why; the group is as it was.
+        """
+        if ":" in self._host:
+            raise SpawnError(
+                "an IPv6 address cannot be shared with daemons: places are chosen by an IPv4 source",
+                hint='listen on an IPv4 address, or plane = "relay"',
+            )
+        try:
+            self._open()
+            self.look()
+            sock = self._last()
+        except OSError as error:
+            raise self._refused(error) from error
+        try:
+            self._fill()
+            member = Member(self._find(sock), _inode(sock))
+            self.members[boot_id] = member
+            self._pad()
+        except BaseException as error:
+            self.members.pop(boot_id, None)
+            sock.close()
+            self.look()
+            if isinstance(error, OSError):
+                raise self._refused(error) from error
+            raise
+        sock.setblocking(True)  # a daemon that knows nothing of its parent expects it so
+        self.version += 1
+        return sock, member
+
+    def look(self) -> bool:
+        """Find out who has left, and see to it that enough spares come last; True if the router is to be told.
+
+        Raises:
+            OSError: the kernel cannot be asked, or gives no socket.
+        """
+        if not self.is_open:
+            return False
+        here = self._inodes()
+        gone = [boot_id for boot_id, member in self.members.items() if member.inode not in here]
+        for boot_id in gone:
+            del self.members[boot_id]
+            if self._spares:  # the last one has its place now
+                self._gaps.append(self._spares.pop())
+        self.version += bool(gone)  # from here on, what the router has seen is not the group as it is
+        changed = self._shrink()
+        changed = self._pad() or changed
+        self.version += changed
+        return changed or bool(gone)
+
+    def told(self) -> dict[str, Any]:
+        """What the router is to know beside the listeners."""
+        places = {boot_id: member.slot for boot_id, member in self.members.items()}
+        return {"version": self.version, "home": self.home_slot, "places": places}
+
+    def seen(self, version: int, slot: int) -> None:
+        """The router that leads knows the group as it was then, and directs new connections to ``slot``."""
+        slots = {self.home_slot, *(member.slot for member in self.members.values())}
+        self._seen = version if slot in slots else 0
+
+    def close(self) -> None:
+        """Close the spares; daemons keep what they have."""
+        for sock in self.spares:
+            sock.close()
+        self._gaps.clear()
+        self._spares.clear()
+
+    # -- parts -------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        """Let others join. Before the first daemon there is a program, or the kernel would choose by hash."""
+        if not self.is_open:
+            if not is_shared(self.home):
+                self.home.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._spares.append(self._last())
+            attach(self.home, self.home_slot)
+
+    def _last(self) -> socket.socket:
+        if len(self._inodes()) >= MOST:
+            raise SpawnError(f"{MOST} listeners share port {self._port} already", hint="stop daemons that drain")
+        return bind(self._host, self._port, shared=True)
+
+    def _inodes(self) -> set[int]:
+        return {found.inode for found in listening_at(self._at, self._port)}
+
+    def _pad(self) -> bool:
+        """Have as many spares behind the last daemon as there are daemons; whether any was missing."""
+        highest = max([self.home_slot, *(member.slot for member in self.members.values())])
+        missing = highest + max(1, len(self.members)) - (len(self._inodes()) - 1)
+        for _ in range(missing):
+            self._spares.append(self._last())
+        return missing > 0
+
+    def _fill(self) -> None:
+        """The newest member is the last: give it the place of a gap, or else keep it behind what is there."""
+        if not self._end_gap():
+            self._gaps += self._spares
+            self._spares.clear()
+
+    def _shrink(self) -> bool:
+        """Without daemons there need be no gaps; whether one was closed."""
+        closed = False
+        while not self.members and self._end_gap():
+            closed = True
+        return closed
+
+    def _end_gap(self) -> bool:
+        """Shut a gap down, whose place the last listener takes; False: there is none with which that is safe."""
+        if self._seen != self.version or handshakes_at(self._port):
+            return False
+        gap = next((sock for sock in self._gaps if not _queued(sock)), None)
+        if gap is None:
+            return False
+        self._gaps.remove(gap)
+        gap.shutdown(socket.SHUT_RDWR)  # for all who have it: it leaves the group now
+        gap.close()
+        return True
+
+    def _find(self, sock: socket.socket) -> int:
+        """The place of a listener from which nobody accepts yet."""
+        sock.setblocking(False)
+        for wait_s in ARRIVES_S:
+            for slot in self._free():
+                with socket.socket() as probe:
+                    reset_on_close(probe)
+                    probe.settimeout(CONNECT_S)
+                    try:
+                        probe.bind((source_of(slot), 0))
+                        probe.connect((self._at, self._port))
+                    except OSError:  # a spare's full queue, or one that was closed this moment
+                        continue
+                    if _arrived(sock, wait_s):
+                        return slot
+        raise SpawnError(
+            f"the kernel does not choose by place among the listeners of port {self._port}",
+            hint='plane = "relay"; is a firewall or a program of another kind attached?',
+        )
+
+    def _free(self) -> Iterator[int]:
+        """Places that may be a new member's: the last one first."""
+        taken = {member.slot for member in self.members.values()}
+        if self.is_open:
+            taken.add(self.home_slot)
+        return (slot for slot in reversed(range(len(self._inodes()))) if slot not in taken)
+
+    def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
+        """The places of daemons that run, by who accepts what chooses a place; who accepts nothing is not found."""
+        inodes = self._inodes()
+        for slot in range(len(inodes)):
+            if slot == self.home_slot:
+                continue
+            with socket.socket() as probe:
+                reset_on_close(probe)
+                probe.settimeout(CONNECT_S)
+                with contextlib.suppress(OSError):
+                    probe.bind((source_of(slot), 0))
+                    probe.connect((self._at, self._port))
+                    boot_id = _taken_by(probe, daemons)
+                    if boot_id:
+                        self.members[boot_id] = Member(slot, daemons[boot_id].listener_inode)
+
+    def _refused(self, error: OSError) -> SpawnError:
+        why = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            why = "somebody has it who does not share it, or runs as another user (socket(7), SO_REUSEPORT)"
+        return SpawnError(
+            f"no listener for the daemon at {self._host} port {self._port}: {why}", hint='plane = "relay"'
+        )
+
+
+def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
+    """Whether these daemons, and nobody else, listen at that address: they share it, so it can be joined."""
+    here = {found.inode for found in listening_at(reachable(address[0]), address[1])}
+    own = {record.listener_inode for record in records if record.ended is None and is_alive(record.identity)}
+    return bool(here) and here <= own
+
+
+def _taken_by(probe: socket.socket, daemons: Mapping[str, SpawnRecord]) -> str:
+    """Which daemon accepted this connection; empty where none does within a second."""
+    own, (_, port) = probe.getsockname(), probe.getpeername()
+    deadline = time.monotonic() + CONNECT_S
+    while time.monotonic() < deadline:
+        inodes = {one.inode for one in connections_at(port) if one.peer == own and one.inode}
+        for boot_id, record in daemons.items():
+            if inodes and any(has_any(pid, inodes) for pid in tree_of(record.identity)):
+                return boot_id
+        time.sleep(LOOK_S)
+    return ""
+
+
+def _inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+def _queued(sock: socket.socket) -> int:
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUED_AT + 4)
+    return int(struct.unpack_from("I", info, _QUEUED_AT)[0])
+
+
+def _arrived(sock: socket.socket, wait_s: float) -> bool:
+    """Whether a connection comes to this listener in that time; it is taken and ended."""
+    poller = select.poll()
+    poller.register(sock.fileno(), select.POLLIN)
+    found = False
+    wait_ms = wait_s * 1000
+    while poller.poll(wait_ms):
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            came, _ = sock.accept()
+            reset_on_close(came)
+            came.close()
+            found = True
+        wait_ms = 0
+    return found

@@ -1,0 +1,58 @@
+"""What keeper and router tell each other of the group at a fixed address: who is where, and who gets the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from turnout.core.model import Daemon
+from turnout.core.slots import HOME, source_of
+from turnout.keeper_link import KeeperLink
+from turnout.system.control import Message
+
+
+class Sharing:
+    """One service's. Until this router leads it says nothing: where clients are directed is another one's decision.
+
+    Args:
+        service: its name.
+        keeper: the line to the keeper.
+    """
+
+    def __init__(self, service: str, keeper: KeeperLink) -> None:
+        self._service = service
+        self._keeper = keeper
+        self._version = 0
+        self._places: Mapping[str, int] = {}
+        self._slot = HOME
+        self._leads = False
+        self._home = HOME
+
+    def home(self) -> int:
+        """The place of the router's own listener."""
+        return self._home
+
+    def source_of(self, daemon: Daemon) -> str:
+        """From where one reaches a daemon that shares the address: as the keeper has it, who keeps the places."""
+        place = self._places.get(daemon.boot_id)
+        return daemon.source if place is None else source_of(place)
+
+    def took(self, message: Message) -> None:
+        """The listeners are as the keeper said with this."""
+        self._version = int(message.get("version", 0))
+        self._home = int(message.get("home", HOME))
+        self._places = {str(boot_id): int(slot) for boot_id, slot in message.get("places", {}).items()}
+        self._tell()
+
+    def steered(self, slot: int) -> None:
+        """New connections are directed to that place."""
+        if slot != self._slot:
+            self._slot = slot
+            self._tell()
+
+    def lead(self) -> None:
+        self._leads = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._leads and self._version:
+            self._keeper.tell({"op": "seen", "service": self._service, "version": self._version, "slot": self._slot})

@@ -1,0 +1,364 @@
+"""Daemons that share the fixed address with the router, by a socket that they are given; by the real command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from e2e_support import Turnout, under_load
+from lines import Lines, holders
+from programs import program
+from support import eventually, report, scaled
+from turnout.demo.load import Load, line_exchange
+from turnout.system.spawn import choose_port
+
+TESTS = Path(__file__).parent.parent
+
+
+def command(version: str, *, tells: bool = True) -> list[str]:
+    """A daemon that is given its listener, and told which descriptor that is, or looks at LISTEN_FDS."""
+    return [sys.executable, "-P", str(TESTS / "fd_daemon.py"), version, *(["--fd", "{fd}"] if tells else [])]
+
+
+def configure(turnout: Turnout, version: str, **settings: str) -> None:
+    turnout.configure(command(version), version=version, observe="200ms")
+    turnout.tune(**{"drain": '{ grace = "10m", deadline = "10m" }', **settings})
+
+
+def router(turnout: Turnout) -> dict[str, Any]:
+    found: dict[str, Any] = turnout.status()["router"]
+    return found
+
+
+@pytest.fixture
+def shared(turnout: Turnout) -> Turnout:
+    """A service whose daemon takes part, so that nobody has to name the plane."""
+    configure(turnout, "v1")
+    turnout.run("up")
+    assert router(turnout)["plane"] == "reuseport"
+    return turnout
+
+
+@pytest.fixture
+def lines(shared: Turnout) -> Iterator[Lines]:
+    with contextlib.closing(Lines(shared.address, scaled(100, 1000))) as found:
+        yield found
+
+
+def test_deploys_under_load_fail_nobody_and_no_byte_passes_the_router(shared: Turnout) -> None:
+    rollouts = scaled(4, 20)
+    with under_load(shared) as load:
+        for number in range(2, 2 + rollouts):
+            configure(shared, f"v{number}")
+            shared.run("deploy")
+    report("deploys by reuseport", rollouts=rollouts, made=load.made, failed=load.failed)
+    status = shared.status()
+    assert status["router"]["plane_trouble"] == ""
+    assert status["counters"]["accepted"] == 0, "some went through the relay"
+    assert set(load.answered) >= {"v1", f"v{1 + rollouts}"}
+    assert shared.active()["port"] == shared.port
+
+
+@pytest.mark.timeout(300)
+def test_a_real_nginx_takes_its_listener_and_is_deployed_under_load(turnout: Turnout, tmp_path: Path) -> None:
+    """As nginx itself does it for its own upgrade: NGINX names the descriptors (ngx_add_inherited_sockets)."""
+    nginx = program("nginx", package="nginx")
+    rollouts = scaled(4, 20)
+
+    def nginx_of(version: str) -> None:
+        script = str(TESTS / "nginx_daemon.py")
+        turnout.configure(
+            [sys.executable, "-P", script, nginx, "{listen_port}", version, str(tmp_path), "on"], version=version
+        )
+        turnout.tune(env='{ NGINX = "{fd};" }', stop='{ signal = "QUIT", grace = "10s" }')
+
+    nginx_of("v1")
+    turnout.run("up")
+    assert router(turnout)["plane"] == "reuseport"
+    load = Load(turnout.address, http_exchange, clients=3)
+    load.start()
+    try:
+        for number in range(2, 2 + rollouts):
+            nginx_of(f"v{number}")
+            turnout.run("deploy")
+        eventually(lambda: load.answered[f"v{1 + rollouts}"] > 0)
+    finally:
+        load.stop()
+    report("a real nginx by reuseport", rollouts=rollouts, made=load.made, failed=load.failed)
+    assert (load.failed, dict(load.errors)) == (0, {})
+    assert turnout.status()["counters"]["accepted"] == 0
+
+
+def http_exchange(sock: socket.socket) -> str:
+    """One request; the version that answered."""
+    sock.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    said = b""
+    while not said.endswith(b"\n") or said.endswith(b"\r\n"):  # the body is one line, the head ends in an empty one
+        more = sock.recv(4096)
+        if not more:
+            raise ConnectionError(f"it ended after {said!r}")
+        said += more
+    if not said.startswith(b"HTTP/1.1 200"):
+        raise ValueError(f"not 200: {said!r}")
+    return said.rpartition(b"\r\n")[2].decode().strip()
+
+
+def test_a_daemon_that_looks_at_listen_fds_takes_part_where_the_plane_is_named(turnout: Turnout) -> None:
+    turnout.configure(command("v1", tells=False), observe="200ms")
+    turnout.tune(plane='"reuseport"')
+    turnout.run("up")
+    with socket.create_connection(turnout.address, 20) as client:
+        assert line_exchange(client) == "v1"
+    assert router(turnout)["plane"] == "reuseport"
+    assert turnout.status()["counters"]["accepted"] == 0
+
+
+def test_under_a_relay_the_daemon_is_given_a_listener_of_its_own(turnout: Turnout) -> None:
+    configure(turnout, "v1", plane='"relay"')
+    turnout.run("up")
+    with under_load(turnout):
+        configure(turnout, "v2", plane='"relay"')
+        turnout.run("deploy")
+    assert router(turnout)["plane"] == "relay"
+    assert turnout.active()["port"] != turnout.port
+    assert turnout.status()["counters"]["accepted"] > 0
+
+
+def test_a_plane_that_the_daemon_cannot_use_is_refused_with_the_reason(turnout: Turnout) -> None:
+    turnout.configure([sys.executable, "-P", "-m", "turnout.demo.daemon", "--port", "{port}"])
+    turnout.tune(plane='"reuseport"')
+    told = turnout.run("up", code=2).stderr
+    assert "plane reuseport: the command asks for a {port} of its own" in told
+    assert "hint: have it take its listener: {fd}" in told
+
+
+def test_a_policy_of_a_relay_makes_it_one(turnout: Turnout) -> None:
+    configure(turnout, "v1", limits="{ connections = 5 }")
+    turnout.run("up")
+    assert router(turnout)["plane"] == "relay"
+    turnout.run("down")
+    turnout.tune(plane='"reuseport"')
+    told = turnout.run("up", code=2).stderr
+    assert "plane reuseport beside limits.connections" in told
+
+
+def test_an_address_that_daemons_share_is_not_given_up_while_they_run(shared: Turnout) -> None:
+    before = shared.port
+    with choose_port() as reserved:
+        shared.port = reserved.port
+    configure(shared, "v1")
+    told = shared.run("up", code=6).stderr
+    assert f"share 127.0.0.1:{before}: it cannot be given up" in told
+    with socket.create_connection(shared.address, 20) as client:
+        assert line_exchange(client) == "v1"
+
+
+def test_a_candidate_is_probed_itself_and_never_the_active_daemon(shared: Turnout) -> None:
+    """By a connection that chooses it: the fixed address alone would reach the active one, which answers well."""
+    shared.configure(command("v2"), version="v2", probe="expect", extra=', send = "who\\n", match = "v2"')
+    shared.run("deploy")
+    shared.configure(command("v3"), version="v3", probe="expect", extra=', send = "who\\n", match = "v2"')
+    shared.tune(start_timeout='"2s"')
+    told = shared.run("deploy", code=None)
+    assert told.returncode != 0
+    assert "only 'v3 who" in told.stderr, "it was the candidate who answered"
+    with socket.create_connection(shared.address, 20) as client:
+        assert line_exchange(client) == "v2"
+
+
+def test_an_old_daemon_keeps_its_connections_until_they_end(shared: Turnout) -> None:
+    old = shared.active()
+    with socket.create_connection(shared.address, 20) as stays:
+        assert line_exchange(stays) == "v1"
+        configure(shared, "v2", drain='{ grace = "10m", deadline = "10m" }')
+        shared.run("deploy")
+        assert line_exchange(stays) == "v1"
+        eventually(lambda: _connections(shared, old["boot_id"]) == 1)
+    eventually(lambda: _connections(shared, old["boot_id"]) is None, timeout_s=60, why="it is stopped once it is idle")
+
+
+def _connections(turnout: Turnout, boot_id: str) -> int | None:
+    return next((one["connections"] for one in turnout.status()["daemons"] if one["boot_id"] == boot_id), None)
+
+
+def test_a_killed_router_costs_nobody_and_new_connections_go_on(shared: Turnout, lines: Lines) -> None:
+    before = shared.router_pid()
+    with under_load(shared) as load:
+        shared.kill(before)
+        lines.all_go_on()
+        made = load.made
+        eventually(lambda: load.made > made + 50)
+        eventually(lambda: router(shared)["pid"] not in {None, before})
+        configure(shared, "v2")
+        shared.run("deploy")
+        eventually(lambda: load.answered["v2"] > 0)
+    lines.all_go_on()
+    report("router killed", live=len(lines.socks), made=load.made, failed=load.failed)
+    assert router(shared)["plane_trouble"] == ""
+
+
+def test_a_replaced_router_hands_the_steering_over(shared: Turnout, lines: Lines) -> None:
+    with under_load(shared) as load:
+        old = shared.router_pid()
+        shared.run("router", "--replace")
+        assert router(shared)["pid"] != old
+        configure(shared, "v2")
+        shared.run("deploy")
+        eventually(lambda: load.answered["v2"] > 0)
+        eventually(lambda: router(shared)["leaving"] == [], why="it waits for what passes it by")
+    lines.all_go_on()
+
+
+def test_a_killed_keeper_is_followed_by_one_that_knows_every_place(shared: Turnout, lines: Lines) -> None:
+    with under_load(shared) as load:
+        shared.kill(shared.keeper_pid())
+        for number in range(2, 5):
+            configure(shared, f"v{number}")
+            shared.run("deploy")
+        eventually(lambda: load.answered["v4"] > 0)
+    lines.all_go_on()
+    assert router(shared)["plane_trouble"] == ""
+    assert shared.status()["counters"]["accepted"] == 0
+
+
+def test_without_keeper_and_router_the_daemons_go_on_and_the_next_up_takes_over(shared: Turnout, lines: Lines) -> None:
+    """While the router's listeners close one after the other, places move: what those had queued is lost, no more."""
+    clients = 3
+    load = Load(shared.address, line_exchange, clients=clients)
+    load.start()
+    try:
+        eventually(lambda: load.made > 50)
+        keeper, old = shared.keeper_pid(), shared.router_pid()
+        pid = shared.active()["pid"]
+        shared.kill(keeper)
+        shared.kill(old)
+        eventually(lambda: list(holders(shared.address).values()) == [{pid}], why="the daemon alone has the address")
+        made = load.made
+        eventually(lambda: load.made > made + 20, why="new connections are accepted with nobody there")
+        lost = load.failed
+        lines.all_go_on()
+        shared.run("up")
+        assert router(shared)["pid"] not in {None, old}
+        for number in range(2, 4):
+            configure(shared, f"v{number}")
+            shared.run("deploy")
+        eventually(lambda: load.answered["v3"] > 0)
+        assert router(shared)["plane_trouble"] == ""
+    finally:
+        load.stop()
+    lines.all_go_on()
+    report("keeper and router killed", live=len(lines.socks), made=load.made, lost=lost, failed=load.failed)
+    assert load.failed == lost, "nobody failed once they were gone, nor when they were back"
+    assert lost <= clients, dict(load.errors)
+    assert all("reset" in error for error in load.errors), "nobody was refused"
+
+
+def test_places_that_were_found_anew_outlive_the_next_keeper_too(shared: Turnout) -> None:
+    configure(shared, "v2", observe='"10m"')
+    shared.run("deploy", "--detach")
+    for pid in (shared.keeper_pid(), shared.router_pid()):
+        shared.kill(pid)
+    eventually(lambda: len(holders(shared.address)) == 2, why="both daemons have the address, and nobody else")
+    shared.run("up")
+    shared.kill(shared.keeper_pid())
+    with under_load(shared) as load:
+        shared.run("rollback")
+        eventually(lambda: load.answered["v1"] > 0)
+        configure(shared, "v3", observe='"10ms"')
+        shared.run("deploy")
+        eventually(lambda: load.answered["v3"] > 0)
+    assert router(shared)["plane_trouble"] == ""
+
+
+def test_a_daemon_killed_under_load_costs_what_it_had_and_nobody_who_comes_after(shared: Turnout) -> None:
+    clients = 6
+    load = Load(shared.address, line_exchange, clients=clients)
+    load.start()
+    try:
+        eventually(lambda: load.made > 50)
+        first = shared.active()
+        shared.kill(first["pid"])
+        eventually(lambda: shared.snapshot().deployment.active_boot_id not in {"", first["boot_id"]})
+        before = load.made
+        eventually(lambda: load.made > before + 50)
+    finally:
+        load.stop()
+    report("an active daemon killed", made=load.made, failed=load.failed, clients=clients)
+    # each of them had one connection at that moment, accepted or queued
+    assert load.failed <= clients + 1, dict(load.errors)
+    eventually(lambda: router(shared)["plane_trouble"] == "")
+
+
+def test_a_stopped_daemon_is_relayed_to_until_it_goes_on(shared: Turnout) -> None:
+    pid = shared.active()["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: "SIGSTOP" in router(shared)["plane_trouble"])
+        with socket.create_connection(shared.address, 20) as client:
+            client.sendall(b"are you there\n")
+            eventually(lambda: shared.status()["counters"]["accepted"] > 0, why="the relay has it")
+            os.kill(pid, signal.SIGCONT)
+            client.settimeout(20)
+            assert client.recv(100).startswith(b"v1")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: router(shared)["plane_trouble"] == "")
+
+
+def test_paused_clients_are_let_go_to_a_daemon_that_has_no_port_of_its_own(shared: Turnout) -> None:
+    shared.run("pause")
+    with socket.create_connection(shared.address, 20) as held:
+        eventually(lambda: shared.status()["held"] == 1)
+        configure(shared, "v2")
+        shared.run("deploy", "--detach")
+        shared.run("resume")
+        assert line_exchange(held) == "v2"
+        assert _connections(shared, shared.active()["boot_id"]) == 1, "it is counted once"
+    shared.run("stop")
+    with pytest.raises(ConnectionResetError), socket.create_connection(shared.address, 20) as client:
+        line_exchange(client)
+    shared.run("start")
+    with socket.create_connection(shared.address, 20) as client:
+        assert line_exchange(client) == "v2"
+
+
+@pytest.mark.parametrize("victim", ["router", "keeper", "daemon", "candidate"])
+def test_after_any_kill_no_listener_is_left_from_which_nobody_accepts(shared: Turnout, victim: str) -> None:
+    configure(shared, "v2", observe='"10m"')
+    shared.run("deploy", "--detach")
+    old = shared.snapshot().old
+    assert old
+    pids = {
+        "router": shared.router_pid(),
+        "keeper": shared.keeper_pid(),
+        "daemon": shared.active()["pid"],
+        "candidate": old.pid,
+    }
+    shared.kill(pids[victim])
+    shared.run("up")
+    expected = {shared.active()["pid"]}
+
+    def settled() -> bool:
+        router_pid, keeper_pid = shared.router_pid(), shared.keeper_pid()
+        return all(
+            pids == {router_pid, keeper_pid} or (len(pids) == 1 and pids <= {*expected, old.pid})
+            for pids in holders(shared.address).values()
+        )
+
+    expected.add(shared.active()["pid"])
+    eventually(settled, why=f"{holders(shared.address)}")
+    with under_load(shared):
+        pass
+
+
+def test_down_leaves_nobody_at_the_address(shared: Turnout) -> None:
+    shared.run("down")
+    assert holders(shared.address) == {}

@@ -1,0 +1,137 @@
+"""The steering without privileges, and what the relay before it must not do to itself."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from stage import Stage
+from support import eventually
+from turnout.core.slots import HOME, slot_of, source_of
+from turnout.errors import SteeringError
+from turnout.group import Group
+from turnout.listener import bind
+from turnout.planes.chooser import attach, let_go
+from turnout.planes.plane import Target
+from turnout.planes.reuseport import Reuseport
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    with bind("127.0.0.1", 0) as home:
+        found = Group(home)
+        yield found
+        found.close()
+
+
+def steering(group: Group, told: list[int], *, there: bool = True) -> Reuseport:
+    found = Reuseport(lambda _target: there, lambda: group.home_slot, told.append)
+    found.listen(group.home)
+    return found
+
+
+def target(group: Group, boot_id: str) -> Target:
+    host, port = group.home.getsockname()
+    return Target(boot_id, host, port, source=source_of(group.members[boot_id].slot))
+
+
+def comes_to(sock: socket.socket, address: tuple[str, int]) -> bool:
+    sock.settimeout(20)
+    with socket.create_connection(address, 20) as client:
+        far, peer = sock.accept()
+        far.close()
+        return bool(peer == client.getsockname())
+
+
+def test_the_keeper_is_told_where_it_points(group: Group) -> None:
+    told: list[int] = []
+    found = steering(group, told)
+    sock, member = group.join("v1")
+    with sock:
+        found.steer(target(group, "v1"))
+        assert found.stands()
+        assert comes_to(sock, group.home.getsockname())
+        found.steer(None)
+        assert not found.stands()
+        assert comes_to(group.home, group.home.getsockname())
+    assert told == [member.slot, HOME]
+
+
+def test_what_cannot_be_steered_to_is_refused_with_the_reason(group: Group) -> None:
+    told: list[int] = []
+    host, port = group.home.getsockname()
+    with pytest.raises(SteeringError, match="a port of its own"):
+        steering(group, told).steer(Target("v1", host, port + 1))
+    with pytest.raises(SteeringError, match="not shared"):
+        steering(group, told).steer(Target("v1", host, port, source=source_of(2)))
+    sock, _ = group.join("v1")
+    with sock, pytest.raises(SteeringError, match="has closed its listener"):
+        steering(group, told, there=False).steer(target(group, "v1"))
+    assert told == []
+
+
+def test_who_leaves_touches_nothing_and_who_closes_has_everything_come_to_the_router(group: Group) -> None:
+    found = steering(group, [])
+    sock, _ = group.join("v1")
+    with sock:
+        found.steer(target(group, "v1"))
+        found.leave()
+        found.close()  # it has nothing any more
+        assert comes_to(sock, group.home.getsockname())
+        again = steering(group, [])
+        again.close()
+        assert comes_to(group.home, group.home.getsockname())
+
+
+def test_without_a_group_there_is_nothing_to_let_go() -> None:
+    with bind("127.0.0.1", 0) as sock:
+        let_go(sock, HOME)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        let_go(sock, HOME)  # open to others, and nobody has joined
+        with pytest.raises(OSError, match="Invalid argument"):
+            attach(sock, HOME)
+
+
+@pytest.mark.parametrize("text", ["", "127.0.0.1", "127.47.77.", "127.47.77.x", "127.47.77.256", "127.47.77.-1"])
+def test_what_is_no_source_chooses_no_place(text: str) -> None:
+    assert slot_of(text) is None
+
+
+def test_every_place_has_its_source() -> None:
+    assert [slot_of(source_of(slot)) for slot in range(256)] == list(range(256))
+    assert source_of(None) == ""
+
+
+@pytest.mark.parametrize("kind", ["reuseport"], indirect=True)
+def test_a_connection_that_chose_a_daemon_which_is_gone_is_reset_and_not_relayed_to_itself(stage: Stage) -> None:
+    daemon = stage.daemon("v1")
+    gone = stage.daemon("v2", point=False)
+    gone.listener.close()
+    with socket.socket() as client:
+        client.bind((gone.target.source, 0))
+        client.settimeout(20)
+        with pytest.raises(ConnectionResetError):  # by the connect already, where the router is that quick
+            _ask(client, stage.address)
+    assert stage.plane.counters.accepted == 0
+    client, far = stage.pair(daemon)
+    client.sendall(b"as ever")
+    assert far.recv(100) == b"as ever"
+
+
+@pytest.mark.parametrize("kind", ["reuseport"], indirect=True)
+def test_a_listener_that_was_shut_down_is_let_go(stage: Stage) -> None:
+    """The keeper closes a gap for everybody; to epoll it would be readable for ever."""
+    stage.daemon("v1")
+    assert stage.group
+    spare = stage.group.spares[0]
+    front = stage.plane._relay._front  # type: ignore[attr-defined]  # what is watched is seen nowhere else
+    before = len(front.listeners)
+    spare.shutdown(socket.SHUT_RDWR)
+    eventually(lambda: len(front.listeners) == before - 1)
+
+
+def _ask(client: socket.socket, address: tuple[str, int]) -> bytes:
+    client.connect(address)
+    return client.recv(1)

@@ -1,0 +1,228 @@
+"""The group at a fixed address: every daemon keeps its place, whoever joins and leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from turnout.core.slots import HOME, MOST, source_of
+from turnout.errors import SpawnError
+from turnout.group import Group
+from turnout.listener import bind
+from turnout.planes.chooser import attach
+from turnout.system.sockets import listening_at
+
+
+@pytest.fixture
+def home() -> Iterator[socket.socket]:
+    with bind("127.0.0.1", 0) as sock:
+        yield sock
+
+
+@pytest.fixture
+def group(home: socket.socket) -> Iterator[Group]:
+    found = Group(home)
+    yield found
+    found.close()
+
+
+def lands(sock: socket.socket, address: tuple[str, int], source: str = "") -> bool:
+    """Whether a connection from there comes to this listener."""
+    sock.settimeout(20)
+    with socket.socket() as client:
+        if source:
+            client.bind((source, 0))
+        client.settimeout(20)
+        client.connect(address)
+        came_from = client.getsockname()
+        sock.settimeout(1)
+        try:
+            far, peer = sock.accept()
+        except TimeoutError:
+            return False
+        far.close()
+        return bool(peer == came_from)
+
+
+def test_nobody_can_join_before_the_first_daemon_does(home: socket.socket) -> None:
+    with pytest.raises(OSError, match="in use"):
+        bind(*home.getsockname(), shared=True)
+
+
+def test_a_daemon_that_joins_gets_nothing_but_what_chooses_it(group: Group, home: socket.socket) -> None:
+    address = home.getsockname()
+    sock, member = group.join("v1")
+    with sock:
+        assert all(lands(home, address) for _ in range(20))
+        assert lands(sock, address, source_of(member.slot))
+
+
+def test_a_daemon_to_which_it_is_directed_gets_everything_else(group: Group, home: socket.socket) -> None:
+    address = home.getsockname()
+    one, first = group.join("v1")
+    two, second = group.join("v2")
+    with one, two:
+        attach(home, second.slot)
+        assert all(lands(two, address) for _ in range(20))
+        assert lands(one, address, source_of(first.slot))
+        attach(home, first.slot)
+        assert all(lands(one, address) for _ in range(20))
+
+
+def test_what_would_come_to_a_dead_daemon_comes_to_the_router(group: Group, home: socket.socket) -> None:
+    address = home.getsockname()
+    one, first = group.join("v1")
+    two, _ = group.join("v2")
+    with two:
+        attach(home, first.slot)
+        before = list(group.spares)
+        one.close()
+        with socket.create_connection(address, 20):
+            (came,) = [sock for sock in before if not _is_empty(sock)]
+            came.close()
+        assert group.look()
+        assert list(group.members) == ["v2"]
+
+
+def accept_all(group: Group) -> None:
+    """As the router does with what comes to its spares."""
+    for sock in group.spares:
+        while not _is_empty(sock):
+            pass
+
+
+def _accepted(listeners: list[socket.socket], peer: object) -> bool:
+    """Whether one of these has a connection from that address."""
+    for sock in listeners:
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            far, came_from = sock.accept()
+            far.close()
+            if came_from == peer:
+                return True
+    return False
+
+
+def _is_empty(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    try:
+        sock.accept()[0].close()
+    except BlockingIOError:
+        return True
+    return False
+
+
+def test_who_joined_is_told_apart_from_who_left_also_by_an_heir(group: Group, home: socket.socket) -> None:
+    """A keeper that was killed leaves its listeners with the router; its successor goes on with them."""
+    address = home.getsockname()
+    one, _ = group.join("v1")
+    two, second = group.join("v2")
+    with two:
+        one.close()
+        heir = Group(home, [sock.dup() for sock in group.spares], dict(group.members))
+        assert heir.look()
+        assert heir.members == {"v2": second}
+        assert lands(two, address, source_of(second.slot))
+        three, third = heir.join("v3")
+        with three:
+            assert lands(three, address, source_of(third.slot))
+            assert lands(two, address, source_of(second.slot))
+        heir.close()
+
+
+@pytest.mark.parametrize("acknowledged", [True, False])
+def test_every_daemon_keeps_its_place_whoever_joins_and_dies(
+    group: Group, home: socket.socket, acknowledged: bool
+) -> None:
+    address = home.getsockname()
+    alive: dict[str, socket.socket] = {}
+    chance = random.Random(7)
+    most = 0
+    for number in range(30):
+        dying = chance.sample(sorted(alive), chance.randint(0, len(alive)))
+        for boot_id in dying if len(alive) > 3 else dying[:1]:  # several at once, before anybody looks
+            alive.pop(boot_id).close()
+        group.look()
+        if acknowledged:
+            accept_all(group)
+            group.seen(group.version, HOME)
+        alive[f"v{number}"], _ = group.join(f"v{number}")
+        if acknowledged:
+            group.seen(group.version, HOME)
+        most = max(most, len(alive))
+        assert group.members.keys() == alive.keys()
+        assert len({member.slot for member in group.members.values()}) == len(alive)
+        for boot_id, member in group.members.items():
+            assert lands(alive[boot_id], address, source_of(member.slot)), (number, boot_id)
+        assert lands(home, address)
+        assert len(listening_at(*address)) == 1 + len(group.spares) + len(alive)
+    if acknowledged:
+        assert len(group.spares) <= 2 * most + 2  # gaps are filled again
+    for sock in alive.values():
+        sock.close()
+    group.look()
+    accept_all(group)
+    group.seen(group.version, HOME)
+    group.look()
+    assert len(group.spares) < (3 if acknowledged else MOST)
+
+
+def test_a_gap_is_not_filled_while_clients_may_still_be_directed_to_it(group: Group, home: socket.socket) -> None:
+    one, first = group.join("v1")
+    group.seen(group.version, first.slot)
+    one.close()
+    two, second = group.join("v2")  # the router has not said yet that it knows of that death
+    with two:
+        assert second.slot != first.slot
+        group.seen(group.version, HOME)
+        three, third = group.join("v3")
+        with three:
+            assert third.slot < second.slot
+
+
+def test_a_gap_with_clients_in_its_queue_is_not_closed(group: Group, home: socket.socket) -> None:
+    one, first = group.join("v1")
+    attach(home, first.slot)
+    one.close()
+    with socket.create_connection(home.getsockname(), 20) as client:
+        group.look()
+        attach(home, HOME)
+        group.seen(group.version, HOME)
+        two, _ = group.join("v2")
+        two.close()
+        assert _accepted(group.spares, client.getsockname())
+
+
+def test_an_ipv6_address_is_refused_with_the_reason() -> None:
+    with bind("::1", 0) as home, pytest.raises(SpawnError, match="IPv6"):
+        Group(home).join("v1")
+
+
+def test_another_users_listener_keeps_a_daemon_out_with_the_reason(home: socket.socket) -> None:
+    """As the kernel has it: one effective user binds all members of a group."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be somebody else for a moment")
+    script = (
+        "import os, socket, sys\n"
+        "os.setuid(65534)\n"
+        "s = socket.socket()\n"
+        "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "try:\n    s.bind(('127.0.0.1', int(sys.argv[1])))\n"
+        "except OSError as error:\n    print(error.errno)\n"
+    )
+    group = Group(home)
+    sock, _ = group.join("v1")
+    with sock:
+        port = str(home.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-c", script, port], capture_output=True, text=True, timeout=60, check=True
+        )
+    group.close()
+    assert done.stdout.strip() == "98"  # EADDRINUSE
