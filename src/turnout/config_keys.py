@@ -15,18 +15,26 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         ),
         "command": (
             "What to run. `{port}` is where it must listen, which is in its environment as PORT and TURNOUT_PORT, too."
+            " `{fd}` is the descriptor of a socket that listens already, told by LISTEN_FDS and LISTEN_PID as well;"
+            " `{listen_port}` is the port of `listen`."
         ),
         "version": "What this build calls itself.",
         "version_command": "A command whose first line of output is the version; 10 s at most.",
         "cwd": "Where the command runs, relative to the file. Empty: the directory of the file.",
-        "env": "Further environment of the daemon. Its values may be secrets: no verb prints them.",
+        "env": (
+            "Further environment of the daemon; words in braces are filled in as in `command`. Its values may be"
+            " secrets: no verb prints them."
+        ),
         "strategy": (
             "`blue-green`: old and new side by side. `recreate`: the old one stops first and clients wait, for"
             " daemons that own their data. Without it the command decides."
         ),
         "plane": (
             "How bytes move. `relay`: epoll and splice. `stream`: the loop's own transports, slower, on any system."
-            " `auto`: the relay where it runs. A change comes with `turnout router --replace`."
+            " `reuseport`: none in the way, for a daemon that is given its listener (`{fd}`, LISTEN_FDS)."
+            " `sk_lookup`: the same for any daemon, with CAP_BPF and CAP_NET_ADMIN. `auto`: `reuseport` where the"
+            " command or `env` has `{fd}` and nothing asks for a relay, else the relay where it runs. A change comes"
+            " with `turnout router --replace`."
         ),
         "health.probe": (
             "`alive`: runs, is not stopped, owns its listening socket, accepts; opens no connection. `tcp`: also"
