@@ -12,12 +12,14 @@ from typing import Any
 
 from process_support import Started, line_of
 from registry_support import write_both
+from support import eventually
 from turnout.config import Settings, dump_settings, parse_address
 from turnout.core.model import Deployment, Desired, Snapshot
 from turnout.doctor.finding import Finding
 from turnout.doctor.run import diagnose
 from turnout.doctor.scene import Scene
 from turnout.system.home import Home, ServiceHome
+from turnout.system.process import is_suspended
 from turnout.system.spawn import choose_port
 
 SYSCTLS = {
@@ -115,6 +117,8 @@ class Patient:
         )
         process = self.started.python(code, str(path), str(since or ""), "stop" if suspended else "")
         assert line_of(process) == b"held\n"
+        if suspended:
+            eventually(lambda: is_suspended(process.pid), why="it does not stop")
         self.child = process
         return process.pid
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # the router has it; a verb that only asks is quick without
     import asyncio
 
 MAX_CLIENTS: Final = 256
+METRICS_POLL_S: Final = 0.05
 log = logging.getLogger("turnout.router")
 Reply = Callable[[Mapping[str, Any]], None]
 
@@ -122,11 +124,27 @@ class RouterClient:
 
     def metrics_address(self) -> str | None:
         """Where it serves its metrics now; None: nowhere, or no router answers."""
+        return self._metrics().get("listen")
+
+    def _metrics(self) -> Mapping[str, str | None]:
         try:
-            found: str | None = self.status().get("metrics", {}).get("listen")
+            found: Mapping[str, str | None] = self.status().get("metrics", {})
         except (NotRunningError, TimedOutError, OSError):
-            return None
+            return {}
         return found
+
+    def wait_metrics(self, address: str | None, *, timeout_s: float) -> str:
+        """Wait until the router serves its metrics at ``address`` (None: nowhere).
+
+        Returns:
+            Why it does not, within so many seconds; empty: it does.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.metrics_address() != address:
+            if time.monotonic() >= deadline:
+                return self._metrics().get("error") or "the router has not come to it yet"
+            time.sleep(METRICS_POLL_S)
+        return ""
 
     def wait_applied(self, service: str, revision: int, *, timeout_s: float) -> int:
         """Have the router look at the registry at once, and wait until it applied ``revision`` or a later one.

@@ -9,8 +9,7 @@ import signal
 from turnout.config import DEFAULT_LISTEN, Address, Health, Settings
 from turnout.core.listen import exposure_problem, overlap
 from turnout.errors import UsageError
-from turnout.planes.choose import DIRECT
-from turnout.planes.policy import Policy, needs_relay, networks
+from turnout.planes.policy import DIRECT, Policy, needs_relay, networks
 from turnout.system.probe_http import parse_statuses
 
 

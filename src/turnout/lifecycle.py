@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
 from turnout.caution import Caution
 from turnout.choice import build_to_return_to, last_good_build, wanted_build
@@ -22,6 +23,8 @@ from turnout.scrape_address import check_scrape, to_write, write_scrape
 from turnout.system.probe import probe
 from turnout.system.process import identify, is_alive
 from turnout.system.sockets import who_listens
+
+METRICS_TIMEOUT_S: Final = 3.0
 
 
 class Lifecycle(LockedService):
@@ -42,11 +45,15 @@ class Lifecycle(LockedService):
             self._want(wanted)
         with caution:
             done = self._make_so(supersede=supersede, expected_generation=expected_generation)
+        unserved = ""
         if scrape:
             write_scrape(self.home, scrape)
+            where = str(scrape.listen) if scrape.listen else None
+            unserved = self.router.wait_metrics(where, timeout_s=METRICS_TIMEOUT_S)
         runs = self._ground.other_plane()
         notes = f"; not deployed: {refused}" if refused else ""
         notes += f"; it runs on plane {runs} until: turnout router --replace" if runs else ""
+        notes += f"; metrics are not served: {unserved}" if unserved else ""
         return replace(done, text=done.text + notes)
 
     def _make_so(self, *, supersede: bool, expected_generation: int | None) -> Done:

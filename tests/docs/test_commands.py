@@ -26,6 +26,8 @@ NOT_RUN = {
     ("README.md", "turnout bench --against 127.0.0.1:6379 --send 'PING\\r\\n'"): (
         "it takes its time, and docs/explanation/planes.md has it, too"
     ),
+    ("README.md", "pip install 'turnout[metrics]'"): "an index of packages",
+    ("README.md", "pip install 'turnout[web]'"): "it serves until Ctrl-C; the tests have it in a browser",
     ("README.md", "pip install -U turnout"): "an index of packages",
     ("README.md", "turnout service install --dry-run"): "systemd",
     ("CONTRIBUTING.md", "pip install tox"): "tox runs the tests",
@@ -37,6 +39,7 @@ NOT_RUN = {
         "docs/guides/containers.md",
         "docker run -d --name cache-1 -p 127.0.0.1:6380:6379 redis:7.0",
     ): "a container engine",
+    ("docs/explanation/planes.md", "[service.web]"): "an nginx",
     ("docs/guides/existing-port.md", "sudo systemctl disable --now redis-server"): "systemd",
     ("docs/guides/systemd.md", "turnout service install"): "systemd",
     ("docs/guides/upgrade.md", "pip install -U turnout"): "an index of packages",

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from turnout.errors import ConfigError
-from turnout.planes.choose import DIRECT, Planes, choose, lacking
-from turnout.planes.policy import Policy
+from turnout.planes.choose import Planes, choose, lacking
+from turnout.planes.policy import DIRECT, Policy
 
 
 @pytest.mark.parametrize(

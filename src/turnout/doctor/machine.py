@@ -12,8 +12,9 @@ from turnout.doctor.finding import Found, bad, ok, warn
 from turnout.doctor.scene import Scene
 from turnout.errors import ConfigError
 from turnout.listener import BACKLOG
-from turnout.planes.choose import DIRECT, choose, lacking
+from turnout.planes.choose import choose, lacking
 from turnout.planes.chooser import attach
+from turnout.planes.policy import DIRECT
 from turnout.planes.trial import group_works
 
 FEW_DESCRIPTORS = 4096  # two for a client, two for a pipe that is leased

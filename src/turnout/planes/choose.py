@@ -7,20 +7,18 @@ import os
 import select
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from turnout.errors import ConfigError
 from turnout.planes.attention import Attention
 from turnout.planes.front import IsThere
 from turnout.planes.plane import Plane
-from turnout.planes.policy import Policy
+from turnout.planes.policy import DIRECT, Policy
 from turnout.planes.stream import Stream
 
 if TYPE_CHECKING:
     from turnout.planes.poller import Poller
     from turnout.planes.steering import Kernel, Steering
-
-DIRECT: Final = ("reuseport", "sk_lookup")  # the kernel hands a new connection straight to the daemon
 
 
 @dataclass(frozen=True, slots=True)

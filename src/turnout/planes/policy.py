@@ -5,7 +5,9 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
+DIRECT: Final = ("reuseport", "sk_lookup")  # planes in which the kernel hands a connection straight to the daemon
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
