@@ -177,7 +177,7 @@ class Group:
 
     def told(self) -> dict[str, Any]:
         """What the router is to know beside the listeners."""
-        places = {boot_id: member.slot for boot_id, member in self.members.items()}
+        places = {boot_id: [member.slot, member.inode] for boot_id, member in self.members.items()}
         return {"version": self.version, "home": self.home_slot, "places": places}
 
     def seen(self, version: int, slot: int) -> None:
