@@ -85,8 +85,7 @@ def test_what_would_come_to_a_dead_daemon_comes_to_the_router(group: Group, home
         before = list(group.spares)
         one.close()
         with socket.create_connection(address, 20):
-            (came,) = [sock for sock in before if not _is_empty(sock)]
-            came.close()
+            assert len([sock for sock in before if not _is_empty(sock)]) == 1
         assert group.look()
         assert list(group.members) == ["v2"]
 
@@ -96,6 +95,21 @@ def accept_all(group: Group) -> None:
     for sock in group.spares:
         while not _is_empty(sock):
             pass
+
+
+def test_a_stranger_that_joins_does_not_inherit_from_a_dead_daemon(group: Group, home: socket.socket) -> None:
+    """A program of the same user that sets SO_REUSEPORT is let in by the kernel; it is found out, and not the last."""
+    address = home.getsockname()
+    one, first = group.join("v1")
+    attach(home, first.slot)
+    with bind(*address, shared=True) as stranger:
+        assert group.look()
+        assert len(group.strangers) == 1
+        assert not group.look()
+        one.close()
+        with socket.create_connection(address, 20) as client:
+            assert _accepted(group.spares, client.getsockname())
+        assert _is_empty(stranger)
 
 
 def _accepted(listeners: list[socket.socket], peer: object) -> bool:

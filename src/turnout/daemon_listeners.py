@@ -115,11 +115,17 @@ class DaemonListeners:
     def look(self) -> None:
         """Keep the routers' places behind those of the daemons, and tell the routers of what is new."""
         for name, served in self._served.items():
+            group = served.group
+            if group is None:
+                continue
+            before = set(group.strangers)
             try:
-                changed = served.group is not None and served.group.look()
+                changed = group.look()
             except (OSError, TurnoutError) as error:
                 self._say(f"service {name}: the group at its address cannot be kept in order: {error}")
                 continue
+            if group.strangers - before:
+                self._say(f"service {name}: a program that turnout did not start shares {spell(served.addresses)}")
             if changed:
                 self._offer(name)
 

@@ -78,6 +78,7 @@ class Group:
         self._gaps: list[socket.socket] = []
         self.members = dict(members)
         self.version = 1
+        self.strangers: set[int] = set()  # listeners that nobody here made, by inode
         self._slot_of_home = home_slot
         self._seen = 0
         self._host, self._port = home.getsockname()[:2]
@@ -177,7 +178,7 @@ class Group:
 
     def told(self) -> dict[str, Any]:
         """What the router is to know beside the listeners."""
-        places = {boot_id: member.slot for boot_id, member in self.members.items()}
+        places = {boot_id: [member.slot, member.inode] for boot_id, member in self.members.items()}
         return {"version": self.version, "home": self.home_slot, "places": places}
 
     def seen(self, version: int, slot: int) -> None:
@@ -212,8 +213,15 @@ class Group:
 
     def _pad(self) -> bool:
         """Have as many spares behind the last daemon as there are daemons; whether any was missing."""
+        here = self._inodes()
         highest = max([self.home_slot, *(member.slot for member in self.members.values())])
-        missing = highest + max(1, len(self.members)) - (len(self._inodes()) - 1)
+        most = max(1, len(self.members))
+        missing = highest + most - (len(here) - 1)
+        own = {_inode(sock) for sock in (self.home, *self.spares)}
+        strangers = here - own - {member.inode for member in self.members.values()}
+        if strangers - self.strangers:  # a program of the same user joined, and may be the last
+            missing = max(missing, most)
+        self.strangers = strangers
         for _ in range(missing):
             self._spares.append(self._last())
         return missing > 0

@@ -94,6 +94,7 @@ class KernelView:
         addresses: answers the fixed addresses.
         daemons: answers the daemons that the registry knows, by boot.
         owners: whose sockets there are; None: as /proc tells.
+        given: answers the inode of the listener that a daemon was given, by its boot; 0: none, or it is not known.
         fresh_s: for so many seconds a look is good at least; 0: each question is a look of its own.
         clock: monotonic seconds.
     """
@@ -104,12 +105,14 @@ class KernelView:
         daemons: Callable[[], Mapping[str, Daemon]],
         *,
         owners: Owners | None = None,
+        given: Callable[[str], int] = lambda _boot_id: 0,
         fresh_s: float = FRESH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._addresses = addresses
         self._daemons = daemons
         self._owners = owners or Processes(daemons)
+        self._given = given
         self._clock = clock
         self._fresh_s = fresh_s
         self._fresh_until = -1.0
@@ -152,7 +155,8 @@ class KernelView:
             inodes = {found.inode for found in sockets.listening_at(target.host, target.port)}
         except OSError:
             return True
-        return self._owners.has(target.boot_id, inodes)
+        given = self._given(target.boot_id)  # of a daemon whose descriptors may not be looked at, too
+        return given in inodes if given else self._owners.has(target.boot_id, inodes)
 
     def deaf(self, boot_id: str) -> str:
         daemon = self._daemons().get(boot_id)

@@ -308,8 +308,10 @@ class Router:
         log.info("%s: plane %s: %s", service, chosen.name, chosen.reason)
         pins = pins_of(self._home.root, service)
         # a plane asks when it is in use, and by then there is a service
-        kernel = KernelView(lambda: served.addresses, lambda: served.following.snapshot.daemons)
         group = Sharing(service, self._link)
+        kernel = KernelView(
+            lambda: served.addresses, lambda: served.following.snapshot.daemons, given=group.listener_of
+        )
         steering: Steering | None = None
         if chosen.name == "sk_lookup":
             steering = SkLookup(kernel.listener_of, pins)

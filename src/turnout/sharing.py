@@ -22,7 +22,7 @@ class Sharing:
         self._service = service
         self._keeper = keeper
         self._version = 0
-        self._places: Mapping[str, int] = {}
+        self._places: Mapping[str, tuple[int, int]] = {}
         self._slot = HOME
         self._leads = False
         self._home = HOME
@@ -34,13 +34,20 @@ class Sharing:
     def source_of(self, daemon: Daemon) -> str:
         """From where one reaches a daemon that shares the address: as the keeper has it, who keeps the places."""
         place = self._places.get(daemon.boot_id)
-        return daemon.source if place is None else source_of(place)
+        return daemon.source if place is None else source_of(place[0])
+
+    def listener_of(self, boot_id: str) -> int:
+        """The inode of the listener that a daemon was given; 0: the keeper did not say."""
+        place = self._places.get(boot_id)
+        return 0 if place is None else place[1]
 
     def took(self, message: Message) -> None:
         """The listeners are as the keeper said with this."""
         self._version = int(message.get("version", 0))
         self._home = int(message.get("home", HOME))
-        self._places = {str(boot_id): int(slot) for boot_id, slot in message.get("places", {}).items()}
+        self._places = {
+            boot_id: (int(slot), int(inode)) for boot_id, (slot, inode) in message.get("places", {}).items()
+        }
         self._tell()
 
     def steered(self, slot: int) -> None:

@@ -9,9 +9,11 @@ import pytest
 
 from stage import Stage
 from support import eventually
+from turnout.core.model import Daemon
 from turnout.core.slots import HOME, slot_of, source_of
 from turnout.errors import SteeringError
 from turnout.group import Group
+from turnout.kernel_view import KernelView
 from turnout.listener import bind
 from turnout.planes.chooser import attach, let_go
 from turnout.planes.plane import Target
@@ -92,6 +94,19 @@ def test_without_a_group_there_is_nothing_to_let_go() -> None:
         let_go(sock, HOME)  # open to others, and nobody has joined
         with pytest.raises(OSError, match="Invalid argument"):
             attach(sock, HOME)
+
+
+def test_a_daemon_whose_descriptors_may_not_be_looked_at_is_known_by_the_listener_it_was_given(group: Group) -> None:
+    """One that is not dumpable (prctl(2)): without this, its clients would be held as if it were gone."""
+    sock, member = group.join("v1")
+    host, port = group.home.getsockname()
+    daemons = {"v1": Daemon("v1", host, port, source=source_of(member.slot))}  # no process is known
+    view = KernelView(lambda: [(host, port)], lambda: daemons, given=lambda _boot_id: member.inode)
+    meant = target(group, "v1")
+    assert not KernelView(lambda: [(host, port)], lambda: daemons).is_there(meant)
+    assert view.is_there(meant)
+    sock.close()
+    assert not view.is_there(meant)
 
 
 @pytest.mark.parametrize("text", ["", "127.0.0.1", "127.47.77.", "127.47.77.x", "127.47.77.256", "127.47.77.-1"])
