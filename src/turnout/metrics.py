@@ -168,7 +168,8 @@ METRICS: Final[Sequence[Metric]] = (
     # connections
     Metric("turnout_connections_open", "gauge", "Connections that are open between a client and a daemon.", _OF,
            _each(lambda one: one.connections)),
-    Metric("turnout_connections_accepted_total", "counter", "Clients that were accepted.", _OF, _counted("accepted")),
+    Metric("turnout_connections_accepted_total", "counter",
+           "Clients that the router accepted; a direct plane's pass it by.", _OF, _counted("accepted")),
     Metric("turnout_connections_closed_total", "counter", "Connections to a daemon that have ended, however.", _OF,
            _counted("closed")),
     Metric("turnout_connections_cut_total", "counter", "Connections that were ended because their daemon had to go.",
@@ -209,6 +210,9 @@ METRICS: Final[Sequence[Metric]] = (
            _counted("ports_exhausted")),
     Metric("turnout_connects_other_source_total", "counter",
            "Connects from 127.0.0.2 and on, since 127.0.0.1 had no port left.", _OF, _counted("other_source")),
+    Metric("turnout_steering_lost_total", "counter",
+           "How often a direct plane came to relay everything, since the kernel could not hand it over.", _OF,
+           _counted("unsteered")),
     Metric("turnout_pipes_denied_total", "counter", "Large transfers that got no pipe and were copied.", _OF,
            _counted("pipes_denied")),
     # rollouts
