@@ -39,7 +39,7 @@ def test_status_as_json_has_the_stable_shape_with_and_without_a_router(turnout: 
     assert daemon["bytes_out"] == len(answer)
     turnout.run("down")
     gone = turnout.status()
-    unknown = ("pid", "plane", "applied_revision", "uptime_s", "version")
+    unknown = ("pid", "plane", "plane_trouble", "applied_revision", "uptime_s", "version")
     assert gone["router"] == dict.fromkeys(unknown) | {"alive": False, "leaving": []}
     assert gone["held"] is None
     assert turnout.run("status").stdout.count("router     none") == 1

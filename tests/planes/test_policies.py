@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -276,8 +277,9 @@ def _sockets_between(client: socket.socket, far: socket.socket) -> list[int]:
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            sock = socket.socket(fileno=os.dup(int(entry.name)))
-            with sock:
+            if not stat.S_ISSOCK(entry.stat().st_mode):
+                continue  # socket.socket() would raise, and leave the copy open
+            with socket.socket(fileno=os.dup(int(entry.name))) as sock:
                 if sock.getpeername() == client.getsockname() or sock.getsockname() == far.getpeername():
                     found.append(int(entry.name))
     return [fd for fd in found if fd not in {client.fileno(), far.fileno()}]

@@ -32,6 +32,7 @@ _SOCKMAP: Final = 15
 _SK_LOOKUP_PROGRAM: Final = 30
 _SK_LOOKUP_ATTACH: Final = 36
 
+_LOAD_TRIES: Final = 5  # the verifier gives up with EAGAIN where a signal is pending; as often as libbpf tries
 _ATTR_BYTES: Final = 152  # more than any command here uses; the kernel wants the rest to be zero
 _LOG_BYTES: Final = 1 << 16
 _LOG_SHOWN: Final = 300
@@ -157,11 +158,14 @@ def load_sk_lookup(code: bytes) -> int:
         )
         return _bpf(_PROG_LOAD, attr, "load a program")
 
-    try:
-        return load(0)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.EACCES}:
-            raise
+    for tries_left in range(_LOAD_TRIES - 1, -1, -1):
+        try:
+            return load(0)
+        except OSError as error:
+            if error.errno in {errno.EINVAL, errno.EACCES}:
+                break
+            if error.errno != errno.EAGAIN or not tries_left:
+                raise
     try:
         return load(1)  # again, for the sake of the verifier's words
     except OSError as error:

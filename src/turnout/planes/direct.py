@@ -245,12 +245,16 @@ class Direct:
                 self._ever.add(boot_id)
             count = None
             if served is not None and relayed.connections is not None:
-                count = relayed.connections + len(served) + self._kernel.queued(boot_id)
+                count = relayed.connections + len(served) + self._queued(boot_id)
             if boot_id in self._ever or served is None:
                 found[boot_id] = Census(count, None, None)
             else:
                 found[boot_id] = replace(relayed, connections=count)
         return found
+
+    def _queued(self, boot_id: str) -> int:
+        """What waits to be accepted; with a daemon that was never steered to that is the relay's, counted by it."""
+        return self._kernel.queued(boot_id) if boot_id in self._ever else 0
 
     def _forget_others(self, boots: Collection[str]) -> None:
         known = {*boots, *([self._wanted.boot_id] if self._wanted else [])}
@@ -263,7 +267,7 @@ class Direct:
         count = self._relay.connections()
         if not self._left:
             for boot_id in self._kernel.boots():
-                count += len(self._kernel.served(boot_id) or ()) + self._kernel.queued(boot_id)
+                count += len(self._kernel.served(boot_id) or ()) + self._queued(boot_id)
         return count
 
     def relayed(self, boot_id: str) -> int:
