@@ -39,7 +39,6 @@ NOT_RUN = {
         "docs/guides/containers.md",
         "docker run -d --name cache-1 -p 127.0.0.1:6380:6379 redis:7.0",
     ): "a container engine",
-    ("docs/explanation/planes.md", "[service.web]"): "an nginx",
     ("docs/guides/existing-port.md", "sudo systemctl disable --now redis-server"): "systemd",
     ("docs/guides/systemd.md", "turnout service install"): "systemd",
     ("docs/guides/upgrade.md", "pip install -U turnout"): "an index of packages",

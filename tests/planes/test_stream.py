@@ -66,10 +66,16 @@ def test_a_reset_of_a_paused_client_ends_the_connection_once_the_daemon_reads(st
     client, far = streams.pair(streams.daemon("v1"))
     client.setblocking(False)
     sent = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            sent += client.send(b"x" * 65536)
-    eventually(lambda: any(one.half_sent for one in streams.call(lambda: streams.plane.carried("v1")) or ()))
+
+    def stalls() -> bool:
+        """A full buffer alone may be a plane that had no turn yet: send on until it cannot pass anything on."""
+        nonlocal sent
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += client.send(b"x" * 65536)
+        return any(one.half_sent for one in streams.call(lambda: streams.plane.carried("v1")) or ())
+
+    eventually(stalls)
     reset(client)
     data, by_reset = read_to_the_end(far)
     assert by_reset
