@@ -21,7 +21,7 @@ from turnout.errors import TurnoutError
 from turnout.keeper_client import KeeperClient
 from turnout.system.home import Home
 from turnout.system.keeper_lock import read_keeper
-from turnout.system.process import ProcessHandle, descendants, identify, is_alive
+from turnout.system.process import ProcessHandle, descendants, identify, is_alive, state_of
 from turnout.system.registry import RegistryFile
 from turnout.system.spawn_record import read_records
 
@@ -176,7 +176,10 @@ class Turnout:
         return "\n".join(parts)
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal. One that is killed is waited for: till then its listener takes connections, and resets them."""
         os.kill(pid, number)
+        if number == signal.SIGKILL:
+            eventually(lambda: _is_gone(pid), interval_s=0.001)
 
     def listening(self) -> bool:
         with socket.socket() as sock:
@@ -225,6 +228,13 @@ def under_load(turnout: Turnout, *, clients: int = 3) -> Iterator[Load]:
     finally:
         load.stop()
     assert (load.failed, dict(load.errors)) == (0, {})
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return state_of(pid) in {"Z", "X"}
+    except ProcessLookupError:
+        return True
 
 
 def ask(address: tuple[str, int], line: str = "hello", *, timeout_s: float = 20.0) -> str:

@@ -144,7 +144,9 @@ def test_a_daemon_that_hangs_is_replaced_where_the_operator_wants_that(turnout: 
     before = turnout.active()
     turnout.kill(before["pid"], signal.SIGSTOP)
     eventually(lambda: turnout.snapshot().deployment.active_boot_id != before["boot_id"], timeout_s=PATIENCE_S)
-    after = turnout.snapshot().deployment.active_boot_id
+    block = turnout.snapshot().deployment
+    after = block.active_boot_id
+    eventually(lambda: turnout.status()["router"]["applied_revision"] >= block.revision, timeout_s=PATIENCE_S)
     assert ask(turnout.address) == "v1"
     eventually(lambda: set(turnout.daemons()) == {after}, timeout_s=PATIENCE_S, why="the hung one is left")
     assert len(events(turnout, "replacing")) == 1
