@@ -176,7 +176,7 @@ class Turnout:
         return "\n".join(parts)
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
-        """Send a signal. One that is killed is waited for: till then its listener takes connections, and resets them."""
+        """Send a signal. One that is killed is waited for: till then its listener takes clients, and resets them."""
         os.kill(pid, number)
         if number == signal.SIGKILL:
             eventually(lambda: _is_gone(pid), interval_s=0.001)
