@@ -156,16 +156,19 @@ def load_sk_lookup(code: bytes) -> int:
             0,
             _SK_LOOKUP_ATTACH,
         )
-        return _bpf(_PROG_LOAD, attr, "load a program")
+        for tries_left in range(_LOAD_TRIES - 1, -1, -1):
+            try:
+                return _bpf(_PROG_LOAD, attr, "load a program")
+            except OSError as error:
+                if error.errno != errno.EAGAIN or not tries_left:
+                    raise
+        raise AssertionError
 
-    for tries_left in range(_LOAD_TRIES - 1, -1, -1):
-        try:
-            return load(0)
-        except OSError as error:
-            if error.errno in {errno.EINVAL, errno.EACCES}:
-                break
-            if error.errno != errno.EAGAIN or not tries_left:
-                raise
+    try:
+        return load(0)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.EACCES}:
+            raise
     try:
         return load(1)  # again, for the sake of the verifier's words
     except OSError as error:
