@@ -37,6 +37,10 @@ def _answers(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
+def _followed(turnout: Turnout) -> int:
+    return [entry["event"] for entry in turnout.journal()].count("followed")
+
+
 def test_a_foreign_program_retargets_by_renaming_the_file_and_no_connection_is_dropped(
     turnout: Turnout, theirs: int
 ) -> None:
@@ -55,14 +59,14 @@ def test_a_foreign_program_retargets_by_renaming_the_file_and_no_connection_is_d
                 edit(path, retarget(there, theirs if there == "theirs" else 0))
                 eventually(lambda version=version: ask(turnout.address) == version, why=f"not retargeted: {number}")  # type: ignore[misc]  # bound by default
                 # two edits in a row may be put right as one
-                eventually(lambda most=number + 1: followed() == most)  # type: ignore[misc]  # as above
+                eventually(lambda most=number + 1: _followed(turnout) == most)  # type: ignore[misc]  # as above
         finally:
             load.stop()
         lines.write("still\n")
         lines.flush()
         assert lines.readline().startswith("v1 "), "a connection stays with the daemon that accepted it"
     assert (load.failed, dict(load.errors)) == (0, {})
-    assert followed() == switches
+    assert _followed(turnout) == switches
     assert loads(path.read_bytes()).snapshot.daemons["theirs"].extra == {"theirs": True}
     assert set(turnout.daemons()) == {ours}
 
