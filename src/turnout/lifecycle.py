@@ -91,6 +91,8 @@ class Lifecycle(LockedService):
             self._say_desired(Desired.RUNNING)
             return Done(f"{self.service.name} runs already: {daemon_name(active)}", changed=False)
         supersede = snapshot.deployment.state is State.SWITCHED
+        if supersede and self._automatic:  # it was decided before the switch, over the daemon that was active then
+            return Done(f"{self.service.name} is observed: its checks decide", changed=False)
         return self._roll(last_good_build(self.service, self.wanted), Cause.START, supersede=supersede)
 
     def _replace_unwell(self, active: Daemon) -> Done:

@@ -67,6 +67,24 @@ def test_a_deploy_that_waits_for_its_verdict_hears_of_a_cold_rollback_as_of_any_
     assert "by hand" not in said
 
 
+def test_a_restart_that_was_decided_before_a_switch_does_not_end_the_window_after_it(turnout: Turnout) -> None:
+    """The router saw the daemon die that the switch had just retired: what is active now is the window's business."""
+    patient = '{ probe = "alive", failures = 1000 }'
+    turnout.configure(line_daemon("--version", "v1"), observe="60s")
+    turnout.tune(health=patient)
+    turnout.run("up")
+    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="60s")
+    turnout.tune(health=patient)
+    turnout.run("deploy", "--detach")
+    v2 = turnout.active()
+    turnout.kill(v2["pid"])
+    turnout.run("start", "--automatic", "--service", "default")
+    block = turnout.snapshot().deployment
+    assert (block.generation, block.state, block.active_boot_id) == (2, State.SWITCHED, v2["boot_id"])
+    turnout.run("start")
+    assert turnout.snapshot().deployment.generation == 3, "a person insists"
+
+
 def test_what_is_active_stays_active_where_its_predecessor_never_gets_healthy_and_status_says_so(
     turnout: Turnout,
 ) -> None:
