@@ -244,6 +244,11 @@ def _envoy(arena: Arena, kinds: Kinds) -> Way:
     return _up(Way("envoy", ports, (process.pid,)), process)
 
 
+def _envoy_version() -> str:
+    """What it says is ``PATH/envoy  version: COMMIT/VERSION/…``."""
+    return _all(find("envoy") or "envoy", "--version").partition("version: ")[2].strip()
+
+
 def _envoy_address(port: int) -> dict[str, dict[str, str | int]]:
     return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
 
@@ -292,9 +297,7 @@ CONTENDERS: Final = (
         "envoy",
         _envoy,
         needs("envoy"),
-        lambda: next(
-            (line.strip() for line in _all(find("envoy") or "envoy", "--version").splitlines() if line.strip()), ""
-        ),
+        _envoy_version,
         "`tcp_proxy`, `--concurrency 1`, default buffers",
     ),
     Contender(
