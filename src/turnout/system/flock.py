@@ -6,6 +6,8 @@ The locks are filelock's (flock(2)): the kernel lets go of them when the holder 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 PROC: Final = Path("/proc")
+# What hold() has, by lock file and thread. A thread that asks for what it has itself was interrupted (Ctrl-C) after it
+# took the lock and before its with block began, or while that was left: nobody else would ever let go of it.
+_held: dict[tuple[str, int], FileLock] = {}
 _FIRST_PAUSE_S: Final = 0.001
 _LONGEST_PAUSE_S: Final = 0.02
 _COMMAND_CHARS: Final = 80
@@ -45,11 +50,14 @@ def take(path: Path, *, timeout_s: float, on_wait: Callable[[], None] | None = N
     pause_s = _FIRST_PAUSE_S
     while True:
         try:
-            lock.acquire(timeout=0)
+            _acquire(lock)
         except Timeout:  # an OSError itself, so it comes first
             pass
         except OSError as error:
             raise unwritable("lock", path, error) from error
+        except BaseException:
+            lock.release(force=True)
+            raise
         else:
             return lock
         if on_wait:
@@ -75,15 +83,31 @@ def hold(path: Path, *, timeout_s: float, what: str) -> Generator[None]:
         LockTimeoutError: somebody else held it all that time; the message names the process.
         StateUnwritableError: the lock file cannot be made or opened.
     """
+    key = str(path), threading.get_ident()
+    if abandoned := _held.pop(key, None):
+        abandoned.release(force=True)
     lock = take(path, timeout_s=timeout_s)
     if lock is None:
         pid = holder_pid(path)
         who = f"pid {pid} ({command_of(pid) or 'command unknown'})" if pid else "another process"
         raise LockTimeoutError(f"{what} was locked by {who} for {timeout_s:g} s; nothing was changed", hint=advice(pid))
+    _held[key] = lock
     try:
         yield
     finally:
         lock.release()
+        if _held.get(key) is lock:
+            del _held[key]
+
+
+def _acquire(lock: FileLock) -> None:
+    """Try once. Ctrl-C waits meanwhile: between flock(2) and the note of its descriptor the lock would be lost."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        lock.acquire(timeout=0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def holder_pid(path: Path, *, proc: Path = PROC) -> int | None:
