@@ -16,7 +16,7 @@ from bench.cases import EXCHANGES
 from bench.contenders import named
 from bench.measure import Figures, column, placed, run_once
 from bench.usage import cpu_us, memory_bytes
-from turnout.core.codec import dumps
+from turnout.core.encoding import dumps
 from turnout.core.model import Daemon, Snapshot
 from turnout.system.home import Home
 from turnout.system.registry import RegistryFile

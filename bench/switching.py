@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from bench.arena import HERE, Arena, BenchError, free_port, wait_for
 from bench.contenders import haproxy_config, needs, nginx_config, nginx_missing, plane_missing
-from turnout.core.codec import dumps
+from turnout.core.encoding import dumps
 from turnout.core.model import Deployment, Snapshot
 from turnout.system.home import Home
 from turnout.system.registry import RegistryFile

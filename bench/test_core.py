@@ -10,9 +10,10 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.test_registry import registry_of
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
 from turnout.core.deployment import begin_deploy, finish_deploy, mark_candidate_healthy, switch_active
 from turnout.core.drain import Decision, DrainPolicy, Remaining, decide
+from turnout.core.encoding import dumps
 from turnout.core.model import Deployment, DrainCause, Identity, Snapshot, State
 from turnout.planes.plane import Counters
 from turnout.planes.pump import Flow, Pump

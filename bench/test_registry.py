@@ -10,8 +10,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from turnout import Daemon, Registry
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
 from turnout.core.deployment import set_desired
+from turnout.core.encoding import dumps
 from turnout.core.model import Deployment, Desired, Identity, Snapshot, Workspace
 from turnout.system.registry import RegistryFile
 from turnout.system.watcher import Watcher

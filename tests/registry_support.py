@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from faulty_files import UnsyncedFiles
-from turnout.core.codec import dumps
+from turnout.core.encoding import dumps
 from turnout.core.model import Daemon, Deployment, Identity, Snapshot, Workspace
 from turnout.system.files import Files
 from turnout.system.registry import RegistryFile

@@ -17,7 +17,7 @@ import turnout
 import turnout.registry
 from turnout import Cause, Daemon, DrainCause, Reason, Registry, State, this_process
 from turnout.config import Settings, dump_settings, parse_address
-from turnout.core.codec import dumps
+from turnout.core.encoding import dumps
 from turnout.core.model import Identity, Snapshot
 from turnout.errors import UsageError
 from turnout.system.home import Home

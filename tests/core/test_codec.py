@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from registry_support import SNAPSHOT
 from support import scaled
-from turnout.core.codec import Memo, NotARegistry, decode, dumps, loads
+from turnout.core.codec import Memo, NotARegistry, decode, loads
+from turnout.core.encoding import dumps
 from turnout.core.model import (
     Cause,
     Daemon,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from support import scaled
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
 from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
@@ -20,6 +20,7 @@ from turnout.core.deployment import (
     rollback_active,
     switch_active,
 )
+from turnout.core.encoding import dumps
 from turnout.core.membership import forget_daemon, map_workspace, register_daemon
 from turnout.core.model import Cause, Daemon, DrainCause, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, Reason

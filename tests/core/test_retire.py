@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
 from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
@@ -17,6 +17,7 @@ from turnout.core.deployment import (
     rollback_active,
     switch_active,
 )
+from turnout.core.encoding import dumps
 from turnout.core.membership import forget_daemon, hasten_drain, register_daemon
 from turnout.core.model import Cause, Daemon, DrainCause, Identity, Snapshot, State, Workspace
 from turnout.core.outcome import Outcome, Reason

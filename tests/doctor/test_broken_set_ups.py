@@ -19,7 +19,7 @@ from doctor_support import Patient, connected_from, date_ahead, listening_on, un
 from registry_support import SNAPSHOT
 from turnout.config import Address, Scrape, dump_settings
 from turnout.config_file import load_file
-from turnout.core.codec import dumps
+from turnout.core.encoding import dumps
 from turnout.doctor.metrics import OFF
 from turnout.errors import ConfigError
 from turnout.metrics import EXTRA

@@ -12,7 +12,8 @@ import pytest
 
 from e2e_support import Turnout, line_daemon
 from registry_support import SNAPSHOT, start, write_both
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
+from turnout.core.encoding import dumps
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 from faulty_files import names_in
 from registry_child import begin
 from registry_support import ACTIVE, SNAPSHOT, opened, write_both
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
 from turnout.core.deployment import begin_deploy, mark_candidate_healthy, switch_active
+from turnout.core.encoding import dumps
 from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon, Identity, Snapshot, State
 from turnout.errors import RegistryUnsupportedError, StateUnwritableError

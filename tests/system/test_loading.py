@@ -12,8 +12,9 @@ import pytest
 
 from faulty_files import FaultyFiles
 from registry_support import SNAPSHOT, write_both
-from turnout.core.codec import Decoded, dumps, loads
+from turnout.core.codec import Decoded, loads
 from turnout.core.deployment import set_desired
+from turnout.core.encoding import dumps
 from turnout.core.model import Desired
 from turnout.system import loading
 from turnout.system.loading import Loader

@@ -15,7 +15,8 @@ import pytest
 from faulty_files import names_in
 from registry_child import add_one, begin
 from registry_support import ACTIVE, SNAPSHOT, Time, opened, start, write_both
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
+from turnout.core.encoding import dumps
 from turnout.core.membership import register_daemon
 from turnout.core.model import Snapshot, State
 from turnout.core.outcome import Outcome, Reason

@@ -16,7 +16,8 @@ from faulty_files import FaultyFiles, UnsyncedFiles, names_in
 from registry_child import add_one, begin
 from registry_support import ACTIVE, CHILD, SNAPSHOT, Time, opened, write_both
 from support import report, scaled
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
+from turnout.core.encoding import dumps
 from turnout.core.model import Snapshot
 from turnout.core.outcome import Outcome
 from turnout.errors import (

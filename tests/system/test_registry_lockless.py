@@ -12,7 +12,8 @@ import pytest
 
 from faulty_files import OldSystem, UnsyncedFiles
 from registry_child import begin
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
+from turnout.core.encoding import dumps
 from turnout.core.model import Daemon, Deployment, Snapshot, Workspace
 from turnout.core.outcome import Outcome, Reason
 from turnout.errors import ConflictError

@@ -16,8 +16,9 @@ from faulty_files import UnsyncedFiles
 from registry_child import begin
 from registry_support import SNAPSHOT, opened, start, write_both
 from support import eventually, report
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
 from turnout.core.deployment import begin_deploy, finish_deploy, mark_candidate_healthy, switch_active
+from turnout.core.encoding import dumps
 from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon, Identity, Snapshot
 from turnout.errors import LockTimeoutError

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from faulty_files import FaultyFiles, OldSystem
 from support import scaled
-from turnout.core.codec import dumps, loads
+from turnout.core.codec import loads
 from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
@@ -33,6 +33,7 @@ from turnout.core.deployment import (
     rollback_active,
     switch_active,
 )
+from turnout.core.encoding import dumps
 from turnout.core.membership import beat, forget_daemon, map_workspace, register_daemon
 from turnout.core.model import Daemon, Deployment, Identity, Snapshot
 from turnout.core.outcome import Outcome

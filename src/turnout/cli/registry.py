@@ -10,7 +10,8 @@ import click
 
 from turnout.cli.options import choice, reading, resolve
 from turnout.cli.terminal import clean
-from turnout.core.codec import NotARegistry, encode
+from turnout.core.codec import NotARegistry
+from turnout.core.encoding import encode
 from turnout.errors import NotRunningError, RegistryDamagedError, UsageError
 from turnout.service import Service
 from turnout.system.examine import Examined, examine

@@ -1,4 +1,4 @@
-"""The registry's JSON, both ways, field by field: one bad value never costs more than itself.
+"""The registry's JSON as it is read, field by field: one bad value never costs more than itself.
 
 A bad field falls to its default and an entry that is no object is dropped; both are reported. Keys that we do not
 know are kept at every level. Schema 1.x (``instances``) is read; a higher major version is refused untouched.
@@ -7,8 +7,7 @@ know are kept at every level. Schema 1.x (``instances``) is read; a higher major
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast
 
@@ -67,9 +66,6 @@ class Memo:
     def __init__(self) -> None:
         # by section and key: the entry as JSON, which tells 1 from true and 1.0 as Python's comparison does not
         self.entries: dict[str, dict[str, tuple[bytes, Any]]] = {}
-
-
-# -- reading ---------------------------------------------------------------------------------------------------------
 
 
 def loads(data: bytes, *, good: Snapshot | None = None, memo: Memo | None = None) -> Decoded:
@@ -132,7 +128,7 @@ def _is_deeper(raw: object, levels: int) -> bool:
 
 
 def _shape(entry: object) -> bytes | None:
-    """The entry as bytes that no other entry has; None where it cannot be told so (as in :func:`dumps`)."""
+    """The entry as bytes that no other entry has; None where msgspec cannot make them (encoding.dumps)."""
     try:
         return msgspec.json.encode(entry)
     except (UnicodeEncodeError, OverflowError):
@@ -325,114 +321,3 @@ class _Reader:
             workspaces[root] = Workspace(root, boot_id)
         self._say("instances", f"{len(daemons)} entries of schema 1 became daemons")
         return daemons, workspaces
-
-
-# -- writing ---------------------------------------------------------------------------------------------------------
-
-
-def dumps(snapshot: Snapshot) -> bytes:
-    """The file's bytes: UTF-8, indented for people, the same snapshot always the same bytes."""
-    raw = encode(snapshot)
-    try:
-        data = msgspec.json.format(msgspec.json.encode(raw), indent=2)
-    except (UnicodeEncodeError, OverflowError):
-        # half a surrogate pair, which JSON can escape and UTF-8 cannot hold, or a number beyond 64 bits
-        data = json.dumps(raw, indent=2, allow_nan=False).encode()
-    return data + b"\n"
-
-
-def encode(snapshot: Snapshot) -> dict[str, Any]:
-    """The JSON object of a snapshot; keys that are not ours come last."""
-    return {
-        "version": snapshot.version,
-        "daemons": {boot_id: _daemon(daemon) for boot_id, daemon in snapshot.daemons.items()},
-        "workspaces": {root: _workspace(workspace) for root, workspace in snapshot.workspaces.items()},
-        "deployment": _deployment(snapshot.deployment),
-        **_finite(snapshot.extra),
-    }
-
-
-def _daemon(daemon: Daemon) -> dict[str, Any]:
-    ours = {
-        "host": daemon.host,
-        "port": daemon.port,
-        "pid": daemon.pid,
-        "start_ts": daemon.start_ts,
-        "last_seen_ts": daemon.last_seen_ts,
-        "draining": daemon.draining,
-        "version": daemon.version,
-        "http_host": daemon.http_host,
-        "http_port": daemon.http_port,
-        "http_pid": daemon.http_pid,
-    }
-    proof = _identity(daemon.identity)
-    del proof["pid"]
-    later = {
-        **proof,
-        "drain_cause": daemon.drain_cause.value,
-        "build": daemon.build,
-        "owned": daemon.owned,
-        "proxy_protocol": daemon.proxy_protocol,
-        "source": daemon.source,
-    }
-    return {**ours, **{key: value for key, value in later.items() if value}, **_finite(daemon.extra)}
-
-
-def _workspace(workspace: Workspace) -> dict[str, Any]:
-    return {
-        "boot_id": workspace.boot_id,
-        "last_active_ts": workspace.last_active_ts,
-        "http_host": workspace.http_host,
-        "http_port": workspace.http_port,
-        "http_pid": workspace.http_pid,
-        **_finite(workspace.extra),
-    }
-
-
-def _deployment(block: Deployment) -> dict[str, Any]:
-    return {
-        "generation": block.generation,
-        "state": block.state.value,
-        "active_boot_id": block.active_boot_id,
-        "candidate_boot_id": block.candidate_boot_id,
-        "old_boot_id": block.old_boot_id,
-        "switch_ts": block.switch_ts,
-        "health_fail_streak": block.health_fail_streak,
-        "rollback_reason": block.rollback_reason,
-        "revision": block.revision,
-        "cause": block.cause.value,
-        "desired": block.desired.value,
-        "owner": _identity(block.owner),
-        "moves": [_move(move) for move in block.moves],
-        **_finite(block.extra),
-    }
-
-
-def _identity(identity: Identity) -> dict[str, Any]:
-    return {
-        "pid": identity.pid,
-        "start_ticks": identity.start_ticks,
-        "machine_boot_id": identity.machine_boot_id,
-        "pid_ns": identity.pid_ns,
-    }
-
-
-def _move(move: Move) -> dict[str, Any]:
-    return {
-        "root": move.root,
-        "boot_id": move.boot_id,
-        "http_host": move.http_host,
-        "http_port": move.http_port,
-        "http_pid": move.http_pid,
-    }
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401  # somebody else's JSON
-    """Another program's data as JSON can hold it: NaN and Infinity, which Python reads, become null."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in cast("Mapping[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in cast("list[Any]", value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from turnout.core.codec import NotARegistry, dumps, loads
+from turnout.core.codec import NotARegistry, loads
+from turnout.core.encoding import dumps
 from turnout.core.merge import merge
 from turnout.core.model import Snapshot
 from turnout.core.outcome import Outcome, Reason
