@@ -14,18 +14,17 @@ from typing import Final
 
 from turnout.core.proxy_protocol import header
 from turnout.core.slots import CHOOSING
-from turnout.planes.chooser import is_shared
 from turnout.planes.hold import Hold, Waiting
+from turnout.planes.listeners import Listeners
 from turnout.planes.plane import Counters, Target
 from turnout.planes.policy import Policy
-from turnout.planes.readiness import EIN, EOUT, Readiness
+from turnout.planes.readiness import EOUT, Readiness
 from turnout.planes.sources import Sources, connect_from, may_be_a_source
 from turnout.planes.tcp import INHERITS, is_loopback, listens, reset_on_close, set_up
 
 ACCEPTS_PER_WAKEUP: Final = 64
 BACKLOG: Final = 1 << 16  # more than any accept queue has (listen(2))
 TICK_S: Final = 0.02
-FD_PAUSE_S: Final = 0.05
 SHORTAGE_S: Final = 1.0  # after a connect found none
 SHORTAGE_PATIENCE_S: Final = 10.0
 PROBE_FIRST_S: Final = 0.02
@@ -74,7 +73,8 @@ class Front:
         clock: Callable[[], float],
         is_there: IsThere,
     ) -> None:
-        self.listeners: dict[int, socket.socket] = {}
+        self._listeners = Listeners(loop, readiness, counters)
+        self.listeners = self._listeners.by_fd
         self.connecting: dict[int, Waiting] = {}  # by the daemon's descriptor
         self.waiting: dict[int, Waiting] = {}  # by the client's descriptor
         self.full = False  # the limit of connections is reached: the plane calls `room` when one ends
@@ -93,7 +93,6 @@ class Front:
         self._meets_itself = False  # an outgoing connection may be given the daemon's own port
         self._patience_s = 0.0
         self._closed = False
-        self._no_resources = False
         self._policy = policy
         self._hold = Hold(policy.hold_max, counters)
         self._sources = Sources(counters, clock)
@@ -139,27 +138,17 @@ class Front:
         self._schedule()
 
     def add_listener(self, sock: socket.socket) -> None:
-        own = sock.dup()
-        own.setblocking(False)
-        set_up(own, user_timeout_ms=self._policy.user_timeout_ms())
-        self._shares = self._shares or is_shared(own)
-        self.listeners[own.fileno()] = own
-        self._readiness.register(own.fileno(), 0 if self._no_resources or self.full else EIN)
+        self._listeners.add(sock, user_timeout_ms=self._policy.user_timeout_ms())
+        self._shares = self._listeners.shared
 
     def remove_listener(self, address: tuple[str, int]) -> None:
         """Accept no more at ``address``; who is in its accept queue by now is served still."""
-        for fd, sock in list(self.listeners.items()):
-            if sock.getsockname()[:2] == address:
-                self._accept_from(sock, BACKLOG)
-                self._readiness.unregister(fd)
-                del self.listeners[fd]
-                sock.close()
+        for sock in self._listeners.at(address):
+            self._accept_from(sock, BACKLOG)
+            self._listeners.remove(sock)
 
     def stop_accepting(self) -> None:
-        for fd, sock in self.listeners.items():
-            self._readiness.unregister(fd)
-            sock.close()
-        self.listeners.clear()
+        self._listeners.close()
 
     def close(self) -> None:
         """Turn everybody away who is not handed over yet."""
@@ -176,7 +165,7 @@ class Front:
         """A listener is readable."""
         before = self._counters.accepted
         if self._shares:
-            self._drop_shut()
+            self._listeners.drop_shut()
         for listener in list(self.listeners.values()):
             most = ACCEPTS_PER_WAKEUP
             if self._policy.connections:
@@ -186,7 +175,7 @@ class Front:
         if self._policy.connections and not self.full and self._room() <= 0:
             self.full = True
             self._counters.limited += 1
-            self._watch_listeners()
+            self._listeners.set_full(True)
         if len(self._hold):  # the queue must get shorter however many come: two leave for each that joins it
             self._release(2 * (self._counters.accepted - before))
 
@@ -199,7 +188,7 @@ class Front:
                 break
             except OSError as error:
                 if error.errno in _NO_RESOURCES:
-                    self._pause_accepting()
+                    self._listeners.pause()
                     return False
                 if error.errno == errno.EINVAL and not listens(listener):
                     break
@@ -221,14 +210,6 @@ class Front:
                 self._keep(waiting)
         return True
 
-    def _drop_shut(self) -> None:
-        """Let go of listeners that the keeper has shut down: to epoll they are readable for ever."""
-        for fd, sock in list(self.listeners.items()):
-            if not listens(sock):
-                self._readiness.unregister(fd)
-                del self.listeners[fd]
-                sock.close()
-
     def _room(self) -> int:
         """How many connections may be added before the limit is reached."""
         return self._policy.connections - self._carried() - len(self.waiting)
@@ -237,25 +218,7 @@ class Front:
         """A connection has ended, or the limit is another one: accept again if there is room now."""
         if self.full and not self._closed and (not self._policy.connections or self._room() > 0):
             self.full = False
-            self._watch_listeners()
-
-    def _pause_accepting(self) -> None:
-        """No descriptors: the listener stays readable, so it is not watched for a moment instead of spinning."""
-        self._counters.fd_exhausted += 1
-        if self._no_resources:
-            return
-        self._no_resources = True
-        self._watch_listeners()
-        self._loop.call_later(FD_PAUSE_S, self._resume_accepting)
-
-    def _resume_accepting(self) -> None:
-        self._no_resources = False
-        self._watch_listeners()
-
-    def _watch_listeners(self) -> None:
-        events = 0 if self._no_resources or self.full else EIN
-        for fd in self.listeners:
-            self._readiness.modify(fd, events)
+            self._listeners.set_full(False)
 
     # -- connecting --------------------------------------------------------------------------------------------------
 
@@ -269,7 +232,7 @@ class Front:
         try:
             daemon = socket.socket(self._family, _STREAM)
         except OSError:
-            self._pause_accepting()
+            self._listeners.pause()
             self._short_until = self._clock() + SHORTAGE_S
             return False
         if not _NONBLOCK:
