@@ -26,6 +26,7 @@ from turnout.children import Child, Children, Reply
 from turnout.daemon_listeners import DaemonListeners
 from turnout.errors import NotRunningError, ProtocolError, SpawnError, TurnoutError
 from turnout.going_down import DEFAULT_TERMS, GoingDown, stop_terms
+from turnout.keeper_socket import KeeperSocket
 from turnout.listener import spell
 from turnout.listening import Listening
 from turnout.logfile import CHECK_EVERY_S, LogFile, log_line
@@ -33,7 +34,6 @@ from turnout.notify import notify
 from turnout.remains import LABEL, Ending
 from turnout.routers import Routers
 from turnout.signals import Signals
-from turnout.system import control
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home, check_name
 from turnout.system.keeper_lock import take_keeper_lock
@@ -45,7 +45,6 @@ from turnout.timers import Timers
 TERM_GRACE_S: Final = 5.0
 DOWN_SLACK_S: Final = 20.0  # for the lifecycle lock and a slow machine
 LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
-MAX_CLIENTS: Final = 64
 LOG_LOOK_S: Final = 1.0
 LOG_SOON_S: Final = 0.1  # after a look at which one had grown by a quarter of its bound
 
@@ -60,7 +59,6 @@ class Keeper:
         self._timers = Timers()
         self._served: dict[str, Listening] = {}
         self._children = Children(self._selector, self._timers.after, self._child_ended, log_line)
-        self._channels: set[Channel] = set()
         self._routers = Routers(home, self._children, self._timers.after, self._served, self._send, log_line)
         self._listeners = DaemonListeners(home, self._served, self._routers.offer, self._timers.after, log_line)
         self._ending = False
@@ -68,8 +66,7 @@ class Keeper:
         self._done = False
         self._log_file = LogFile(home.keeper_log, LOG_BOUND_BYTES)
         self._nofile = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._socket = control.listen(home.keeper_sock)
-        self._selector.register(self._socket, selectors.EVENT_READ, self._accept)
+        self._socket = KeeperSocket(home.keeper_sock, self._selector, self._take, self._routers.lost)
         self._signals = Signals()
         self._selector.register(self._signals.fileno(), selectors.EVENT_READ, self._on_signal)
 
@@ -114,33 +111,17 @@ class Keeper:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        channel = control.accept(self._socket, on_stranger=_turned_away)
-        if channel is None:
+    def _take(self, channel: Channel, message: Message, fds: list[int]) -> None:
+        if message.get("op") == "attach":
+            before = self._routers.attach(channel, message, fds)
+            self._listeners.watch()
+            if before:
+                self._socket.drop(before)
             return
-        if len(self._channels) >= MAX_CLIENTS:
-            channel.close()
-            return
-        self._channels.add(channel)
-        self._selector.register(channel.fileno(), selectors.EVENT_READ, lambda: self._read(channel))
-
-    def _read(self, channel: Channel) -> None:
-        try:
-            messages = channel.receive()
-        except (EOFError, OSError, ProtocolError):
-            self._drop(channel)
-            return
-        for message, fds in messages:
-            if message.get("op") == "attach":
-                before = self._routers.attach(channel, message, fds)
-                self._listeners.watch()
-                if before:
-                    self._drop(before)
-                continue
-            for fd in fds:
-                os.close(fd)
-            if not self._heard(channel, message):
-                self._answer(channel, message)
+        for fd in fds:
+            os.close(fd)
+        if not self._heard(channel, message):
+            self._answer(channel, message)
 
     def _heard(self, channel: Channel, message: Message) -> bool:
         """Take what a router says without waiting for an answer."""
@@ -163,8 +144,7 @@ class Keeper:
 
     def _answer(self, channel: Channel, message: Message) -> None:
         def reply(answer: Mapping[str, Any]) -> None:
-            if channel in self._channels:
-                self._send(channel, {**answer, "re": message.get("id")})
+            self._socket.send(channel, {**answer, "re": message.get("id")})
 
         operation = {
             "hello": self._on_hello,
@@ -336,18 +316,8 @@ class Keeper:
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
-    def _send(self, channel: Channel, message: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
-        try:
-            channel.send(message, fds)
-        except OSError:
-            self._drop(channel)
-
-    def _drop(self, channel: Channel) -> None:
-        if channel in self._channels:
-            self._channels.discard(channel)
-            self._selector.unregister(channel.fileno())
-            channel.close()
-            self._routers.lost(channel)
+    def _send(self, channel: Channel, message: Mapping[str, Any], fds: Sequence[int]) -> None:
+        self._socket.send(channel, message, fds)  # made after the routers, who tell it of nothing before that
 
     def _on_signal(self) -> None:
         signals = self._signals.take()
@@ -360,22 +330,15 @@ class Keeper:
         self._children.reap()
 
     def _close(self) -> None:
-        for channel in list(self._channels):
-            self._drop(channel)
+        self._socket.close()
         for served in self._served.values():
             served.close()
         self._children.close()
         self._selector.close()
-        self._socket.close()
-        for path in (self.home.keeper_sock, self.home.router_sock):
-            path.unlink(missing_ok=True)
+        self.home.router_sock.unlink(missing_ok=True)
         self._signals.close()
         os.close(self._lock_fd)
         log_line("keeper ended")
-
-
-def _turned_away(pid: int, uid: int) -> None:
-    log_line(f"keeper socket: pid {pid} of uid {uid} was turned away: it is another user's")
 
 
 def main(argv: list[str]) -> int:

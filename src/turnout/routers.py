@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
-import secrets
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +19,11 @@ from typing import Any, Final
 from turnout.children import Child, Children, Reply
 from turnout.errors import TurnoutError
 from turnout.listening import Listening
+from turnout.router_process import PREFIX, Router, router_request
 from turnout.system.control import Channel, Message
 from turnout.system.home import Home, check_name
-from turnout.system.spawn import SpawnRequest
 from turnout.system.spawn_record import read_records
 
-PREFIX: Final = "router-"
 RESTART_DELAYS_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 STEADY_AFTER_S: Final = 10.0  # a router that lived this long starts the back-off anew
 ATTACH_TIMEOUT_S: Final = 10.0  # a router that has not attached by then is silent, and replaced
@@ -35,24 +32,6 @@ HEARD_TIMEOUT_S: Final = 3.0  # a router that is told to leave says at once that
 LEAVE_TIMEOUT_S: Final = 12.0  # until it has let the lead go: a write that waits for the registry's lock takes 8 s
 
 Send = Callable[[Channel, Mapping[str, Any], Sequence[int]], None]
-
-
-@dataclass(slots=True)
-class Router:
-    """One router process. Its channel belongs to the keeper's loop."""
-
-    child: Child
-    started_at: float
-    channel: Channel | None = None
-    leads: bool = False
-    told: bool = False  # to leave, which it does whatever becomes of its successor
-    heard: bool = False  # it said that it knows
-    left: bool = False  # it has let the lead go
-    leaving: bool = False  # it only carries what it has
-
-    @property
-    def pid(self) -> int:
-        return self.child.identity.pid
 
 
 @dataclass(slots=True)
@@ -319,26 +298,15 @@ class Routers:
 
     def _spawn(self) -> str:
         """Fork one; its boot id, empty where that failed."""
-        boot_id = PREFIX + secrets.token_hex(4)
-        soft, hard = self._nofile
-        request = SpawnRequest(
-            boot_id=boot_id,
-            service="",
-            argv=(sys.executable, "-P", "-m", "turnout.router", str(self._home.root)),
-            cwd=str(self._home.root),
-            env=dict(os.environ),
-            log_path=self._home.router_log,
-            record_path=self._home.router_record(boot_id),
-            nofile=(hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 20), hard),
-        )
+        request = router_request(self._home, self._nofile)
         try:
             child = self._children.spawn(request)
         except TurnoutError as error:
             self._say(f"cannot start the router: {error}")
             return ""
-        self._routers[boot_id] = Router(child, time.monotonic())
+        self._routers[request.boot_id] = Router(child, time.monotonic())
         self._after(ATTACH_TIMEOUT_S, self._check_silent)
-        return boot_id
+        return request.boot_id
 
     def _again(self) -> None:
         """The first end after a steady life is answered at once, whatever it was: clients are queueing."""
