@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from e2e_support import Turnout, ask, line_daemon
-from support import eventually
+from support import comes_true, eventually
 from turnout.config import Settings
 from turnout.core.model import Daemon, State
 from turnout.errors import NotRunningError, TimedOutError
@@ -131,12 +131,14 @@ class Chaos:
 
     def _answers(self, within_s: float) -> bool:
         deadline = time.monotonic() + within_s
-        while time.monotonic() < deadline:
+
+        def answers() -> bool:
             with contextlib.suppress(OSError):
-                if ask(self.turnout.address, timeout_s=max(0.1, deadline - time.monotonic())).startswith(self._token):
-                    return True
-            time.sleep(0.05)
-        return False
+                left_s = max(0.1, deadline - time.monotonic())
+                return ask(self.turnout.address, timeout_s=left_s).startswith(self._token)
+            return False
+
+        return comes_true(answers, timeout_s=within_s)
 
     def _keeper_lives(self) -> bool:
         with (
@@ -155,12 +157,7 @@ class Chaos:
         assert examine(registry).sound, f"{said}: {examine(registry)}"
 
     def _gets_clean(self, within_s: float) -> bool:
-        deadline = time.monotonic() + within_s
-        while not self._is_clean():
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
-        return True
+        return comes_true(self._is_clean, timeout_s=within_s, interval_s=0.1)
 
     def _is_clean(self) -> bool:
         """One keeper, one router, one daemon that the registry names, and nothing under way."""

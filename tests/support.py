@@ -20,6 +20,16 @@ def scaled(plain: int, full: int) -> int:
     return full if SOAK else plain
 
 
+def comes_true(condition: Callable[[], object], *, timeout_s: float, interval_s: float = 0.05) -> bool:
+    """Whether ``condition`` is truthy before so many seconds are over; polled."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(interval_s)
+    return True
+
+
 def eventually(condition: Callable[[], T], *, timeout_s: float = 20.0, interval_s: float = 0.01, why: str = "") -> T:
     """Poll ``condition`` until it is truthy and return what it gave.
 

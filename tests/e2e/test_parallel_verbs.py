@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from e2e_support import Turnout, ask, line_daemon
-from support import eventually, report, scaled
+from support import comes_true, eventually, report, scaled
 from turnout.core.model import State
 from turnout.system.process import is_alive
 from turnout.system.spawn_record import read_records
@@ -76,12 +76,13 @@ class People:
     def _strays(self, stray: set[str]) -> None:
         """One that was forgotten a moment ago may not be recorded as ended yet; one that lives on is an orphan."""
         records = self._turnout.home.service("default").records
-        deadline = time.monotonic() + 20
-        while any(b in read_records(records) and is_alive(read_records(records)[b].identity) for b in stray):
-            if time.monotonic() > deadline:
-                self.wrong.append(f"orphans: {stray}")
-                return
-            time.sleep(0.05)
+
+        def gone() -> bool:
+            found = read_records(records)
+            return not any(boot_id in found and is_alive(found[boot_id].identity) for boot_id in stray)
+
+        if not comes_true(gone, timeout_s=20):
+            self.wrong.append(f"orphans: {stray}")
 
 
 @pytest.mark.timeout(400)

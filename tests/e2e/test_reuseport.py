@@ -9,12 +9,11 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from direct_support import Lines, holders, kill_the_active_under_load, router
 from e2e_support import Turnout, under_load
-from lines import Lines, holders
 from programs import program
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
@@ -31,11 +30,6 @@ def command(version: str, *, tells: bool = True) -> list[str]:
 def configure(turnout: Turnout, version: str, **settings: str) -> None:
     turnout.configure(command(version), version=version, observe="200ms")
     turnout.tune(**{"drain": '{ grace = "10m", deadline = "10m" }', **settings})
-
-
-def router(turnout: Turnout) -> dict[str, Any]:
-    found: dict[str, Any] = turnout.status()["router"]
-    return found
 
 
 @pytest.fixture
@@ -279,21 +273,7 @@ def test_places_that_were_found_anew_outlive_the_next_keeper_too(shared: Turnout
 
 
 def test_a_daemon_killed_under_load_costs_what_it_had_and_nobody_who_comes_after(shared: Turnout) -> None:
-    clients = 6
-    load = Load(shared.address, line_exchange, clients=clients)
-    load.start()
-    try:
-        eventually(lambda: load.made > 50)
-        first = shared.active()
-        shared.kill(first["pid"])
-        eventually(lambda: shared.snapshot().deployment.active_boot_id not in {"", first["boot_id"]})
-        before = load.made
-        eventually(lambda: load.made > before + 50)
-    finally:
-        load.stop()
-    report("an active daemon killed", made=load.made, failed=load.failed, clients=clients)
-    # each of them had one connection at that moment, accepted or queued
-    assert load.failed <= clients + 1, dict(load.errors)
+    kill_the_active_under_load(shared)
     eventually(lambda: router(shared)["plane_trouble"] == "")
 
 

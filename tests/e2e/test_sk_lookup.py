@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from direct_support import Lines, kill_the_active_under_load, router
 from e2e_support import Turnout, line_daemon, under_load
 from redis_clients import RedisClients
 from support import eventually, report, scaled
-from turnout.demo.load import Load, line_exchange
+from turnout.demo.load import line_exchange
 from turnout.planes.pins import pins_of
 from turnout.system.sockets import descriptors_of, listening_at
 
@@ -33,30 +34,10 @@ def steered(home_with_bpffs: Turnout) -> Turnout:
     return home_with_bpffs
 
 
-def router(turnout: Turnout) -> dict[str, Any]:
-    found: dict[str, Any] = turnout.status()["router"]
-    return found
-
-
-class Lines:
-    """Connections that stay, each with the daemon that it met first."""
-
-    def __init__(self, turnout: Turnout, count: int) -> None:
-        self.socks = [socket.create_connection(turnout.address, 30) for _ in range(count)]
-        self.met = [line_exchange(sock) for sock in self.socks]
-
-    def all_go_on(self) -> None:
-        assert [line_exchange(sock) for sock in self.socks] == self.met
-
-    def close(self) -> None:
-        for sock in self.socks:
-            sock.close()
-
-
 @pytest.fixture
 def lines(steered: Turnout) -> Iterator[Lines]:
     steered.run("up")
-    found = Lines(steered, scaled(100, 1000))
+    found = Lines(steered.address, scaled(100, 1000))
     with contextlib.closing(found):
         yield found
 
@@ -169,22 +150,8 @@ def test_a_replaced_router_hands_the_steering_over(steered: Turnout, lines: Line
 
 
 def test_a_daemon_killed_under_load_costs_what_it_had_and_nobody_who_comes_after(steered: Turnout) -> None:
-    clients = 6
     steered.run("up")
-    load = Load(steered.address, line_exchange, clients=clients)
-    load.start()
-    try:
-        eventually(lambda: load.made > 50)
-        first = steered.active()
-        steered.kill(first["pid"])
-        eventually(lambda: steered.snapshot().deployment.active_boot_id not in {"", first["boot_id"]})
-        before = load.made
-        eventually(lambda: load.made > before + 50)
-    finally:
-        load.stop()
-    report("an active daemon killed", made=load.made, failed=load.failed, clients=clients)
-    # each of them had one connection at that moment, accepted or queued
-    assert load.failed <= clients + 1, dict(load.errors)
+    kill_the_active_under_load(steered)
     assert router(steered)["plane_trouble"] == ""
 
 

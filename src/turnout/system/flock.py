@@ -55,7 +55,7 @@ def take(path: Path, *, timeout_s: float, on_wait: Callable[[], None] | None = N
             pass
         except OSError as error:
             raise unwritable("lock", path, error) from error
-        except BaseException:
+        except BaseException:  # Ctrl-C came with the lock in hand: whoever undoes the rest may need it
             lock.release(force=True)
             raise
         else:
