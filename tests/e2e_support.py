@@ -123,6 +123,18 @@ class Turnout:
     def snapshot(self) -> Snapshot:
         return self.registry.read().snapshot
 
+    def applied(self, *, timeout_s: float = 60.0) -> Snapshot:
+        """The registry as it is now, once the router has applied it: whoever connects is served as it says."""
+        snapshot = self.snapshot()
+        wanted = snapshot.deployment.revision
+
+        def reached() -> bool:
+            found = self.status()["router"]["applied_revision"]
+            return found is not None and found >= wanted
+
+        eventually(reached, timeout_s=timeout_s, why=f"revision {wanted} is not applied")
+        return snapshot
+
     def status(self) -> dict[str, Any]:
         services = json.loads(self.run("status", "--json").stdout)["services"]
         assert len(services) == 1

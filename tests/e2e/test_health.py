@@ -144,9 +144,7 @@ def test_a_daemon_that_hangs_is_replaced_where_the_operator_wants_that(turnout: 
     before = turnout.active()
     turnout.kill(before["pid"], signal.SIGSTOP)
     eventually(lambda: turnout.snapshot().deployment.active_boot_id != before["boot_id"], timeout_s=PATIENCE_S)
-    block = turnout.snapshot().deployment
-    after = block.active_boot_id
-    eventually(lambda: turnout.status()["router"]["applied_revision"] >= block.revision, timeout_s=PATIENCE_S)
+    after = turnout.applied().deployment.active_boot_id
     assert ask(turnout.address) == "v1"
     eventually(lambda: set(turnout.daemons()) == {after}, timeout_s=PATIENCE_S, why="the hung one is left")
     assert len(events(turnout, "replacing")) == 1
@@ -171,7 +169,7 @@ def test_a_web_server_is_probed_over_http_and_rolled_back_when_it_answers_badly(
     turnout.run("deploy", "--detach")
     (other / "healthz").unlink()
     eventually(lambda: turnout.snapshot().deployment.active_boot_id == first["boot_id"], timeout_s=PATIENCE_S)
-    assert "404" in turnout.snapshot().deployment.rollback_reason
+    assert "404" in turnout.applied().deployment.rollback_reason
     client = http.client.HTTPConnection(*turnout.address, timeout=20)
     client.request("GET", "/healthz")
     assert client.getresponse().read() == b"well\n"

@@ -49,7 +49,7 @@ def test_a_deploy_killed_at_any_step_is_taken_up_by_the_next_verb(
         check=False,
     )
     assert killed.returncode == -9, killed.stderr
-    left = turnout.snapshot().deployment
+    left = turnout.applied().deployment
     assert ask(turnout.address) == ("v1" if left.active_boot_id == before else "v2")
 
     # a window that the dead verb opened is still observed: a deploy waits for that, `up` agrees with it
