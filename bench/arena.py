@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from bench import janitor
-from turnout.system.spawn import choose_port
+from turnout.testing import free_port
 
 HERE: Final = Path(__file__).parent
 KINDS: Final = ("echo", "sink", "source")
@@ -38,11 +38,6 @@ class Way:
     ports: Mapping[str, int]
     pids: tuple[int, ...]
     home: Path | None = None
-
-
-def free_port() -> int:
-    with choose_port() as reserved:
-        return reserved.port
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes] | None = None) -> None:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.arena import HERE, KINDS, Arena, BenchError, Way, free_port, wait_for
+from bench.arena import HERE, KINDS, Arena, BenchError, Way, wait_for
 from turnout import __version__
 from turnout.config import plane_name
 from turnout.errors import TurnoutError
+from turnout.testing import free_port
 
 REFERENCE: Final = "reference"  # what the guard measures against; it competes with nobody
 PROXYD: Final = ("/lib/systemd/systemd-socket-proxyd", "/usr/lib/systemd/systemd-socket-proxyd")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import switching
-from bench.arena import Arena, Way, free_port
+from bench.arena import Arena, Way
 from bench.cases import EXCHANGES
 from bench.contenders import named
 from bench.measure import Figures, column, placed, run_once
@@ -20,6 +20,7 @@ from turnout.core.encoding import dumps
 from turnout.core.model import Daemon, Snapshot
 from turnout.system.home import Home
 from turnout.system.registry import RegistryFile
+from turnout.testing import free_port
 
 ONE = EXCHANGES[0]
 ROUNDS = 5

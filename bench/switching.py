@@ -21,12 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.arena import HERE, Arena, BenchError, free_port, wait_for
+from bench.arena import HERE, Arena, BenchError, wait_for
 from bench.contenders import haproxy_config, needs, nginx_config, nginx_missing, plane_missing
 from turnout.core.encoding import dumps
 from turnout.core.model import Deployment, Snapshot
 from turnout.system.home import Home
 from turnout.system.registry import RegistryFile
+from turnout.testing import free_port
 
 NAMES: Final = ("A", "B")
 RATE: Final = 1000  # connections a second: far from what any contender can do, so that queueing is not measured

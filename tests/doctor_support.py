@@ -20,7 +20,7 @@ from turnout.doctor.run import diagnose
 from turnout.doctor.scene import Scene
 from turnout.system.home import Home, ServiceHome
 from turnout.system.process import is_suspended
-from turnout.system.spawn import choose_port
+from turnout.testing import free_port
 
 SYSCTLS = {
     "net.core.somaxconn": "4096",
@@ -29,7 +29,6 @@ SYSCTLS = {
     "fs.pipe-user-pages-soft": "16384",
     "fs.pipe-max-size": "1048576",
 }
-
 
 _STOPPED = Snapshot(deployment=Deployment(generation=4, revision=20, desired=Desired.STOPPED))
 
@@ -44,8 +43,7 @@ class Patient:
         self.service: ServiceHome = self.home.service("default")
         self.home.create()
         self.service.create()
-        with choose_port() as reserved:
-            self.port = reserved.port
+        self.port = free_port()
         self.scene: dict[str, Any] = {}
         self.listen(self.port)
         write_both(self.service.registry, _STOPPED)

@@ -24,6 +24,7 @@ from turnout.metrics import Reading
 from turnout.scrape_address import check_scrape, read_scrape, to_write, write_scrape
 from turnout.scraping import CLIENTS_MOST, Scraping
 from turnout.system.home import Home
+from turnout.testing import free_port
 
 
 class Served:
@@ -74,8 +75,7 @@ async def _settled() -> None:
 
 
 def free_address() -> Address:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return Address("127.0.0.1", sock.getsockname()[1])
+    return Address("127.0.0.1", free_port())
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from turnout.core.deployment import begin_deploy
 from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon
 from turnout.planes.plane import Census, Plane, Target
-from turnout.testing import FakeClock, FakePlane, FakeProcesses, MemoryRegistry, Pointed, demo_command
+from turnout.testing import FakeClock, FakePlane, FakeProcesses, MemoryRegistry, Pointed, demo_command, free_port
 
 A = Target("a", "127.0.0.1", 20001)
 B = Target("b", "127.0.0.1", 20002)
@@ -80,3 +83,19 @@ def test_the_demo_command_leaves_the_port_to_be_filled_in() -> None:
     command = demo_command("v2", "--banner", "x")
     assert command[-4:] == ("--version", "v2", "--banner", "x")
     assert "{port}" in command
+
+
+def test_a_port_that_one_process_was_given_goes_to_no_other_while_it_may_want_it() -> None:
+    program = "from turnout.testing import free_port; print(*[free_port() for _ in range(60)], flush=True); input()"
+    argv = [sys.executable, "-P", "-c", program]
+    given: list[int] = []
+    running = [subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
+    try:
+        for process in running:
+            assert process.stdout
+            given += map(int, process.stdout.readline().split())
+        given += [free_port() for _ in range(60)]
+    finally:
+        for process in running:
+            process.communicate(b"\n", timeout=60)
+    assert len(given) == len(set(given)) == 240

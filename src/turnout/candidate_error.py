@@ -15,7 +15,7 @@ from turnout.system.daemon_log import tail
 from turnout.system.probe import ProbeResult
 from turnout.system.spawn_record import read_records
 
-END_RECORD_TIMEOUT_S: Final = 0.5
+END_RECORD_TIMEOUT_S: Final = 2.0
 LOG_TAIL_LINES: Final = 12
 
 
@@ -27,10 +27,13 @@ def candidate_error(service: Service, daemon: Daemon, result: ProbeResult) -> Ca
             hint="put {port} into its command (for example: --port {port}), or let it read $PORT",
             detail=log_tail(service.home.log(daemon.boot_id)),
         )
-    how = _how_it_ended(service, daemon) if result.gone else ""
+    status = _wait_status(service, daemon) if result.gone else None
+    how = f" ({_ending(status)})" if status is not None else ""
+    # who ends well before it ever served has most likely gone to the background, whether or not that listens by now
+    hint = "it must stay in the foreground, not daemonize itself; see " if status == 0 else "see "
     return CandidateError(
         f"the candidate did not become healthy: {result.reason}{how}",
-        hint=f"see {service.home.log(daemon.boot_id)}" if daemon.owned else None,
+        hint=f"{hint}{service.home.log(daemon.boot_id)}" if daemon.owned else None,
         detail=log_tail(service.home.log(daemon.boot_id)),
     )
 
@@ -40,15 +43,15 @@ def log_tail(path: Path, *, lines: int = LOG_TAIL_LINES, bound_bytes: int = 1638
     return tail(path, lines=lines, bound_bytes=bound_bytes)
 
 
-def _how_it_ended(service: Service, daemon: Daemon) -> str:
-    """The exit code or the signal, which the keeper records a moment after the end."""
+def _wait_status(service: Service, daemon: Daemon) -> int | None:
+    """How it ended (wait(2)), which the keeper records a moment after the end; None where nobody could know."""
     deadline = time.monotonic() + END_RECORD_TIMEOUT_S
     while daemon.owned and time.monotonic() < deadline:
         record = read_records(service.home.records).get(daemon.boot_id)
         if record and record.ended:
-            return f" ({_ending(record.ended.status)})" if record.ended.status is not None else ""
+            return record.ended.status
         time.sleep(0.01)
-    return ""
+    return None
 
 
 def _ending(status: int) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import random
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Final
 
 from turnout.core.model import Identity, Snapshot
 from turnout.core.outcome import Outcome
@@ -15,6 +19,48 @@ from turnout.planes.plane import Carried, Census, Counters, Target
 from turnout.planes.policy import Policy
 
 BOOT: str = "00000000-0000-4000-8000-000000000000"
+# Below those that turnout gives to daemons (20000 on) and that the kernel gives to clients (32768 on, ip(7)).
+_FREE_PORTS: Final = range(10000, 20000)
+# A socket each; who still wants one of so many before the last has bound it long since.
+_claims: deque[socket.socket] = deque(maxlen=64)
+
+
+def free_port() -> int:
+    """A TCP port for something to be started a moment later: a fixed address, a peer.
+
+    Nobody who asks here, on this machine, is given the same one while this process runs and has not asked for 64 more;
+    turnout gives none of these to daemons. A port that was bound and closed again could go to anybody meanwhile.
+
+    Raises:
+        RuntimeError: none of 10,000 is free.
+    """
+    for port in random.sample(_FREE_PORTS, len(_FREE_PORTS)):
+        with contextlib.suppress(OSError):
+            claim = _claim(port)
+            try:
+                with socket.socket() as sock:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sock.bind(("127.0.0.1", port))
+            except OSError:
+                claim.close()
+                continue
+            if len(_claims) == _claims.maxlen:
+                _claims.popleft().close()
+            _claims.append(claim)
+            return port
+    raise RuntimeError("no port from 10000 to 19999 is free")
+
+
+def _claim(port: int) -> socket.socket:
+    """A name that one socket of this machine can have at a time, and that goes with the process (unix(7), abstract)."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        if sys.platform == "linux":
+            sock.bind(f"\0turnout.testing.port.{port}")
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class FakeClock:

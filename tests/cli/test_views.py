@@ -24,8 +24,8 @@ from turnout.core.membership import register_daemon
 from turnout.core.model import Cause, Snapshot
 from turnout.core.outcome import Outcome
 from turnout.system.process import own_identity
-from turnout.system.spawn import choose_port
 from turnout.telemetry import DeploymentStatus, Role, Status
+from turnout.testing import free_port
 
 # the contract of DESIGN: names and types of the rollout's fields
 FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -147,8 +147,7 @@ class Tour:
 
 @pytest.fixture(scope="module")
 def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Views]]:
-    with choose_port() as reserved, choose_port() as other:
-        port, metrics_port = reserved.port, other.port
+    port, metrics_port = free_port(), free_port()
     turnout = Turnout(tmp_path_factory.mktemp("views") / "home", port)
     try:
         with Started() as started:

@@ -14,13 +14,12 @@ from registry_support import write_both
 from turnout.config import Settings, dump_settings, parse_address
 from turnout.core.model import Daemon, Deployment, Snapshot
 from turnout.system.journal import Journal
-from turnout.system.spawn import choose_port
+from turnout.testing import free_port
 
 
 @pytest.fixture
 def turnout(tmp_path: Path) -> Iterator[Turnout]:
-    with choose_port() as reserved:
-        port = reserved.port
+    port = free_port()
     harness = Turnout(tmp_path / "home", port)
     try:
         yield harness

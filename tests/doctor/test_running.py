@@ -25,13 +25,12 @@ from turnout.doctor.processes import check_keeper, check_router
 from turnout.doctor.scene import Scene
 from turnout.keeper_client import Hello
 from turnout.system.process import identify
-from turnout.system.spawn import choose_port
+from turnout.testing import free_port
 
 
 @pytest.fixture
 def turnout(tmp_path: Path) -> Iterator[Turnout]:
-    with choose_port() as reserved:
-        port = reserved.port
+    port = free_port()
     harness = Turnout(tmp_path / "home", port)
     try:
         harness.configure(line_daemon("--version", "v1"), observe="200ms")
@@ -186,8 +185,7 @@ def test_a_keeper_or_router_of_another_version_is_named(turnout: Turnout, versio
 
 
 def test_a_router_with_few_descriptors_is_named_and_can_be_given_more(tmp_path: Path) -> None:
-    with choose_port() as reserved:
-        port = reserved.port
+    port = free_port()
     turnout = Turnout(tmp_path / "home", port)
     turnout.configure(line_daemon("--version", "v1"))
     try:

@@ -11,13 +11,12 @@ import pytest
 from e2e_support import Turnout, redis_server
 from programs import missing
 from turnout.planes import sk_lookup
-from turnout.system.spawn import choose_port
+from turnout.testing import free_port
 
 
 @pytest.fixture
 def turnout(tmp_path: Path) -> Iterator[Turnout]:
-    with choose_port() as reserved:
-        port = reserved.port
+    port = free_port()
     harness = Turnout(tmp_path / "home", port)
     try:
         yield harness

@@ -185,3 +185,7 @@ def _runs(pid: int) -> bool:
 def test_an_empty_table_of_misbehaviours_would_go_unnoticed() -> None:
     assert len({how.value for how in Misbehaviour}) == len(Misbehaviour)
     assert sys.executable in misbehaving_command(Misbehaviour.EXITS_AT_ONCE)
+
+
+def test_one_that_went_to_the_background_and_does_not_listen_yet_is_told_to_stay(serving: Turnout) -> None:
+    assert "foreground" in deploy(serving, misbehaving_command(Misbehaviour.FORKS_TWICE, "--never-listen"))

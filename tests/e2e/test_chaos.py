@@ -13,7 +13,7 @@ from chaos import Chaos, SmallDisk, checked_exchange, seed_of_this_run
 from e2e_support import Turnout
 from support import report, scaled
 from turnout.demo.load import Load
-from turnout.system.spawn import choose_port
+from turnout.testing import free_port
 
 CLIENTS = 3
 
@@ -68,8 +68,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 def test_a_full_disk_ends_nothing_and_once_there_is_room_at_most_one_up_brings_all_back(small_disk: SmallDisk) -> None:
     seed = seed_of_this_run()
     rng = random.Random(seed)
-    with choose_port() as reserved:
-        port = reserved.port
+    port = free_port()
     turnout = Turnout(small_disk.path / "home", port)
     chaos = Chaos(turnout, rng)
     try:

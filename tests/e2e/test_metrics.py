@@ -13,15 +13,14 @@ from metrics_support import Key, Scrape, scrape
 from support import eventually, report, scaled
 from turnout.admin import RouterClient
 from turnout.errors import NotRunningError
-from turnout.system.spawn import choose_port
+from turnout.testing import free_port
 
 LOAD_S = scaled(10, 600)
 
 
 @pytest.fixture
 def port() -> int:
-    with choose_port() as reserved:
-        return reserved.port
+    return free_port()
 
 
 def served(turnout: Turnout, port: int) -> Scrape:

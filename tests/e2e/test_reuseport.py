@@ -17,7 +17,7 @@ from e2e_support import Turnout, under_load
 from programs import program
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
-from turnout.system.spawn import choose_port
+from turnout.testing import free_port
 
 TESTS = Path(__file__).parent.parent
 
@@ -146,8 +146,7 @@ def test_a_policy_of_a_relay_makes_it_one(turnout: Turnout) -> None:
 
 def test_an_address_that_daemons_share_is_not_given_up_while_they_run(shared: Turnout) -> None:
     before = shared.port
-    with choose_port() as reserved:
-        shared.port = reserved.port
+    shared.port = free_port()
     configure(shared, "v1")
     told = shared.run("up", code=6).stderr
     assert f"share 127.0.0.1:{before}: it cannot be given up" in told
