@@ -16,6 +16,7 @@ from bench.arena import HERE, KINDS, Arena, BenchError, Way, wait_for
 from turnout import __version__
 from turnout.config import plane_name
 from turnout.errors import TurnoutError
+from turnout.planes import sk_lookup
 from turnout.testing import free_port
 
 REFERENCE: Final = "reference"  # what the guard measures against; it competes with nobody
@@ -100,7 +101,7 @@ def plane_missing(plane: str) -> str:
         plane_name(plane)
     except TurnoutError as error:
         return f"turnout {__version__}: {error.message}"
-    return ""
+    return sk_lookup.lacking() if plane == "sk_lookup" else ""
 
 
 def turnout(plane: str, told: str) -> Contender:
@@ -264,6 +265,7 @@ CONTENDERS: Final = (
     Contender("direct", _direct, lambda: "", lambda: "", "no proxy: what the machine and the daemon do by themselves"),
     turnout("relay", "the default"),
     turnout("reuseport", "no proxy in the path; the daemon is given its listener"),
+    turnout("sk_lookup", "no proxy in the path; the daemon knows nothing of it"),
     turnout("stream", "uvloop streams, for systems without splice"),
     Contender(
         "haproxy",

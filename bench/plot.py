@@ -17,6 +17,8 @@ GAP: Final = 14
 COLOURS: Final = {
     "direct": "#8a8f98",
     "relay": "#2f81f7",
+    "reuseport": "#0b5cad",
+    "sk_lookup": "#6cb6ff",
     "stream": "#1b9e8f",
     "haproxy": "#e08a1e",
     "nginx": "#4c9a2a",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,9 @@ from bench.measure import Figures, column
 from bench.raw import Run
 
 PEER: Final = "haproxy"
+DIRECT_PLANES: Final = ("reuseport", "sk_lookup")
+DIRECT_COST: Final = (1.07, 1.03)  # of a latency: at most, and the aim
+DIRECT_YIELD: Final = (0.93, 0.97)  # of a rate: at least, and the aim
 
 
 ABOUT: Final = """\
@@ -71,6 +75,21 @@ def promises(run: Run) -> list[str]:
     if OURS in by_name and PEER in by_name:
         lines += compare.idle_lines(by_name[OURS], by_name[PEER], int(count))
     return lines
+
+
+def direct_promises(run: Run) -> list[str]:
+    """Each plane with no proxy in the path beside a connection with none: what must be, what should be, what is."""
+    lines: list[str] = []
+    for plane in DIRECT_PLANES:
+        pairs = [(case, run.cases.get(case.name, {})) for case in HEADLINES]
+        pairs = [(case, figures) for case, figures in pairs if plane in figures and "direct" in figures]
+        if pairs:
+            lines += compare.head(plane, "direct")
+        for case, figures in pairs:
+            must, aim = DIRECT_COST if case.less_is_better else DIRECT_YIELD
+            lines.append(compare.line(replace(case, must=must, aim=aim), figures[plane], figures["direct"]))
+        lines += [""] if pairs else []
+    return lines or ["None of them was in this run."]
 
 
 def table(run: Run, cases: Sequence[Case], figures: Sequence[tuple[str, float, str]]) -> list[str]:
@@ -187,6 +206,7 @@ def document(run: Run, plots: Iterable[str]) -> str:
     bulk = [("bytes_s", 1e9, ".2f"), ("cpu_us", 1.0, ".0f")]
     sections: list[tuple[str, str, list[str]]] = [
         ("The relay beside HAProxy", "", promises(run)),
+        ("The direct planes beside no proxy at all", "", direct_promises(run)),
         (
             "Request and response",
             "Latency in µs: p50 / p99 / p99.9.",

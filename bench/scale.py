@@ -57,7 +57,7 @@ FULL: Final = Scale(
     only_headlines=False,
     contenders=tuple(each.name for each in CONTENDERS if each.name != REFERENCE),
     known_rounds=3,
-    known_contenders=("direct", "relay", "stream", "haproxy", "nginx"),
+    known_contenders=("direct", "relay", "sk_lookup", "stream", "haproxy", "nginx"),
     services=(1, 5, 15),
     draining=(0, 2, 6),
     daemons=(2, 1000, 5000),
