@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from bench.cases import CASES, EXCHANGES, Case
-from bench.measure import column, ratio
+from bench.measure import NOT_PEERS, column, ratio
 from bench.raw import Run
 
 OURS: Final = "relay"
-NOT_PEERS: Final = frozenset({"direct", "relay", "stream", "reuseport", "sk_lookup", "reference"})
 CLOSE: Final = 0.03  # a difference below this is none
 MUCH: Final = 0.10
 

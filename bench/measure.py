@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.arena import Arena, Way
+from bench.arena import Arena, BenchError, Way
 from bench.cases import Case, Placement
 from bench.janitor import left
 from bench.usage import cpu_us, family, memory_bytes
 
 WIDE: Final = 0.25  # a spread of the ratio beyond this share of its median is too wide to lean on
 SETTLE_S: Final = 1.0
+PEER_TRIES: Final = 3
+NOT_PEERS: Final = frozenset({"direct", "relay", "stream", "reuseport", "sk_lookup", "reference"})
 Figures = dict[str, float]
 
 
@@ -85,8 +87,25 @@ def order(names: Sequence[str], number: int) -> list[str]:
 
 
 def one_round(arena: Arena, ways: Mapping[str, Way], case: Case, seconds: float, number: int) -> dict[str, Figures]:
-    """Every contender once, in the order of this round."""
-    return {name: run_once(arena, ways[name], case, seconds) for name in order(list(ways), number)}
+    """Every contender once, in the order of this round.
+
+    A peer that fails a client is run again, and its figures say how often that was (``failed``); turnout may not.
+
+    Raises:
+        BenchError: a client of turnout, or of no proxy at all, failed; or a peer failed three times.
+    """
+    found: dict[str, Figures] = {}
+    for name in order(list(ways), number):
+        for failed in range(PEER_TRIES):
+            try:
+                found[name] = run_once(arena, ways[name], case, seconds)
+            except BenchError as error:
+                if name in NOT_PEERS or failed + 1 == PEER_TRIES:
+                    raise BenchError(f"{case.name}, {name}: {error}") from error
+                continue
+            found[name] |= {"failed": float(failed)} if failed else {}
+            break
+    return found
 
 
 def rounds(arena: Arena, ways: Mapping[str, Way], case: Case, count: int, seconds: float) -> dict[str, list[Figures]]:

@@ -89,7 +89,7 @@ def direct_promises(run: Run) -> list[str]:
             must, aim = DIRECT_COST if case.less_is_better else DIRECT_YIELD
             lines.append(compare.line(replace(case, must=must, aim=aim), figures[plane], figures["direct"]))
         lines += [""] if pairs else []
-    return lines or ["None of them was in this run."]
+    return lines[:-1] or ["None of them was in this run."]
 
 
 def table(run: Run, cases: Sequence[Case], figures: Sequence[tuple[str, float, str]]) -> list[str]:
@@ -102,6 +102,21 @@ def table(run: Run, cases: Sequence[Case], figures: Sequence[tuple[str, float, s
             cells = [_cell(found.get(name, []), figures) for name in names]
             lines.append(f"| {case.name} | {' | '.join(cells)} |")
     return lines
+
+
+def failures(run: Run) -> list[str]:
+    """Who failed a client, in which case, how often: those rounds were run again."""
+    found = [
+        f"{name}, {case}: {sum(lost):.0f} in {len(figures)} rounds"
+        for case, by_name in run.cases.items()
+        for name, figures in by_name.items()
+        if (lost := column(figures, "failed"))
+    ]
+    return (
+        [f"Runs in which a client's connection failed, and which were run again: {'; '.join(found)}.", ""]
+        if found
+        else []
+    )
 
 
 def _cell(found: Sequence[Figures], figures: Sequence[tuple[str, float, str]]) -> str:
@@ -234,7 +249,7 @@ def document(run: Run, plots: Iterable[str]) -> str:
         ("Growth", "", [*plot("growth-connections"), *plot("growth-registry"), *growth(run)]),
         ("Small parts", "", micro(run)),
     ]
-    parts: list[str] = ["# Results", "", first_paragraph(run), "", *about(run), ""]
+    parts: list[str] = ["# Results", "", first_paragraph(run), "", *about(run), "", *failures(run)]
     for title, told, body in sections:
         parts += [f"## {title}", "", *([told, ""] if told else []), *body, ""]
     return "\n".join(parts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bench import measure
+from bench.arena import Arena, BenchError, Way
 from bench.cases import BULK, CASES, EXCHANGES, HEADLINES
 from bench.compare import idle_lines, verdict
 from bench.known import KNOWN
@@ -98,3 +100,24 @@ def test_every_promise_has_a_case_and_cases_have_names_of_their_own() -> None:
     assert {(case.load[1], case.load[2]) for case in EXCHANGES} == {
         (connections, size) for connections in ("1", "50", "500") for size in ("64", "1024", "16384")
     }
+
+
+class FlakyArena(Arena):
+    """No processes: a load that fails as often as it is told to."""
+
+    def __init__(self, *failures: bool) -> None:  # nothing of a real one is made
+        self._failures = iter(failures)
+
+    def apply(self, port: int, kind: str, *arguments: object) -> dict[str, float]:
+        if next(self._failures, False):
+            raise BenchError("read: connection reset")
+        return {"count": 1.0, "p50_us": 5.0}
+
+
+def test_a_peer_that_fails_a_client_is_run_again_and_turnout_is_not() -> None:
+    way = Way("any", {"echo": 1}, ())
+    found = measure.one_round(FlakyArena(True, True), {"nginx": way}, EXCHANGES[0], 0.1, 0)
+    assert found == {"nginx": {"count": 1.0, "p50_us": 5.0, "failed": 2.0}}
+    for name, failures in (("relay", (True,)), ("nginx", (True, True, True))):
+        with pytest.raises(BenchError, match=f"{EXCHANGES[0].name}, {name}: read"):
+            measure.one_round(FlakyArena(*failures), {name: way}, EXCHANGES[0], 0.1, 0)

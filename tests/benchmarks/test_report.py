@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from bench import report
 from bench.arena import BenchError
-from bench.cases import CASES, CONNECTS, EXCHANGES
+from bench.cases import CASES, CONNECTS, EXCHANGES, HEADLINES
 from bench.contenders import CONTENDERS
 from bench.draw import draw
 from bench.losses import first_paragraph, losses
@@ -109,6 +109,28 @@ def test_failed_connections_of_a_switch_stand_in_its_row(tmp_path: Path) -> None
     run = run_of(tmp_path / "raw.json", record())
     row = next(line for line in document(run, []).splitlines() if line.startswith("| nginx reload"))
     assert "| 2 reset |" in row
+
+
+def test_a_peer_that_failed_a_client_is_named_with_the_case(tmp_path: Path) -> None:
+    raw = record()
+    raw["benchmarks"][0]["extra_info"]["figures"]["nginx"] = [figures(1) | {"failed": 2.0}, figures(1)]
+    said = f"were run again: nginx, {CASES[0].name}: 2 in 2 rounds."
+    assert said in document(run_of(tmp_path / "raw.json", raw), [])
+    assert "run again" not in document(run_of(tmp_path / "raw.json", record()), [])
+
+
+def test_a_direct_plane_stands_beside_no_proxy_with_what_it_must_reach(tmp_path: Path) -> None:
+    raw = record()
+    for each in raw["benchmarks"]:
+        if each["extra_info"].get("kind") == "case":
+            each["extra_info"]["figures"]["sk_lookup"] = [figures(0.1 * 1.05)] * 3
+    text = document(run_of(tmp_path / "raw.json", raw), [])
+    beside = text.partition("## The direct planes beside no proxy at all")[2].partition("## ")[0]
+    rows = [line for line in beside.splitlines() if "1.05 (" in line or "0.95 (" in line]
+    assert len(rows) == len(HEADLINES)
+    assert all("| must |" in row for row in rows)
+    assert "| case | sk_lookup | direct |" in beside
+    assert "reuseport" not in beside
 
 
 def test_plots_are_whole_follow_light_and_dark_and_need_no_font_from_outside(tmp_path: Path) -> None:
