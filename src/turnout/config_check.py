@@ -65,6 +65,12 @@ def check(settings: Settings) -> None:
             f"plane {settings.plane} beside {' and '.join(asked)}: only a relay can enforce that",
             hint='plane = "relay", or "auto"',
         )
+    if settings.shares_port and not settings.health.verify_owner:
+        raise UsageError(
+            "shares_port = true beside verify_owner = false: which of the listeners at the address is the daemon's is"
+            " known by its owner alone",
+            hint="drop one of them",
+        )
     if settings.health.probe == "expect" and not settings.health.match:
         raise UsageError(
             "probe = expect needs a match", hint='for example health = { probe = "expect", match = "PONG" }'

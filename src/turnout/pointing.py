@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from turnout.core.model import Daemon, Desired, State
@@ -58,6 +59,10 @@ class Pointing:
         else:
             coming = coming or block.in_flight or block.generation == 0
             self._plane.point_at(None, patience_s=hold_s if coming else 0.0)
+
+    def located(self, daemon: Daemon) -> Daemon:
+        """The daemon as it can be reached now: one that joined the group anew has another place than it registered."""
+        return replace(daemon, source=self._source_of(daemon))
 
     def expects_header(self, boot_id: str) -> bool:
         """Whether a daemon is told its clients' addresses: as it was started, whatever the settings say now.
