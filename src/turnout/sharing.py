@@ -37,6 +37,10 @@ class Sharing:
         place = self._places.get(daemon.boot_id)
         return daemon.source if place is None else source_of(place[0])
 
+    def is_joining(self, boot_id: str) -> bool:
+        """Whether a daemon joins by itself, and has no place at the moment: its worker may be starting anew."""
+        return boot_id in self._unplaced
+
     def listener_of(self, boot_id: str) -> int:
         """The inode of the listener that a daemon has in the group; 0: the keeper did not say.
 
