@@ -52,6 +52,7 @@ class DaemonListeners:
         self._say = say
         self._turn = 0  # of the looks that are due, the newest counts
         self._due_in_s: float | None = None
+        self._troubles: dict[str, str] = {}  # by service, as they were said
 
     def first(self, name: str, addresses: Sequence[tuple[str, int]]) -> Listening:
         """Listeners for a service that has none; where only its own daemons are left at the address, beside them.
@@ -127,9 +128,7 @@ class DaemonListeners:
 
     def watch(self) -> None:
         """Look now and then: a daemon may close its listener long before it ends, or join by itself."""
-        groups = [served.group for served in self._served.values() if served.group]
-        if not any(group.members or group.awaited for group in groups):
-            return
+        groups = self._groups()
         due_s = LOOK_S
         if any(group.awaited for group in groups):
             due_s = TRIES_S if any(group.unplaced for group in groups) else JOINS_S
@@ -150,8 +149,11 @@ class DaemonListeners:
                 changed = group.look()
                 self._note(name, group)
             except (OSError, TurnoutError) as error:
-                self._say(f"service {name}: the group at its address cannot be kept in order: {error}")
+                if self._troubles.get(name) != str(error):  # it is tried again many times a second
+                    self._troubles[name] = str(error)
+                    self._say(f"service {name}: the group at its address cannot be kept in order: {error}")
                 continue
+            self._troubles.pop(name, None)
             if group.strangers - before and not group.awaited:
                 self._say(f"service {name}: a program that turnout did not start shares {spell(served.addresses)}")
             if changed:
@@ -171,4 +173,8 @@ class DaemonListeners:
         if turn == self._turn:
             self._due_in_s = None
             self.look()
-            self.watch()
+            if any(group.members or group.awaited for group in self._groups()):
+                self.watch()
+
+    def _groups(self) -> list[Group]:
+        return [served.group for served in self._served.values() if served.group]

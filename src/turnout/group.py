@@ -35,7 +35,7 @@ from turnout.core.listen import reachable
 from turnout.core.model import Identity
 from turnout.core.slots import HOME, MOST, source_of
 from turnout.errors import SpawnError
-from turnout.joining import Joining, Member
+from turnout.joining import Joining, Member, sockets_of
 from turnout.listener import bind
 from turnout.planes.chooser import attach, is_shared
 from turnout.planes.tcp import reset_on_close
@@ -47,6 +47,7 @@ from turnout.system.spawn_record import SpawnRecord
 # loopback delivers within the call that connects; a machine under load takes a moment
 ARRIVES_S: Final = (0.002, 0.1)
 CONNECT_S: Final = 1.0
+SEEN_S: Final = 1.0  # for a router to say that it knows of a death: it looks every 0.1 s
 LOOK_S: Final = 0.005
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
@@ -83,6 +84,7 @@ class Group:
         self.awaited = dict(awaited)
         self.placed: dict[str, Member] = {}  # that joined by themselves, and were found: the caller takes them out
         self._joining = Joining(self)
+        self._waits_until: float | None = None
 
     @classmethod
     def rejoin(cls, address: tuple[str, int], daemons: Mapping[str, SpawnRecord]) -> Self:
@@ -195,6 +197,8 @@ class Group:
         self.version += bool(gone)  # from here on, what the router has seen is not the group as it is
         self.awaited = {boot_id: identity for boot_id, identity in self.awaited.items() if is_alive(identity)}
         fresh = self._strangers(here) - self.strangers if self.awaited else set[int]()
+        if self._waits_for_a_gap(fresh):
+            return bool(gone)
         filled = bool(fresh) and self._fill()
         changed = self._shrink() or filled
         changed = self._pad(filled=filled and len(fresh) == 1) or changed  # of several, one has the gap's place
@@ -277,6 +281,19 @@ class Group:
             self._spares.append(self._last())
         return missing > 0
 
+    def _waits_for_a_gap(self, fresh: set[int]) -> bool:
+        """Whether those that joined stay the last for a moment, until the router knows of the gap that one may fill.
+
+        One that dies and joins again at once would else never fill a gap, and places would run out.
+        """
+        now = time.monotonic()
+        if not fresh or not self._gaps or self._seen == self.version:
+            self._waits_until = None
+            return False
+        if self._waits_until is None:
+            self._waits_until = now + SEEN_S
+        return now < self._waits_until
+
     def _fill(self) -> bool:
         """The newest member is the last: give it the place of a gap, or else keep it behind what is there."""
         if self._end_gap():
@@ -357,7 +374,11 @@ def that_join(records: Iterable[SpawnRecord]) -> dict[str, Identity]:
 def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
     """Whether these daemons, and nobody else, listen at that address: they share it, so it can be joined."""
     here = {found.inode for found in listening_at(reachable(address[0]), address[1])}
-    own = {record.listener_inode for record in records if record.ended is None and is_alive(record.identity)}
+    alive = [record for record in records if record.ended is None and is_alive(record.identity)]
+    own = {record.listener_inode for record in alive}
+    for record in alive:
+        if record.joins:  # it may have joined anew since then
+            own |= sockets_of(tree_of(record.identity))
     return bool(here) and here <= own
 
 

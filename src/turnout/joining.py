@@ -82,7 +82,7 @@ class Joining:
         """
         group = self._group
         trees = {boot_id: tree_of(identity) for boot_id, identity in group.unplaced.items()} if group.strangers else {}
-        joined = {boot_id: _sockets_of(tree) & group.strangers for boot_id, tree in trees.items()}
+        joined = {boot_id: sockets_of(tree) & group.strangers for boot_id, tree in trees.items()}
         trees = {boot_id: tree for boot_id, tree in trees.items() if len(joined[boot_id]) == 1}
         trial = self._trial
         if not trees or (trial and now >= trial.until):
@@ -144,5 +144,6 @@ class _Trial:
             sock.close()
 
 
-def _sockets_of(tree: Collection[int]) -> set[int]:
+def sockets_of(tree: Collection[int]) -> set[int]:
+    """The sockets that any of these processes has open, by inode."""
     return {inode for pid in tree for inode, _ in descriptors_of(pid)}
