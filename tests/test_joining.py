@@ -131,14 +131,15 @@ def test_one_that_listens_anew_has_no_place_until_that_is_found(group: Group, ro
 
 def test_a_place_that_moved_between_two_connections_is_not_believed() -> None:
     class Moving(Group):
-        moves = 2
+        moves = 1
 
         def secure(self, slot: int) -> None:
-            if self.moves:  # a listener before it closes, so the last one, which is the daemon's, takes its place
+            if self.moves:  # what is behind it closes, so it is the last one, and takes the place of one before it
                 self.moves -= 1
-                spare = self._gaps.pop(0)
-                spare.shutdown(socket.SHUT_RDWR)
-                spare.close()
+                for spare in (*self._spares, self._gaps.pop(0)):
+                    spare.shutdown(socket.SHUT_RDWR)
+                    spare.close()
+                self._spares.clear()
             super().secure(slot)
 
     with bind("127.0.0.1", 0) as home:
