@@ -228,6 +228,9 @@ def test_a_daemon_that_shares_the_port_takes_part_and_what_contradicts_that_is_r
         load_file(write(tmp_path, text + 'env = { X = "{fd}" }\n'))
     with pytest.raises(ConfigError, match="plane reuseport beside limits.connections"):
         load_file(write(tmp_path, text + 'plane = "reuseport"\nlimits = { connections = 5 }\n'))
+    with pytest.raises(ConfigError, match="plane reuseport beside a wildcard listen address with shares_port"):
+        wide = 'plane = "reuseport"\nlisten = "0.0.0.0:47777"\nexpose = "clients-look-local"\n'
+        load_file(write(tmp_path, text + wide))
 
 
 @pytest.mark.parametrize(("port", "told", "listener"), [(None, 47000, "itself"), (5001, 5001, None)])
