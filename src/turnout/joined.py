@@ -19,7 +19,7 @@ from turnout.system.sockets import listeners_of
 from turnout.system.spawn_record import read_records
 
 LOOK_S: Final = 0.02
-UNPLACED: Final = "it listens, but the kernel did not let a connection choose it: does it accept?"
+UNPLACED: Final = "it listens, but was not seen to accept and keep a connection that sends nothing, so its place is not known"
 IN_USE: Final = "in use"  # EADDRINUSE, strerror(3)
 
 

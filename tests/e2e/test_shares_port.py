@@ -59,7 +59,7 @@ def test_a_candidate_is_probed_itself_and_never_the_active_daemon(sharing: Turno
     asks = ', send = "who\\n", match = "v2"'
     configure(sharing, "v2", probe="expect", extra=asks)
     sharing.run("deploy")
-    configure(sharing, "v3", probe="expect", extra=asks, start_timeout='"3s"')
+    configure(sharing, "v3", probe="expect", extra=asks, start_timeout='"5s"')
     told = sharing.run("deploy", code=None)
     assert told.returncode != 0
     assert "only 'v3 " in told.stderr, "it was the candidate who answered"
