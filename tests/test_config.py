@@ -226,10 +226,10 @@ def test_a_daemon_that_shares_the_port_takes_part_and_what_contradicts_that_is_r
         load_file(write(tmp_path, text + "verify_owner = false\n"))
     with pytest.raises(ConfigError, match=r"shares_port = true and \{fd\} are both given"):
         load_file(write(tmp_path, text + 'env = { X = "{fd}" }\n'))
-    with pytest.raises(ConfigError, match="plane reuseport beside limits.connections"):
+    with pytest.raises(ConfigError, match=r"plane reuseport beside limits\.connections"):
         load_file(write(tmp_path, text + 'plane = "reuseport"\nlimits = { connections = 5 }\n'))
+    wide = 'plane = "reuseport"\nlisten = "0.0.0.0:47777"\nexpose = "clients-look-local"\n'
     with pytest.raises(ConfigError, match="plane reuseport beside a wildcard listen address with shares_port"):
-        wide = 'plane = "reuseport"\nlisten = "0.0.0.0:47777"\nexpose = "clients-look-local"\n'
         load_file(write(tmp_path, text + wide))
 
 

@@ -180,7 +180,7 @@ class Group:
         return sock, member
 
     def look(self) -> bool:
-        """Find out who has left or joined, and see to it that enough spares come last; True if the router is to be told.
+        """Find out who left or joined, and see to it that enough spares come last; True if the router is to be told.
 
         Raises:
             OSError: the kernel cannot be asked, or gives no socket.

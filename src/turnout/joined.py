@@ -19,7 +19,9 @@ from turnout.system.sockets import listeners_of
 from turnout.system.spawn_record import read_records
 
 LOOK_S: Final = 0.02
-UNPLACED: Final = "it listens, but was not seen to accept and keep a connection that sends nothing, so its place is not known"
+UNPLACED: Final = (
+    "it listens, but was not seen to accept and keep a connection that sends nothing, so its place is not known"
+)
 IN_USE: Final = "in use"  # EADDRINUSE, strerror(3)
 
 
@@ -87,8 +89,9 @@ def _name(uid: int) -> str:
 def _of_one_user(service: Service, daemon: Daemon, other: str) -> CandidateError:
     runs = f"the daemon runs as {other}" if other else "the daemon could not listen there"
     return CandidateError(
-        f"{runs}: at {daemon.host} port {daemon.port} it shares with the router, which the kernel allows to listeners of"
-        f" one user alone, here {_name(os.geteuid())}, and only where each sets SO_REUSEPORT before bind(2) (socket(7))",
+        f"{runs}: at {daemon.host} port {daemon.port} it shares with the router, which the kernel allows to listeners"
+        f" of one user alone, here {_name(os.geteuid())}, and only where each sets SO_REUSEPORT before bind(2)"
+        " (socket(7))",
         hint="have it listen before it becomes another user, and set SO_REUSEPORT; else shares_port = false",
         detail=log_tail(service.home.log(daemon.boot_id)),
     )

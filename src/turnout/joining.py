@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -45,7 +46,7 @@ class Places(Protocol):
         ...
 
     @property
-    def strangers(self) -> Set[int]:
+    def strangers(self) -> AbstractSet[int]:
         """The listeners that nobody here made, by inode."""
         ...
 
