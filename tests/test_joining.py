@@ -51,6 +51,12 @@ class Router:
 
         eventually(done)
 
+    def until_placed(self, boot_id: str, *daemons: socket.socket) -> None:
+        self.until(lambda: boot_id in self.group.members, *daemons)
+
+    def until_gone(self, boot_id: str) -> None:
+        self.until(lambda: boot_id not in self.group.members)
+
     def close(self) -> None:
         for sock in self.accepted:
             sock.close()
@@ -80,7 +86,7 @@ def joins(group: Group, boot_id: str) -> socket.socket:
 
 def test_its_place_is_found_and_it_gets_nothing_but_what_chooses_it(group: Group, router: Router) -> None:
     with joins(group, "v1") as sock:
-        router.until(lambda: "v1" in group.members, sock)
+        router.until_placed("v1", sock)
         assert group.placed == {"v1": group.members["v1"]}
         assert lands(sock, group.address, source_of(group.members["v1"].slot))
         assert all(lands(group.home, group.address) for _ in range(20))
@@ -94,7 +100,7 @@ def test_who_does_not_accept_has_no_place(group: Group, router: Router) -> None:
             router.step()
         assert list(group.unplaced) == ["v1"]
         assert group.told()["unplaced"] == ["v1"]
-        router.until(lambda: "v1" in group.members, sock)
+        router.until_placed("v1", sock)
         assert group.told()["unplaced"] == []
 
 
@@ -112,20 +118,20 @@ def test_a_daemon_with_several_listeners_has_no_place_until_one_is_left(group: G
             router.step(one, two)
         assert group.members == {}
         two.close()
-        router.until(lambda: "v1" in group.members, one)
+        router.until_placed("v1", one)
         assert lands(one, group.address, source_of(group.members["v1"].slot))
 
 
 def test_one_that_listens_anew_has_no_place_until_that_is_found(group: Group, router: Router) -> None:
     """As when its only worker died: a guess would direct clients to whoever has the old place."""
     sock = joins(group, "v1")
-    router.until(lambda: "v1" in group.members, sock)
+    router.until_placed("v1", sock)
     attach(group.home, group.members["v1"].slot)
     sock.close()
     router.step()
     assert group.told()["unplaced"] == ["v1"]
     with joins(group, "v1") as again:
-        router.until(lambda: "v1" in group.members, again)
+        router.until_placed("v1", again)
         assert lands(again, group.address, source_of(group.members["v1"].slot))
 
 
@@ -150,7 +156,7 @@ def test_a_place_that_moved_between_two_connections_is_not_believed() -> None:
         router = Router(group)
         router.slot = -1  # which no member has: so no gap is filled
         with joins(group, "v1") as sock:
-            router.until(lambda: "v1" in group.members, sock)
+            router.until_placed("v1", sock)
             assert group.moves == 0
             assert lands(sock, group.address, source_of(group.members["v1"].slot))
         router.close()
@@ -163,12 +169,12 @@ def test_whoever_joins_and_dies_each_keeps_its_place_and_places_do_not_run_out(g
         while len(alive) > 2:
             gone = next(iter(alive))
             alive.pop(gone).close()
-            router.until(lambda gone=gone: gone not in group.members)
+            router.until_gone(gone)
             group.awaited.pop(gone, None)
         boot_id = f"v{number}"
         if number % 3:
             alive[boot_id] = joins(group, boot_id)
-            router.until(lambda boot_id=boot_id: boot_id in group.members, *alive.values())
+            router.until_placed(boot_id, *alive.values())
         else:
             alive[boot_id], _ = group.join(boot_id)
         router.step(*alive.values())

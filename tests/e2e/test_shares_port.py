@@ -66,6 +66,11 @@ def test_a_candidate_is_probed_itself_and_never_the_active_daemon(sharing: Turno
     assert ask(sharing.address) == "v2"
 
 
+def goes_on(load: Load) -> None:
+    made = load.made
+    eventually(lambda: load.made > made + 50, why="nobody is served")
+
+
 def test_a_worker_that_is_killed_is_followed_by_one_whose_place_is_found(turnout: Turnout) -> None:
     """What it had accepted or queued ends with it; who comes after waits for the next worker, in the hold."""
     configure(turnout, "v1", "--workers", "1", probe="expect", extra=', send = "HEALTH\\n", match = "ok"')
@@ -77,13 +82,10 @@ def test_a_worker_that_is_killed_is_followed_by_one_whose_place_is_found(turnout
     load.start()
     try:
         for _ in range(kills):
-            made = load.made
-            eventually(lambda made=made: load.made > made + 50)
+            goes_on(load)
             (worker,) = descendants(master)
             turnout.kill(worker)
-            eventually(lambda worker=worker: descendants(master) not in (set(), {worker}), why="there is no other one")
-            made = load.made
-            eventually(lambda made=made: load.made > made + 50, why="nobody is served")
+            goes_on(load)
             eventually(lambda: router(turnout)["plane_trouble"] == "")
     finally:
         load.stop()
