@@ -135,6 +135,24 @@ def test_one_that_listens_anew_has_no_place_until_that_is_found(group: Group, ro
         assert lands(again, group.address, source_of(group.members["v1"].slot))
 
 
+def test_one_that_dies_and_joins_again_between_two_looks_has_spares_behind_it(group: Group, router: Router) -> None:
+    """As a worker that its parent starts again at once; nothing of that may be counted for a spare."""
+    sock = joins(group, "v1")
+    most = 0
+    for number in range(scaled(8, 300)):
+        router.until_placed("v1", sock)
+        place = group.members["v1"].slot
+        assert lands(sock, group.address, source_of(place)), number
+        most = max(most, len(listening_at(*group.address)))
+        assert len(listening_at(*group.address)) - 1 - place >= 1
+        sock.close()
+        sock = joins(group, "v1")
+        router.until(lambda: group.unplaced)
+        assert group.spares, "who comes meanwhile has nobody"
+    sock.close()
+    assert most <= 5, "places do not run out"
+
+
 def test_a_place_that_moved_between_two_connections_is_not_believed() -> None:
     class Moving(Group):
         moves = 1

@@ -123,7 +123,7 @@ class Group:
     @property
     def is_open(self) -> bool:
         """Whether anybody ever joined."""
-        return bool(self._gaps or self._spares)
+        return bool(self._gaps or self._spares or self.members or self.awaited)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -276,6 +276,8 @@ class Group:
         strangers = self._strangers(here)
         if strangers - self.strangers and not filled:  # a program of the same user joined, and may be the last
             missing = max(missing, most)
+        if self.awaited:  # one of them may be counted among those behind the last daemon
+            missing = max(missing, most - len(self._spares))
         self.strangers = strangers
         for _ in range(missing):
             self._spares.append(self._last())
