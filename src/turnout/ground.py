@@ -15,8 +15,8 @@ from turnout.config import Address, Wanted, takes_listener
 from turnout.core.listen import overlap
 from turnout.core.self_loop import names_own_port
 from turnout.errors import ConflictError, NotRunningError, TimedOutError, TurnoutError, UsageError
-from turnout.group import held_by
 from turnout.keeper_client import KeeperClient, bind_error, ensure_keeper
+from turnout.rejoining import held_by
 from turnout.silent_keeper import SILENT_AFTER_S, end_silent_keeper
 from turnout.system.home import Home
 from turnout.system.process import is_alive

@@ -27,7 +27,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Self
 
@@ -35,20 +35,20 @@ from turnout.core.listen import reachable
 from turnout.core.model import Identity
 from turnout.core.slots import HOME, MOST, source_of
 from turnout.errors import SpawnError
-from turnout.joining import Joining, Member, sockets_of
+from turnout.joining import Joining, Member
 from turnout.listener import bind
 from turnout.planes.chooser import attach, is_shared
 from turnout.planes.tcp import reset_on_close
-from turnout.system.connections import connections_at, handshakes_at
-from turnout.system.process import is_alive, tree_of
-from turnout.system.sockets import has_any, listening_at
+from turnout.rejoining import taken_by, that_join
+from turnout.system.connections import handshakes_at
+from turnout.system.process import is_alive
+from turnout.system.sockets import listening_at
 from turnout.system.spawn_record import SpawnRecord
 
 # loopback delivers within the call that connects; a machine under load takes a moment
 ARRIVES_S: Final = (0.002, 0.1)
 CONNECT_S: Final = 1.0
 SEEN_S: Final = 1.0  # for a router to say that it knows of a death: it looks every 0.1 s
-LOOK_S: Final = 0.005
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
 
@@ -355,7 +355,7 @@ class Group:
                 with contextlib.suppress(OSError):
                     probe.bind((source_of(slot), 0))
                     probe.connect((self._at, self._port))
-                    boot_id = _taken_by(probe, daemons)
+                    boot_id = taken_by(probe, daemons, within_s=CONNECT_S)
                     if boot_id:
                         self.members[boot_id] = Member(slot, daemons[boot_id].listener_inode)
 
@@ -366,35 +366,6 @@ class Group:
         return SpawnError(
             f"no listener for the daemon at {self._host} port {self._port}: {why}", hint='plane = "relay"'
         )
-
-
-def that_join(records: Iterable[SpawnRecord]) -> dict[str, Identity]:
-    """The daemons that join by themselves, and have not ended as far as is recorded."""
-    return {record.boot_id: record.identity for record in records if record.joins and record.ended is None}
-
-
-def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
-    """Whether these daemons, and nobody else, listen at that address: they share it, so it can be joined."""
-    here = {found.inode for found in listening_at(reachable(address[0]), address[1])}
-    alive = [record for record in records if record.ended is None and is_alive(record.identity)]
-    own = {record.listener_inode for record in alive}
-    for record in alive:
-        if record.joins:  # it may have joined anew since then
-            own |= sockets_of(tree_of(record.identity))
-    return bool(here) and here <= own
-
-
-def _taken_by(probe: socket.socket, daemons: Mapping[str, SpawnRecord]) -> str:
-    """Which daemon accepted this connection; empty where none does within a second."""
-    own, (_, port) = probe.getsockname(), probe.getpeername()
-    deadline = time.monotonic() + CONNECT_S
-    while time.monotonic() < deadline:
-        inodes = {one.inode for one in connections_at(port) if one.peer == own and one.inode}
-        for boot_id, record in daemons.items():
-            if inodes and any(has_any(pid, inodes) for pid in tree_of(record.identity)):
-                return boot_id
-        time.sleep(LOOK_S)
-    return ""
 
 
 def _inode(sock: socket.socket) -> int:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from turnout.errors import SpawnError
-from turnout.group import Group, held_by, that_join
+from turnout.group import Group
 from turnout.joining import Member
 from turnout.listener import bind, spell
+from turnout.rejoining import held_by, that_join
 from turnout.system.spawn_record import SpawnRecord
 
 
