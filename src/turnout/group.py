@@ -197,9 +197,12 @@ class Group:
         self.version += bool(gone)  # from here on, what the router has seen is not the group as it is
         self.awaited = {boot_id: identity for boot_id, identity in self.awaited.items() if is_alive(identity)}
         fresh = self._strangers(here) - self.strangers if self.awaited else set[int]()
-        if self._waits_for_a_gap(fresh):
-            return bool(gone)
-        filled = bool(fresh) and self._fill()
+        filled = bool(fresh) and self._end_gap()
+        if fresh and not filled:
+            if self._waits_for_a_gap():
+                return bool(gone)
+            self._keep_behind()
+        self._waits_until = None
         changed = self._shrink() or filled
         changed = self._pad(filled=filled and len(fresh) == 1) or changed  # of several, one has the gap's place
         found = self._joining.step(time.monotonic())
@@ -283,26 +286,24 @@ class Group:
             self._spares.append(self._last())
         return missing > 0
 
-    def _waits_for_a_gap(self, fresh: set[int]) -> bool:
-        """Whether those that joined stay the last for a moment, until the router knows of the gap that one may fill.
+    def _waits_for_a_gap(self) -> bool:
+        """Whether one that joined stays the last for a moment, until a gap may be closed for it.
 
         One that dies and joins again at once would else never fill a gap, and places would run out.
         """
         now = time.monotonic()
-        if not fresh or not self._gaps or self._seen == self.version:
-            self._waits_until = None
-            return False
         if self._waits_until is None:
             self._waits_until = now + SEEN_S
-        return now < self._waits_until
+        return bool(self._gaps) and now < self._waits_until
 
-    def _fill(self) -> bool:
+    def _fill(self) -> None:
         """The newest member is the last: give it the place of a gap, or else keep it behind what is there."""
-        if self._end_gap():
-            return True
+        if not self._end_gap():
+            self._keep_behind()
+
+    def _keep_behind(self) -> None:
         self._gaps += self._spares
         self._spares.clear()
-        return False
 
     def _shrink(self) -> bool:
         """Without daemons there need be no gaps; whether one was closed."""
