@@ -10,8 +10,10 @@ from turnout.config_file import file_schema, keys, load_file
 from turnout.config_keys import MEANINGS
 from turnout.core.proxy_protocol import LOCAL_HEADER
 from turnout.errors import ConfigError, UsageError
+from turnout.placing import place
 from turnout.planes.policy import Policy, networks
 from turnout.service import policy, probe_spec
+from turnout.system.builds import Build
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -213,6 +215,33 @@ def test_settings_of_a_later_version_are_refused_with_a_hint() -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings(data)
     assert caught.value.hint
+
+
+def test_a_daemon_that_shares_the_port_takes_part_and_what_contradicts_that_is_refused(tmp_path: Path) -> None:
+    text = '[service.a]\nshares_port = true\ncommand = ["d", "{port}"]\n'
+    settings = load_file(write(tmp_path, text))["a"].settings
+    assert settings.shares_port
+    assert settings.takes_part
+    with pytest.raises(ConfigError, match="shares_port = true beside verify_owner = false"):
+        load_file(write(tmp_path, text + "verify_owner = false\n"))
+    with pytest.raises(ConfigError, match=r"shares_port = true and \{fd\} are both given"):
+        load_file(write(tmp_path, text + 'env = { X = "{fd}" }\n'))
+    with pytest.raises(ConfigError, match=r"plane reuseport beside limits\.connections"):
+        load_file(write(tmp_path, text + 'plane = "reuseport"\nlimits = { connections = 5 }\n'))
+    wide = 'plane = "reuseport"\nlisten = "0.0.0.0:47777"\nexpose = "clients-look-local"\n'
+    with pytest.raises(ConfigError, match="plane reuseport beside a wildcard listen address with shares_port"):
+        load_file(write(tmp_path, text + wide))
+
+
+@pytest.mark.parametrize(("port", "told", "listener"), [(None, 47000, "itself"), (5001, 5001, None)])
+def test_a_daemon_that_shares_the_port_is_told_the_one_on_which_it_is_to_listen(
+    port: int | None, told: int, listener: str | None
+) -> None:
+    settings = Settings(name="a", listen=(Address("127.0.0.1", 47000),), plane="reuseport", shares_port=True)
+    build = Build(("d", "{port}", "{listen_port}"), "/", {"X": "{listen_port}"}, "v1")
+    where = place(build, settings, port)
+    assert (where.at.port, where.argv, where.listener) == (told, ("d", str(told), str(told)), listener)
+    assert (where.env["X"], where.env["PORT"]) == (str(told), str(told))
 
 
 def test_the_schema_of_the_file_says_of_every_key_what_it_means() -> None:

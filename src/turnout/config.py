@@ -64,7 +64,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     listen: tuple[Address, ...]
     registry: str = ""  # empty: in the service's own directory
     plane: PlaneName = "auto"
-    takes_part: bool = False  # the daemon is given its listener, and so can share the fixed address
+    takes_part: bool = False  # the daemon is given its listener, or shares_port, and so can share the fixed address
+    shares_port: bool = False  # it sets SO_REUSEPORT by itself
     strategy: StrategyName = "blue-green"
     strategy_named: bool = False  # the operator said so; else it follows from the command
     health: Health = Health()
@@ -218,23 +219,28 @@ def fit(settings: Settings, command: Sequence[str]) -> tuple[Settings, str]:
     return settings, f"{owner.reason}: {' and '.join(chosen)}" if chosen else ""
 
 
-def takes_listener(command: Sequence[str], env: Mapping[str, str], plane: PlaneName) -> bool:
+def takes_listener(
+    command: Sequence[str], env: Mapping[str, str], plane: PlaneName, *, shares_port: bool = False
+) -> bool:
     """Whether a daemon listens on a socket that it is given, and opens none.
 
     It says ``{fd}`` in its command or environment; or it is known to look at LISTEN_FDS (sd_listen_fds(3)), since
-    somebody named the plane that needs it, and it asks for no port.
+    somebody named the plane that needs it, and it asks for no port, nor opens its listener at the fixed address by
+    itself (``shares_port``).
     """
     words = [*command, *env.values()]
     if any("{fd}" in word for word in words):
         return True
-    return plane == "reuseport" and bool(command) and not any("{port}" in word for word in words)
+    asks = shares_port or any("{port}" in word for word in words)
+    return plane == "reuseport" and bool(command) and not asks
 
 
 def with_part(settings: Settings, command: Sequence[str], env: Mapping[str, str]) -> Settings:
     """The settings for this daemon; without a command they stay as they are."""
     if not command:
         return settings
-    return msgspec.structs.replace(settings, takes_part=takes_listener(command, env, settings.plane))
+    part = settings.shares_port or takes_listener(command, env, settings.plane)
+    return msgspec.structs.replace(settings, takes_part=part)
 
 
 def probe_kind(text: str) -> ProbeKind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 import signal
@@ -65,6 +66,12 @@ def check(settings: Settings) -> None:
             f"plane {settings.plane} beside {' and '.join(asked)}: only a relay can enforce that",
             hint='plane = "relay", or "auto"',
         )
+    if settings.shares_port and not settings.health.verify_owner:
+        raise UsageError(
+            "shares_port = true beside verify_owner = false: which of the listeners at the address is the daemon's is"
+            " known by its owner alone",
+            hint="drop one of them",
+        )
     if settings.health.probe == "expect" and not settings.health.match:
         raise UsageError(
             "probe = expect needs a match", hint='for example health = { probe = "expect", match = "PONG" }'
@@ -90,7 +97,10 @@ def demands(settings: Settings) -> tuple[str, ...]:
     program = ("health.probe = exec",) if settings.takes_part and settings.health.probe == "exec" else ()
     several = ("several listen addresses",) if settings.takes_part and len(settings.listen) > 1 else ()
     six = ("an IPv6 listen address",) if settings.takes_part and any(":" in one.host for one in settings.listen) else ()
-    return (*needs_relay(policy), *header, *program, *several, *six)
+    # one that listens at an address among these by itself would have all that comes to it, without a switch
+    wide = any(ipaddress.ip_address(one.host).is_unspecified for one in settings.listen)
+    any_address = ("a wildcard listen address with shares_port",) if settings.shares_port and wide else ()
+    return (*needs_relay(policy), *header, *program, *several, *six, *any_address)
 
 
 def _check_asking(health: Health) -> None:

@@ -33,6 +33,7 @@ from turnout.config import (
     plane_name,
     probe_kind,
     strategy_name,
+    takes_listener,
     with_part,
 )
 from turnout.config_check import check
@@ -88,6 +89,7 @@ class _RawService(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     plane: str = "auto"
     health: _RawHealth = msgspec.field(default_factory=_RawHealth)
     verify_owner: bool = True
+    shares_port: bool = False
     start_timeout: Duration = "30s"
     stop: _RawStop = msgspec.field(default_factory=_RawStop)
     observe: Duration = "30s"
@@ -232,6 +234,7 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
         listen=tuple(parse_address(text, beyond_loopback=True) for text in listen),
         registry=str(base / Path(raw.registry).expanduser()) if raw.registry else "",
         plane=plane_name(raw.plane),
+        shares_port=raw.shares_port,
         strategy=strategy_name(raw.strategy or "blue-green"),
         strategy_named=raw.strategy is not None,
         health=Health(
@@ -273,6 +276,11 @@ def _resolve(name: str, raw: _RawService, path: Path) -> Wanted:
     )
     if raw.version and raw.version_command:
         raise UsageError("version and version_command are both given", hint="keep one of them")
+    if raw.shares_port and takes_listener(raw.command, raw.env, "auto"):
+        raise UsageError(
+            "shares_port = true and {fd} are both given: a daemon opens its listener itself, or is given one",
+            hint="keep {fd}, which works with several workers, too",
+        )
     settings, fitted = fit(with_part(settings, raw.command, raw.env), raw.command)
     check(settings)
     return Wanted(

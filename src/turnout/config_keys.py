@@ -31,10 +31,11 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         ),
         "plane": (
             "How bytes move. `relay`: epoll and splice. `stream`: the loop's own transports, slower, on any system."
-            " `reuseport`: none in the way, for a daemon that is given its listener (`{fd}`, LISTEN_FDS)."
+            " `reuseport`: none in the way, for a daemon that is given its listener (`{fd}`, LISTEN_FDS) or opens it"
+            " there itself (`shares_port`)."
             " `sk_lookup`: the same for any daemon, with CAP_BPF and CAP_NET_ADMIN. `auto`: `reuseport` where the"
-            " command or `env` has `{fd}` and nothing asks for a relay, else the relay where it runs. A change comes"
-            " with `turnout router --replace`."
+            " command or `env` has `{fd}`, or with `shares_port`, and nothing asks for a relay, else the relay where it"
+            " runs. A change comes with `turnout router --replace`."
         ),
         "health.probe": (
             "`alive`: runs, is not stopped, owns its listening socket, accepts; opens no connection. `tcp`: also"
@@ -53,6 +54,11 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "health.command": (
             "What an `exec` probe runs. `{port}` is filled in; TURNOUT_PORT, TURNOUT_HOST, TURNOUT_PID,"
             " TURNOUT_BOOT_ID and TURNOUT_VERSION are in its environment."
+        ),
+        "shares_port": (
+            "The daemon sets SO_REUSEPORT before it binds, so it can listen at the fixed address beside the router, on"
+            " one listener, as the user who runs turnout: `{port}` and `{listen_port}` are then both the port of"
+            " `listen`, or under a relay a port of its own."
         ),
         "verify_owner": (
             "The probe must reach the process that was started, or a child of it. `false` for a daemon in a container."

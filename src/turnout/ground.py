@@ -15,8 +15,8 @@ from turnout.config import Address, Wanted, takes_listener
 from turnout.core.listen import overlap
 from turnout.core.self_loop import names_own_port
 from turnout.errors import ConflictError, NotRunningError, TimedOutError, TurnoutError, UsageError
-from turnout.group import held_by
 from turnout.keeper_client import KeeperClient, bind_error, ensure_keeper
+from turnout.rejoining import held_by
 from turnout.silent_keeper import SILENT_AFTER_S, end_silent_keeper
 from turnout.system.home import Home
 from turnout.system.process import is_alive
@@ -42,10 +42,12 @@ def check_command(wanted: Wanted) -> None:
             f"the command names port {own}, where the service itself listens: it would wait for itself",
             hint="put {port} in its place; the daemon gets a port of its own",
         )
-    if wanted.settings.plane == "reuseport" and not takes_listener(wanted.command, wanted.env, "reuseport"):
+    given = takes_listener(wanted.command, wanted.env, "reuseport")
+    if wanted.settings.plane == "reuseport" and not (given or wanted.settings.shares_port):
         raise UsageError(
             "plane reuseport: the command asks for a {port} of its own, and would not listen at the fixed address",
-            hint='have it take its listener: {fd} in the command or in env, or LISTEN_FDS; else plane = "relay"',
+            hint='have it take its listener: {fd} in the command or in env, or LISTEN_FDS; else plane = "relay", or'
+            " shares_port = true where the daemon sets SO_REUSEPORT itself",
         )
     resolve_command(wanted.command, wanted.cwd or str(Path.cwd()), os.environ)
 

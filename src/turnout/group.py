@@ -14,6 +14,8 @@ Standard library only. How it stays right, whoever dies when (:mod:`turnout.plan
   down, and the daemon has its place. Only a gap to which nothing is directed any more goes this way: the router that
   leads has said that it knows the group as it is.
 - Where a daemon really is, is found out before it runs, by a connection that chooses the place.
+- A daemon may also join by itself. It is the last then, until that is seen and spares are put behind it, or it has
+  taken the place of a gap; from there on it stays where it is, and that is found out (:mod:`turnout.joining`).
 """
 
 from __future__ import annotations
@@ -25,35 +27,29 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Self
 
 from turnout.core.listen import reachable
+from turnout.core.model import Identity
 from turnout.core.slots import HOME, MOST, source_of
 from turnout.errors import SpawnError
+from turnout.joining import Joining, Member
 from turnout.listener import bind
 from turnout.planes.chooser import attach, is_shared
 from turnout.planes.tcp import reset_on_close
-from turnout.system.connections import connections_at, handshakes_at
-from turnout.system.process import is_alive, tree_of
-from turnout.system.sockets import has_any, listening_at
+from turnout.rejoining import taken_by, that_join
+from turnout.system.connections import handshakes_at
+from turnout.system.process import is_alive
+from turnout.system.sockets import listening_at
 from turnout.system.spawn_record import SpawnRecord
 
 # loopback delivers within the call that connects; a machine under load takes a moment
 ARRIVES_S: Final = (0.002, 0.1)
 CONNECT_S: Final = 1.0
-LOOK_S: Final = 0.005
+SEEN_S: Final = 1.0  # for a router to say that it knows of a death: it looks every 0.1 s
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A daemon in the group: its place, and the inode of the listener that it was given."""
-
-    slot: int
-    inode: int
 
 
 class Group:
@@ -64,6 +60,7 @@ class Group:
         spares: further listeners of the router in the group, from an earlier keeper.
         members: daemons in the group, by boot, likewise.
         home_slot: the place of ``home``.
+        awaited: daemons that join by themselves, there or not, by boot.
     """
 
     def __init__(
@@ -72,6 +69,7 @@ class Group:
         spares: Sequence[socket.socket] = (),
         members: Mapping[str, Member] = MappingProxyType({}),
         home_slot: int = HOME,
+        awaited: Mapping[str, Identity] = MappingProxyType({}),
     ) -> None:
         self.home = home
         self._spares = list(spares)  # behind all daemons, in their order
@@ -83,6 +81,10 @@ class Group:
         self._seen = 0
         self._host, self._port = home.getsockname()[:2]
         self._at = reachable(self._host)
+        self.awaited = dict(awaited)
+        self.placed: dict[str, Member] = {}  # that joined by themselves, and were found: the caller takes them out
+        self._joining = Joining(self)
+        self._waits_until: float | None = None
 
     @classmethod
     def rejoin(cls, address: tuple[str, int], daemons: Mapping[str, SpawnRecord]) -> Self:
@@ -100,7 +102,7 @@ class Group:
             # whoever joins is the last; to try it by accepting would take clients that the old program sends here
             last = len(listening_at(reachable(address[0]), address[1])) - 1
             attach(home, last)
-            group = cls(home, home_slot=last)
+            group = cls(home, home_slot=last, awaited=that_join(daemons.values()))
             group._find_all(daemons)
             group._pad()
         except BaseException:
@@ -121,13 +123,23 @@ class Group:
     @property
     def is_open(self) -> bool:
         """Whether anybody ever joined."""
-        return bool(self._gaps or self._spares)
+        return bool(self._gaps or self._spares or self.members or self.awaited)
 
-    def join(self, boot_id: str) -> tuple[socket.socket, Member]:
-        """A listener for a daemon that is about to be started, in its place; the caller passes it on and closes it.
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where a connection to the group goes."""
+        return self._at, self._port
+
+    @property
+    def unplaced(self) -> dict[str, Identity]:
+        """The daemons that join by themselves and have no place at the moment, by boot."""
+        return {boot_id: identity for boot_id, identity in self.awaited.items() if boot_id not in self.members}
+
+    def open(self) -> None:
+        """Let daemons join by themselves.
 
         Raises:
-            SpawnError: it cannot join, and why; the group is as it was.
+            SpawnError: it cannot be had, and why; the group is as it was.
         """
         if ":" in self._host:
             raise SpawnError(
@@ -137,6 +149,17 @@ class Group:
         try:
             self._open()
             self.look()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def join(self, boot_id: str) -> tuple[socket.socket, Member]:
+        """A listener for a daemon that is about to be started, in its place; the caller passes it on and closes it.
+
+        Raises:
+            SpawnError: it cannot join, and why; the group is as it was.
+        """
+        self.open()
+        try:
             sock = self._last()
         except OSError as error:
             raise self._refused(error) from error
@@ -157,10 +180,11 @@ class Group:
         return sock, member
 
     def look(self) -> bool:
-        """Find out who has left, and see to it that enough spares come last; True if the router is to be told.
+        """Find out who left or joined, and see to it that enough spares come last; True if the router is to be told.
 
         Raises:
             OSError: the kernel cannot be asked, or gives no socket.
+            SpawnError: there are too many listeners.
         """
         if not self.is_open:
             return False
@@ -171,15 +195,29 @@ class Group:
             if self._spares:  # the last one has its place now
                 self._gaps.append(self._spares.pop())
         self.version += bool(gone)  # from here on, what the router has seen is not the group as it is
-        changed = self._shrink()
-        changed = self._pad() or changed
+        self.awaited = {boot_id: identity for boot_id, identity in self.awaited.items() if is_alive(identity)}
+        fresh = self._strangers(here) - self.strangers if self.awaited else set[int]()
+        filled = bool(fresh) and self._end_gap()
+        if fresh and not filled:
+            if self._waits_for_a_gap():
+                return bool(gone)
+            self._keep_behind()
+        self._waits_until = None
+        changed = self._shrink() or filled
+        changed = self._pad(filled=filled and len(fresh) == 1) or changed  # of several, one has the gap's place
+        found = self._joining.step(time.monotonic())
+        if found:
+            self.members |= found
+            self.placed |= found
+            self._pad()
+            changed = True
         self.version += changed
         return changed or bool(gone)
 
     def told(self) -> dict[str, Any]:
         """What the router is to know beside the listeners."""
         places = {boot_id: [member.slot, member.inode] for boot_id, member in self.members.items()}
-        return {"version": self.version, "home": self.home_slot, "places": places}
+        return {"version": self.version, "home": self.home_slot, "places": places, "unplaced": list(self.unplaced)}
 
     def seen(self, version: int, slot: int) -> None:
         """The router that leads knows the group as it was then, and directs new connections to ``slot``."""
@@ -188,10 +226,22 @@ class Group:
 
     def close(self) -> None:
         """Close the spares; daemons keep what they have."""
+        self._joining.close()
         for sock in self.spares:
             sock.close()
         self._gaps.clear()
         self._spares.clear()
+
+    def free(self) -> Iterator[int]:
+        """Places that may be a new member's: the last one first."""
+        taken = {member.slot for member in self.members.values()}
+        if self.is_open:
+            taken.add(self.home_slot)
+        return (slot for slot in reversed(range(len(self._inodes()))) if slot not in taken)
+
+    def secure(self, slot: int) -> None:
+        """Have as many spares behind that place as there are daemons. Raises OSError, SpawnError."""
+        self._pad(slot)
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
@@ -211,31 +261,54 @@ class Group:
     def _inodes(self) -> set[int]:
         return {found.inode for found in listening_at(self._at, self._port)}
 
-    def _pad(self) -> bool:
-        """Have as many spares behind the last daemon as there are daemons; whether any was missing."""
-        here = self._inodes()
-        highest = max([self.home_slot, *(member.slot for member in self.members.values())])
-        most = max(1, len(self.members))
-        missing = highest + most - (len(here) - 1)
+    def _strangers(self, here: set[int]) -> set[int]:
         own = {_inode(sock) for sock in (self.home, *self.spares)}
-        strangers = here - own - {member.inode for member in self.members.values()}
-        if strangers - self.strangers:  # a program of the same user joined, and may be the last
+        return here - own - {member.inode for member in self.members.values()}
+
+    def _pad(self, highest: int = HOME, *, filled: bool = False) -> bool:
+        """Have as many spares behind the last daemon as there are daemons; whether any was missing.
+
+        Args:
+            highest: there may be a daemon at this place, too.
+            filled: who joined by itself has the place of a gap now.
+        """
+        here = self._inodes()
+        highest = max([highest, self.home_slot, *(member.slot for member in self.members.values())])
+        most = max(1, len(self.members.keys() | self.awaited.keys()))
+        missing = highest + most - (len(here) - 1)
+        strangers = self._strangers(here)
+        if strangers - self.strangers and not filled:  # a program of the same user joined, and may be the last
             missing = max(missing, most)
+        if self.awaited:  # one of them may be counted among those behind the last daemon
+            missing = max(missing, most - len(self._spares))
         self.strangers = strangers
         for _ in range(missing):
             self._spares.append(self._last())
         return missing > 0
 
+    def _waits_for_a_gap(self) -> bool:
+        """Whether one that joined stays the last for a moment, until a gap may be closed for it.
+
+        One that dies and joins again at once would else never fill a gap, and places would run out.
+        """
+        now = time.monotonic()
+        if self._waits_until is None:
+            self._waits_until = now + SEEN_S
+        return bool(self._gaps) and now < self._waits_until
+
     def _fill(self) -> None:
         """The newest member is the last: give it the place of a gap, or else keep it behind what is there."""
         if not self._end_gap():
-            self._gaps += self._spares
-            self._spares.clear()
+            self._keep_behind()
+
+    def _keep_behind(self) -> None:
+        self._gaps += self._spares
+        self._spares.clear()
 
     def _shrink(self) -> bool:
         """Without daemons there need be no gaps; whether one was closed."""
         closed = False
-        while not self.members and self._end_gap():
+        while not self.members and not self.awaited and self._end_gap():
             closed = True
         return closed
 
@@ -255,7 +328,7 @@ class Group:
         """The place of a listener from which nobody accepts yet."""
         sock.setblocking(False)
         for wait_s in ARRIVES_S:
-            for slot in self._free():
+            for slot in self.free():
                 with socket.socket() as probe:
                     reset_on_close(probe)
                     probe.settimeout(CONNECT_S)
@@ -271,13 +344,6 @@ class Group:
             hint='plane = "relay"; is a firewall or a program of another kind attached?',
         )
 
-    def _free(self) -> Iterator[int]:
-        """Places that may be a new member's: the last one first."""
-        taken = {member.slot for member in self.members.values()}
-        if self.is_open:
-            taken.add(self.home_slot)
-        return (slot for slot in reversed(range(len(self._inodes()))) if slot not in taken)
-
     def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
         """The places of daemons that run, by who accepts what chooses a place; who accepts nothing is not found."""
         inodes = self._inodes()
@@ -290,7 +356,7 @@ class Group:
                 with contextlib.suppress(OSError):
                     probe.bind((source_of(slot), 0))
                     probe.connect((self._at, self._port))
-                    boot_id = _taken_by(probe, daemons)
+                    boot_id = taken_by(probe, daemons, within_s=CONNECT_S)
                     if boot_id:
                         self.members[boot_id] = Member(slot, daemons[boot_id].listener_inode)
 
@@ -301,26 +367,6 @@ class Group:
         return SpawnError(
             f"no listener for the daemon at {self._host} port {self._port}: {why}", hint='plane = "relay"'
         )
-
-
-def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
-    """Whether these daemons, and nobody else, listen at that address: they share it, so it can be joined."""
-    here = {found.inode for found in listening_at(reachable(address[0]), address[1])}
-    own = {record.listener_inode for record in records if record.ended is None and is_alive(record.identity)}
-    return bool(here) and here <= own
-
-
-def _taken_by(probe: socket.socket, daemons: Mapping[str, SpawnRecord]) -> str:
-    """Which daemon accepted this connection; empty where none does within a second."""
-    own, (_, port) = probe.getsockname(), probe.getpeername()
-    deadline = time.monotonic() + CONNECT_S
-    while time.monotonic() < deadline:
-        inodes = {one.inode for one in connections_at(port) if one.peer == own and one.inode}
-        for boot_id, record in daemons.items():
-            if inodes and any(has_any(pid, inodes) for pid in tree_of(record.identity)):
-                return boot_id
-        time.sleep(LOOK_S)
-    return ""
 
 
 def _inode(sock: socket.socket) -> int:

@@ -226,8 +226,11 @@ class Keeper:
                     pass_fds=(listener.fileno(),) if listener else (),
                     slot=member.slot,
                     listener_inode=member.inode,
+                    joins=message.get("listener") == "itself",
                 )
             )
+            if message.get("listener") == "itself":
+                self._listeners.started(service.name, boot_id, child.identity)
         finally:
             if listener:  # while a copy is open, the daemon's death would not end it
                 listener.close()

@@ -100,7 +100,7 @@ class KeeperClient:
         *,
         cwd: str,
         env: Mapping[str, str],
-        listener: Literal["shared"] | tuple[str, int] | None = None,
+        listener: Literal["shared", "itself"] | tuple[str, int] | None = None,
     ) -> Identity:
         """Start a daemon as the keeper's child.
 
@@ -111,7 +111,8 @@ class KeeperClient:
             cwd: its directory.
             env: its whole environment.
             listener: it gets a listening socket as descriptor 3: one more at the service's own address (where in the
-                group its record tells), or at this host and port.
+                group its record tells), or at this host and port. ``itself``: it gets none, and joins that group by
+                itself; its record tells where, once that is found out.
 
         Raises:
             SpawnError: no such command, not executable, no such directory, no listener.

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Self
 
 from turnout.errors import SpawnError
-from turnout.group import Group, Member, held_by
+from turnout.group import Group
+from turnout.joining import Member
 from turnout.listener import bind, spell
+from turnout.rejoining import held_by, that_join
 from turnout.system.spawn_record import SpawnRecord
 
 
@@ -36,13 +38,26 @@ class Listening:
         Raises:
             SpawnError: it cannot be had, and why.
         """
+        return self._shared().join(boot_id)
+
+    def _shared(self) -> Group:
         if len(self.addresses) != 1:
             raise SpawnError(
                 f"a daemon can share one address, and the service listens on {spell(self.addresses)}",
                 hint='listen on one, or plane = "relay"',
             )
         self.group = self.group or Group(self.sockets[0])
-        return self.group.join(boot_id)
+        return self.group
+
+    def open(self) -> Group:
+        """The group in which daemons share the fixed address, open for those that join by themselves.
+
+        Raises:
+            SpawnError: it cannot be had, and why.
+        """
+        group = self._shared()
+        group.open()
+        return group
 
     def offered(self) -> list[socket.socket]:
         """All that the router accepts from; the first one of each address stays as long as that is listened on."""
@@ -68,13 +83,14 @@ class Listening:
                 first[address] = sock
         group = None
         if spares:
+            known = list(records)
             members = {
                 record.boot_id: Member(record.slot, record.listener_inode)
-                for record in records
+                for record in known
                 if record.listener_inode and record.ended is None
             }
             address = spares[0].getsockname()[:2]
-            group = Group(first[address], spares, members, home_slot)
+            group = Group(first[address], spares, members, home_slot, that_join(known))
         return cls(list(first), list(first.values()), group)
 
     @classmethod

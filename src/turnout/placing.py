@@ -13,12 +13,12 @@ from turnout.errors import NotRunningError, TimedOutError
 from turnout.system.builds import Build
 from turnout.system.spawn import clean_environment, fill_port
 
-Listener = Literal["shared"] | tuple[str, int] | None
+Listener = Literal["shared", "itself"] | tuple[str, int] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where it listens; ``listener``: the socket that it is given for that, as :meth:`KeeperClient.spawn` takes it."""
+    """Where it listens; ``listener``: the socket that it has for that, as :meth:`KeeperClient.spawn` takes it."""
 
     at: Address
     argv: tuple[str, ...]
@@ -35,7 +35,7 @@ def shares_address(build: Build, settings: Settings, router: RouterClient, *, ti
         router: the line to the router.
         timeout_s: seconds for its answer.
     """
-    if not takes_listener(build.command, build.env, settings.plane):
+    if not (settings.shares_port or takes_listener(build.command, build.env, settings.plane)):
         return False
     try:
         plane = str(router.status(timeout_s=timeout_s)["services"][settings.name]["plane"])
@@ -48,13 +48,16 @@ def place(build: Build, settings: Settings, port: int | None) -> Place:
     """Have it listen on a port of its own; None: at the fixed address, in the group there."""
     fixed = settings.listen[0]
     at = Address("127.0.0.1", port) if port else Address(reachable(fixed.host), fixed.port)
-    told = fill_port(tuple(build.env.values()), at.port, listen_port=fixed.port)
+    listen_port = at.port if settings.shares_port else fixed.port  # where it shares, it listens on what it is told
+    told = fill_port(tuple(build.env.values()), at.port, listen_port=listen_port)
     listener: Listener = None
-    if takes_listener(build.command, build.env, settings.plane):
+    if takes_listener(build.command, build.env, settings.plane, shares_port=settings.shares_port):
         listener = (at.host, at.port) if port else "shared"
+    elif settings.shares_port and not port:
+        listener = "itself"
     return Place(
         at,
-        fill_port(build.command, at.port, listen_port=fixed.port),
+        fill_port(build.command, at.port, listen_port=listen_port),
         clean_environment(os.environ, dict(zip(build.env, told, strict=True)), port=at.port),
         listener,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from turnout.core.model import Daemon, Desired, State
@@ -23,15 +24,22 @@ class Pointing:
         live: its settings.
         following: its registry.
         source_of: from where one reaches a daemon that shares the fixed address; empty: it does not.
+        is_joining: whether a daemon, by its boot, joins the group there by itself and has no place at the moment.
     """
 
     def __init__(
-        self, plane: Plane, live: LiveSettings, following: Following, source_of: Callable[[Daemon], str]
+        self,
+        plane: Plane,
+        live: LiveSettings,
+        following: Following,
+        source_of: Callable[[Daemon], str],
+        is_joining: Callable[[str], bool],
     ) -> None:
         self._plane = plane
         self._live = live
         self._following = following
         self._source_of = source_of
+        self._is_joining = is_joining
         self._headers: dict[str, bool] = {}  # by boot
 
     def point(self, *, coming: bool) -> None:
@@ -53,11 +61,15 @@ class Pointing:
                 proxy_protocol=self.expects_header(active.boot_id),
                 source=self._source_of(active),
             )
-            coming = coming or block.state is not State.IDLE
+            coming = coming or block.state is not State.IDLE or self._is_joining(active.boot_id)
             self._plane.point_at(target, patience_s=hold_s if coming else REFUSED_PATIENCE_S)
         else:
             coming = coming or block.in_flight or block.generation == 0
             self._plane.point_at(None, patience_s=hold_s if coming else 0.0)
+
+    def located(self, daemon: Daemon) -> Daemon:
+        """The daemon as it can be reached now: one that joined the group anew has another place than it registered."""
+        return replace(daemon, source=self._source_of(daemon))
 
     def expects_header(self, boot_id: str) -> bool:
         """Whether a daemon is told its clients' addresses: as it was started, whatever the settings say now.

@@ -35,6 +35,7 @@ from turnout.core.slots import source_of
 from turnout.daemon_naming import new_boot_id
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import Ground
+from turnout.joined import check_joined, wait_joined
 from turnout.placing import Place, place, shares_address
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
@@ -214,9 +215,15 @@ class RolloutRun:
         settings = self._service.settings
         if shares_address(build, settings, self._router, timeout_s=APPLY_TIMEOUT_S):
             daemon = self._spawn(boot_id, build, build_id, None)
-            result = self._wait_ready(daemon, owns_its_data(build.command))
+            began = time.monotonic()
+            if settings.shares_port:
+                daemon = wait_joined(self._service, daemon, timeout_s=settings.start_timeout_s)
+                self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
+            result = self._wait_ready(daemon, owns_its_data(build.command), began=began)
             if not result.ok:
                 raise candidate_error(self._service, daemon, result)
+            if settings.shares_port:
+                check_joined(self._service, daemon)
             return daemon
         avoid = {address.port for address in settings.listen}
         for attempt in range(1, SPAWN_TRIES + 1):
@@ -268,10 +275,10 @@ class RolloutRun:
             return record.identity  # it was started, and only the answer was lost
         return self._ground.keeper.spawn(name, boot_id, where.argv, cwd=cwd, env=where.env, listener=where.listener)
 
-    def _wait_ready(self, daemon: Daemon, known: DataOwner | None) -> ProbeResult:
+    def _wait_ready(self, daemon: Daemon, known: DataOwner | None, *, began: float | None = None) -> ProbeResult:
         """Healthy, and of a kind of daemon that is known to listen too early: not refusing its clients either."""
         settings = self._service.settings
-        deadline = time.monotonic() + settings.start_timeout_s
+        deadline = (time.monotonic() if began is None else began) + settings.start_timeout_s
         self._on_step(Step.PROBE, daemon.boot_id)
         while True:
             result = self._wait_healthy(daemon, max(0.1, deadline - time.monotonic()))

@@ -74,7 +74,7 @@ class Served:
         # until the registry is read, nobody is turned away: a router that follows a dead one finds clients waiting
         plane.point_at(None, patience_s=live.settings.hold_timeout_s)
         following = self.following = Following(loop, executor, live, self, attention)
-        self._pointing = Pointing(plane, live, following, group.source_of)
+        self._pointing = Pointing(plane, live, following, group.source_of, group.is_joining)
         telling = Telling(scribe, live, following)
         self.supervision = Supervision(
             loop, executor, home, live, following, self._pointing, telling, restart_changed=self._point

@@ -23,6 +23,7 @@ class Sharing:
         self._keeper = keeper
         self._version = 0
         self._places: Mapping[str, tuple[int, int]] = {}
+        self._unplaced: frozenset[str] = frozenset()
         self._slot = HOME
         self._leads = False
         self._home = HOME
@@ -36,8 +37,17 @@ class Sharing:
         place = self._places.get(daemon.boot_id)
         return daemon.source if place is None else source_of(place[0])
 
+    def is_joining(self, boot_id: str) -> bool:
+        """Whether a daemon joins by itself, and has no place at the moment: its worker may be starting anew."""
+        return boot_id in self._unplaced
+
     def listener_of(self, boot_id: str) -> int:
-        """The inode of the listener that a daemon was given; 0: the keeper did not say."""
+        """The inode of the listener that a daemon has in the group; 0: the keeper did not say.
+
+        -1, which nobody has: it joins by itself, and has no place. It may listen all the same, but cannot be reached.
+        """
+        if boot_id in self._unplaced:
+            return -1
         place = self._places.get(boot_id)
         return 0 if place is None else place[1]
 
@@ -48,6 +58,7 @@ class Sharing:
         self._places = {
             boot_id: (int(slot), int(inode)) for boot_id, (slot, inode) in message.get("places", {}).items()
         }
+        self._unplaced = frozenset(map(str, message.get("unplaced", ())))
         self._tell()
 
     def steered(self, slot: int) -> None:

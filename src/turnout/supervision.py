@@ -119,9 +119,10 @@ class Supervision:
         health = self._live.service.settings.health
         preamble = LOCAL_HEADER if self._pointing.expects_header(daemon.boot_id) else b""
         spec = replace(self._live.service.probe_spec, preamble=preamble)
+        located = self._pointing.located(daemon)
 
         def check() -> ProbeResult:
-            return probe(daemon, spec, timeout_s=health.timeout_s)
+            return probe(located, spec, timeout_s=health.timeout_s)
 
         return await self._loop.run_in_executor(self._executor, check)
 

@@ -214,6 +214,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sick-file", default="", metavar="PATH", help="while it exists, nothing is answered")
     parser.add_argument("--unwell-after-lines", type=int, default=0, metavar="N", help="then HEALTH is not ok any more")
     parser.add_argument("--lines-limit", type=int, default=0, metavar="N", help="close a connection after N answers")
+    parser.add_argument("--share-port", action="store_true", help="set SO_REUSEPORT, so that others may listen there")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="serve by N children with a listener each, started again"
+    )
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--fork-twice", action="store_true", help="go to the background, as daemons once did")
     parser.add_argument(
@@ -255,7 +259,43 @@ def main(argv: Sequence[str]) -> int:
     time.sleep(options.start_delay)
     while options.never_listen:
         signal.pause()
-    return _serve(options)
+    return _supervise(options) if options.workers else _serve(options)
+
+
+def _supervise(options: argparse.Namespace) -> int:
+    """Be the parent of workers until TERM: one that dies is followed by another; one that refuses ends all."""
+    leaving = False
+
+    def leave(_number: int, _frame: object) -> None:
+        nonlocal leaving
+        leaving = True
+        for pid in workers:
+            os.kill(pid, signal.SIGTERM)
+
+    workers: set[int] = set()
+    code = 0
+    mask = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, mask)  # none of them may be forked and not told
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    while True:
+        while not leaving and len(workers) < options.workers:
+            pid = os.fork()
+            if not pid:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)
+                os._exit(_serve(options))
+            workers.add(pid)
+        if not workers:
+            return code
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)
+        pid, status = os.wait()
+        signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+        workers.discard(pid)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+            code = os.WEXITSTATUS(status)
+            leave(0, None)
 
 
 def _leave_a_grandchild() -> None:
@@ -276,6 +316,8 @@ def _serve(options: argparse.Namespace) -> int:
     port = options.port if options.listen_on is None else options.listen_on
     with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if options.share_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
             listener.bind((options.host, port))
             listener.listen(BACKLOG)

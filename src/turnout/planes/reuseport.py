@@ -61,7 +61,7 @@ class Reuseport:
         if len(homes) != 1 or len(self._homes) != 1:
             raise SteeringError("the fixed address is not shared, or there are several")
         if not self._is_there(target):
-            raise SteeringError("the daemon has closed its listener")
+            raise SteeringError("the daemon has closed its listener, or has opened another one that is not found yet")
         attach(homes[0], slot)
         self._steered = target
         self._told(slot)

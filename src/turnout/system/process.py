@@ -119,6 +119,18 @@ def state_of(pid: int) -> str:
     return _stat(pid).state
 
 
+def user_of(pid: int) -> int | None:
+    """The user as whom a process acts (its effective uid, proc_pid_status(5)); None: it is gone, or not to be seen.
+
+    The owner of /proc/PID is root's where the process has changed its user and executed nothing since (proc(5)).
+    """
+    try:
+        lines = Path(f"{_PROC}/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
+    except (OSError, StopIteration):
+        return None
+
+
 def is_suspended(pid: int) -> bool:
     """Whether it is stopped (T) or traced (t), proc_pid_stat(5); one that cannot be seen is not known to be."""
     try:

@@ -75,6 +75,7 @@ class SpawnRequest:
         pass_fds: descriptors that it gets as 3, 4, …, told by LISTEN_FDS and LISTEN_PID. They stay the caller's.
         slot: its place in the group at the fixed address.
         listener_inode: the listener that it has there; 0: it is in none.
+        joins: it joins that group by itself.
     """
 
     boot_id: str
@@ -88,6 +89,7 @@ class SpawnRequest:
     pass_fds: tuple[int, ...] = ()
     slot: int = 0
     listener_inode: int = 0
+    joins: bool = False
 
 
 def spawn(request: SpawnRequest) -> Identity:
@@ -122,6 +124,7 @@ def spawn(request: SpawnRequest) -> Identity:
                 time.time(),
                 slot=request.slot,
                 listener_inode=request.listener_inode,
+                joins=request.joins,
             )
             write_record(request.record_path, record)
             with contextlib.suppress(BrokenPipeError):  # it failed before the gate, and says so on the other pipe

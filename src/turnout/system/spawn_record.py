@@ -34,7 +34,10 @@ class EndRecord:
 
 @dataclass(frozen=True, slots=True)
 class SpawnRecord:
-    """What the parent wrote of a daemon before it let it run; ``listener_inode`` 0: it shares no address."""
+    """What the parent wrote of a daemon before it let it run; ``listener_inode`` 0: it shares no address (yet).
+
+    ``joins``: it joins the group at the fixed address by itself, and its place is noted once it is found out.
+    """
 
     boot_id: str
     service: str
@@ -44,6 +47,7 @@ class SpawnRecord:
     ended: EndRecord | None = None
     slot: int = 0
     listener_inode: int = 0
+    joins: bool = False
 
 
 def read_records(directory: Path) -> dict[str, SpawnRecord]:
@@ -117,6 +121,8 @@ def write_record(path: Path, record: SpawnRecord) -> None:
     }
     if record.listener_inode:
         told |= {"slot": record.slot, "listener_inode": record.listener_inode}
+    if record.joins:
+        told["joins"] = True
     if record.ended:
         told["ended"] = {"status": record.ended.status, "ended_ts": record.ended.ended_ts}
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed parent left is overwritten
@@ -157,6 +163,7 @@ def _read_record(path: Path) -> SpawnRecord | None:
             end,
             int(told.get("slot", 0)),
             int(told.get("listener_inode", 0)),
+            told.get("joins") is True,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
