@@ -309,35 +309,6 @@ def test_paused_clients_are_let_go_to_a_daemon_that_has_no_port_of_its_own(share
         assert line_exchange(client) == "v2"
 
 
-@pytest.mark.parametrize("victim", ["router", "keeper", "daemon", "candidate"])
-def test_after_any_kill_no_listener_is_left_from_which_nobody_accepts(shared: Turnout, victim: str) -> None:
-    configure(shared, "v2", observe='"10m"')
-    shared.run("deploy", "--detach")
-    old = shared.snapshot().old
-    assert old
-    pids = {
-        "router": shared.router_pid(),
-        "keeper": shared.keeper_pid(),
-        "daemon": shared.active()["pid"],
-        "candidate": old.pid,
-    }
-    shared.kill(pids[victim])
-    shared.run("up")
-    expected = {shared.active()["pid"]}
-
-    def settled() -> bool:
-        router_pid, keeper_pid = shared.router_pid(), shared.keeper_pid()
-        return all(
-            pids == {router_pid, keeper_pid} or (len(pids) == 1 and pids <= {*expected, old.pid})
-            for pids in holders(shared.address).values()
-        )
-
-    expected.add(shared.active()["pid"])
-    eventually(settled, why=f"{holders(shared.address)}")
-    with under_load(shared):
-        pass
-
-
 def test_down_leaves_nobody_at_the_address(shared: Turnout) -> None:
     shared.run("down")
     assert holders(shared.address) == {}
