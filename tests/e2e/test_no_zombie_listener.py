@@ -50,12 +50,15 @@ class Killed:
         for daemon in self.turnout.snapshot().daemons.values():
             self._addresses.add((daemon.host, daemon.port))
 
-    def unattended(self) -> dict[tuple[str, int], set[int]]:
-        """The listeners that are neither the router's (and the keeper's, who holds them) nor one living daemon's."""
+    def unattended(self) -> dict[tuple[int, int], set[int]]:
+        """The listeners, by port and inode, that are neither the router's nor one living daemon's.
+
+        The keeper holds the router's as well.
+        """
         daemons = {identity.pid for identity in self.turnout.daemons().values()}
         serving = {self.turnout.router_pid(), self.turnout.keeper_pid()}
         return {
-            (*address, inode)[1:]: pids
+            (address[1], inode): pids
             for address in self._addresses
             for inode, pids in holders(address).items()
             if not (len(pids) == 1 and pids <= daemons) and not (address == self.turnout.address and pids == serving)

@@ -194,7 +194,7 @@ def test_a_killed_router_costs_nobody_and_new_connections_go_on(shared: Turnout,
         shared.run("deploy")
         eventually(lambda: load.answered["v2"] > 0)
     lines.all_go_on()
-    report("router killed", live=len(lines.socks), made=load.made, failed=load.failed)
+    report("router killed", plane="reuseport", live=len(lines.socks), made=load.made, failed=load.failed)
     assert router(shared)["plane_trouble"] == ""
 
 

@@ -128,12 +128,13 @@ def listening_pids(turnout: Turnout) -> list[int]:
 
 def test_a_killed_router_is_back_and_counts_what_the_kernel_served_meanwhile(steered: Turnout, lines: Lines) -> None:
     old = steered.router_pid()
-    with under_load(steered):
+    with under_load(steered) as load:
         steered.kill(old)
         eventually(lambda: router(steered)["pid"] not in {None, old})
         lines.all_go_on()
         # the load comes and goes, the lines stay
         eventually(lambda: steered.active()["connections"] >= len(lines.socks))
+    report("router killed", plane="sk_lookup", live=len(lines.socks), made=load.made, failed=load.failed)
     assert router(steered)["plane_trouble"] == ""
 
 
