@@ -14,7 +14,6 @@ import pytest
 
 from direct_support import Lines, holders, kill_the_active_under_load, router
 from e2e_support import Turnout, under_load
-from programs import program
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
 from turnout.testing import free_port
@@ -59,50 +58,6 @@ def test_deploys_under_load_fail_nobody_and_no_byte_passes_the_router(shared: Tu
     assert status["counters"]["accepted"] == 0, "some went through the relay"
     assert set(load.answered) >= {"v1", f"v{1 + rollouts}"}
     assert shared.active()["port"] == shared.port
-
-
-@pytest.mark.timeout(300)
-def test_a_real_nginx_takes_its_listener_and_is_deployed_under_load(turnout: Turnout, tmp_path: Path) -> None:
-    """As nginx itself does it for its own upgrade: NGINX names the descriptors (ngx_add_inherited_sockets)."""
-    nginx = program("nginx", package="nginx")
-    rollouts = scaled(4, 20)
-
-    def nginx_of(version: str) -> None:
-        script = str(TESTS / "nginx_daemon.py")
-        turnout.configure(
-            [sys.executable, "-P", script, nginx, "{listen_port}", version, str(tmp_path), "on"], version=version
-        )
-        turnout.tune(env='{ NGINX = "{fd};" }', stop='{ signal = "QUIT", grace = "10s" }')
-
-    nginx_of("v1")
-    turnout.run("up")
-    assert router(turnout)["plane"] == "reuseport"
-    load = Load(turnout.address, http_exchange, clients=3)
-    load.start()
-    try:
-        for number in range(2, 2 + rollouts):
-            nginx_of(f"v{number}")
-            turnout.run("deploy")
-        eventually(lambda: load.answered[f"v{1 + rollouts}"] > 0)
-    finally:
-        load.stop()
-    report("a real nginx by reuseport", rollouts=rollouts, made=load.made, failed=load.failed)
-    assert (load.failed, dict(load.errors)) == (0, {})
-    assert turnout.status()["counters"]["accepted"] == 0
-
-
-def http_exchange(sock: socket.socket) -> str:
-    """One request; the version that answered."""
-    sock.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    said = b""
-    while not said.endswith(b"\n") or said.endswith(b"\r\n"):  # the body is one line, the head ends in an empty one
-        more = sock.recv(4096)
-        if not more:
-            raise ConnectionError(f"it ended after {said!r}")
-        said += more
-    if not said.startswith(b"HTTP/1.1 200"):
-        raise ValueError(f"not 200: {said!r}")
-    return said.rpartition(b"\r\n")[2].decode().strip()
 
 
 def test_a_daemon_that_looks_at_listen_fds_takes_part_where_the_plane_is_named(turnout: Turnout) -> None:
