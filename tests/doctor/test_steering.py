@@ -15,6 +15,7 @@ from registry_support import write_both
 from turnout.config import Wanted, dump_settings
 from turnout.config_file import load_file
 from turnout.core.model import Deployment, Desired, Identity, Snapshot
+from turnout.doctor import steering
 from turnout.doctor.finding import Finding
 from turnout.planes import bpf
 from turnout.planes.pins import Pins
@@ -184,8 +185,17 @@ def test_a_directory_that_is_not_to_be_trusted_is_said_and_can_be_removed(machin
     assert machine.sound()
 
 
-def test_a_bpf_filesystem_that_may_not_be_written_is_said(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_bpf_filesystem_that_may_not_be_written_or_even_looked_into_is_said(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
     machine.mount()
+    if closed:
+
+        def refuse(directory: Path) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+
+        monkeypatch.setattr(steering, "is_ours", refuse)
     monkeypatch.setattr(os, "access", lambda path, _: path != machine.bpffs)  # root may write everywhere
     machine.patient.scene["uid"] = 4711
     found = machine.wrong()

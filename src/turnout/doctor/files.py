@@ -36,6 +36,8 @@ def check_configuration(scene: Scene) -> Iterator[Found]:
         sources = {wanted.source for wanted in scene.configured.values()}
         yield ok("configuration", f"{', '.join(sorted(sources))}: {', '.join(sorted(scene.configured))}")
         for name, wanted in sorted(scene.configured.items()):
+            if scene.only not in {"", name}:
+                continue
             try:
                 check_command(wanted)
             except (UsageError, SpawnError) as error:

@@ -33,7 +33,8 @@ def check_steering(scene: Scene) -> Iterator[Found]:
     named = [(subject, subject.settings.plane) for subject in scene.subjects if subject.settings]
     if any(plane == "sk_lookup" for _, plane in named):
         found = list(_needs(scene, bpffs))
-        found += [one for subject, plane in named if plane == "sk_lookup" for one in _pinned(scene, bpffs, subject)]
+        if not found:
+            found = [one for subject, plane in named if plane == "sk_lookup" for one in _pinned(scene, bpffs, subject)]
         yield from found or [ok("steering", "plane sk_lookup has all that it needs here")]
     if any(plane == "reuseport" for _, plane in named):
         lacks = scene.group_lacks()
@@ -96,7 +97,7 @@ def _no_place(scene: Scene, bpffs: Path) -> Iterator[Found]:
     unpinned = "so nothing is pinned, and steering ends with the router"
     try:
         is_ours(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         if not os.access(bpffs, os.W_OK | os.X_OK):
             own = shlex.quote(str(scene.home.root / OWN_BPFFS))
             mend = f"as root: mkdir -p {own} && mount -t bpf bpf {own} && chown {scene.uid} {own}"
@@ -107,7 +108,8 @@ def _no_place(scene: Scene, bpffs: Path) -> Iterator[Found]:
 
 def _pinned(scene: Scene, bpffs: Path | None, subject: Subject) -> Iterator[Found]:
     """Whether what a router steers by outlives it."""
-    told = scene.router.get("services", {}).get(subject.name, {}) if scene.router else {}
+    services: dict[str, dict[str, str]] = scene.router.get("services", {}) if scene.router else {}
+    told = services.get(subject.name, {})
     if bpffs is None or told.get("plane") != "sk_lookup" or told.get("plane_trouble"):
         return
     steers = subject.snapshot is not None and subject.snapshot.active is not None

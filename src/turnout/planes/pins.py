@@ -74,7 +74,7 @@ class Pins:
 
     def exist(self) -> bool:
         """Whether something was pinned and not removed."""
-        return self.directory.is_dir()
+        return _is_there(self.directory)
 
     def open(self, names: Sequence[str], get: Callable[[str], int]) -> dict[str, int]:
         """Descriptors of all these objects, the caller's to close.
@@ -123,8 +123,9 @@ class Pins:
     def remove(self) -> None:
         """Remove what is pinned; that alone ends what a dead router still steered. Raises OSError: no right to."""
         for left in (self.directory, self.unfinished):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(left)
+            if _is_there(left):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(left)
         with contextlib.suppress(OSError):  # other services have theirs in it
             self.directory.parent.rmdir()
 
@@ -133,6 +134,14 @@ def pins_of(home: Path, service: str) -> Pins | None:
     """The pins of one service; None where there is no bpf filesystem."""
     bpffs = bpffs_of(home)
     return Pins.of(bpffs, home, service) if bpffs else None
+
+
+def _is_there(directory: Path) -> bool:
+    """Whether it is. systemd mounts the system's for root alone: who may not look into it has pinned nothing there."""
+    try:
+        return directory.is_dir()
+    except PermissionError:
+        return False
 
 
 def is_ours(directory: Path) -> None:
