@@ -6,8 +6,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from e2e_support import Turnout
-from support import eventually, report
+from e2e_support import Turnout, under_load
+from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
 from turnout.system.sockets import descriptors_of, listening_at
 
@@ -44,19 +44,36 @@ def router(turnout: Turnout) -> dict[str, Any]:
 
 
 def kill_the_active_under_load(turnout: Turnout) -> None:
-    """The daemon that serves is killed: nobody fails but who had a connection to it; who comes after is served."""
+    """The daemon that serves is killed: what it had accepted or queued ends with it, and nobody who comes after fails.
+
+    Each client has one connection at a time, so no more than one of each can have been accepted or queued.
+    """
     clients = 6
     load = Load(turnout.address, line_exchange, clients=clients)
+    lines = Lines(turnout.address, scaled(20, 200))
     load.start()
     try:
         eventually(lambda: load.made > 50)
         first = turnout.active()
         turnout.kill(first["pid"])
+        ended = sum(not _goes_on(sock) for sock in lines.socks)
         eventually(lambda: turnout.snapshot().deployment.active_boot_id not in {"", first["boot_id"]})
-        before = load.made
-        eventually(lambda: load.made > before + 50)
+        with under_load(turnout) as later:
+            eventually(lambda: later.made > 50)
     finally:
         load.stop()
-    report("an active daemon killed", made=load.made, failed=load.failed, clients=clients)
-    # each of them had one connection at that moment, accepted or queued
-    assert load.failed <= clients + 1, dict(load.errors)
+        lines.close()
+    accepted = len(lines.socks)
+    report("an active daemon killed", accepted=accepted, ended=ended, made=load.made, failed=load.failed)
+    assert ended == accepted, "what it had accepted"
+    assert load.failed <= clients + 1, dict(load.errors)  # and the one that stays
+    assert not [error for error in load.errors if "refused" in error or "timed out" in error], dict(load.errors)
+
+
+def _goes_on(sock: socket.socket) -> bool:
+    """Whether somebody answers on a connection; one that is ended says so."""
+    try:
+        line_exchange(sock)
+    except ConnectionError:
+        return False
+    return True

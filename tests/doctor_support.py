@@ -15,8 +15,8 @@ from registry_support import write_both
 from support import eventually
 from turnout.config import Settings, dump_settings, parse_address
 from turnout.core.model import Deployment, Desired, Snapshot
-from turnout.doctor.finding import Finding
-from turnout.doctor.run import diagnose
+from turnout.doctor.finding import Finding, Found
+from turnout.doctor.run import diagnose, fix
 from turnout.doctor.scene import Scene
 from turnout.system.home import Home, ServiceHome
 from turnout.system.process import is_suspended
@@ -45,6 +45,7 @@ class Patient:
         self.service.create()
         self.port = free_port()
         self.scene: dict[str, Any] = {}
+        self.tools: dict[str, str] = {}
         self.listen(self.port)
         write_both(self.service.registry, _STOPPED)
         self.service.registry.chmod(0o600)
@@ -62,9 +63,15 @@ class Patient:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{value}\n")
 
+    def look(self) -> list[Found]:
+        return diagnose(Scene(self.home, proc=self.proc, **self.scene))
+
     def diagnose(self) -> list[Finding]:
-        scene = Scene(self.home, proc=self.proc, **self.scene)
-        return [found.finding for found in diagnose(scene)]
+        return [found.finding for found in self.look()]
+
+    def fix(self) -> list[str]:
+        """As ``doctor --fix``, on the machine that is pretended; what was done."""
+        return fix(self.look())
 
     def wrong(self) -> dict[str, Finding]:
         """What is not ok, by check."""
@@ -93,6 +100,8 @@ class Patient:
             f'test "$1" = -w || exit 2; name=${{2%%=*}}; file="{self.proc}/sys/$(echo "$name" | tr . /)"\n'
             'test -e "$file" || exit 3; echo "${2#*=}" > "$file"',
         )
+        for name, script in self.tools.items():
+            tool(tools / name, script)
         kept = {key: value for key, value in os.environ.items() if not key.startswith("TURNOUT_")}
         path = f"{tools}:{os.environ.get('PATH', os.defpath)}"
         return kept | {
@@ -100,6 +109,10 @@ class Patient:
             "TURNOUT_HOME": str(self.home.root),
             "XDG_CONFIG_HOME": str(self.directory / "no-config"),
         }
+
+    def tool(self, name: str, script: str) -> None:
+        """A command that changes what is pretended, in the place of the machine's."""
+        self.tools[name] = script
 
     def holds_lock(self, path: Path, *, suspended: bool, since: float | None = None) -> int:
         """A process that has the lock, and lets it go when it is told to go on, or to end."""

@@ -87,13 +87,14 @@ class Stage:
         self.front = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.address: tuple[str, int] = self.front.getsockname()
         self.stand = Stand(self.address)
-        self._loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
+        self.loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
         self._sockets: list[socket.socket] = []
         self._spares: set[socket.socket] = set()
         self.group = Group(self.front) if kind == "reuseport" else None
-        self.plane = self.call(lambda: PLANES[kind](self._loop, policy or Policy(hold_max=hold_max), self.stand))
+        self.policy = policy or Policy(hold_max=hold_max)
+        self.plane = self.call(lambda: PLANES[kind](self.loop, self.policy, self.stand))
         self.call(lambda: self.plane.add_listener(self.front))
 
     @property
@@ -116,12 +117,12 @@ class Stage:
             except BaseException as error:  # noqa: BLE001  # it is raised where it was asked for
                 future.set_exception(error)
 
-        self._loop.call_soon_threadsafe(run)
+        self.loop.call_soon_threadsafe(run)
         return future.result(20)
 
     def soon(self, function: Callable[..., object], *args: object) -> None:
         """Run in the plane's thread, with the next round of its loop."""
-        self._loop.call_soon_threadsafe(function, *args)
+        self.loop.call_soon_threadsafe(function, *args)
 
     def daemon(self, boot_id: str, *, point: bool = True) -> Daemon:
         found = Daemon(boot_id, stand=self.stand, group=self.group)
@@ -179,10 +180,10 @@ class Stage:
 
     def close(self) -> None:
         self.call(self.plane.close)
-        asyncio.run_coroutine_threadsafe(_settled(), self._loop).result(20)
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        asyncio.run_coroutine_threadsafe(_settled(), self.loop).result(20)
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(20)
-        self._loop.close()
+        self.loop.close()
         if self.group:
             self.group.close()
         self.front.close()

@@ -189,9 +189,18 @@ class KernelView:
         daemon = self._daemons().get(boot_id)
         if daemon is None or not self._unaccepted:
             return 0
-        relayed = self._relayed_waiting.get(daemon.source, 0)  # the plane counts these
-        waiting = sum(queue.waiting for queue in self._queues(daemon)) - relayed
+        waiting = sum(queue.waiting for queue in self._queues(daemon))
+        waiting -= self._not_steered(daemon) if waiting else 0
         return max(0, min(self._unaccepted, waiting))
+
+    def _not_steered(self, daemon: Daemon) -> int:
+        """How many wait for a daemon that came through the router, which its plane counts, or to its own port."""
+        if (daemon.host, daemon.port) in self._addresses():
+            return self._relayed_waiting.get(daemon.source, 0)
+        try:
+            return sockets.unaccepted_at(daemon.host, daemon.port)
+        except OSError:
+            return 0
 
     def _queues(self, daemon: Daemon) -> list[Queue]:
         """The accept queues of one daemon; at an address that it shares with others, of its own listeners alone."""

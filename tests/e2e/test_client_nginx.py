@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from repeated import POLITE, output_of, over_and_over
 from support import eventually, report, scaled
 from turnout.system.sockets import who_listens
 from turnout.system.spawn import choose_port
+from wrk import requests_of
 
 TESTS = Path(__file__).parent.parent
 PAYLOAD = b"".join(block(number) for number in range(4))
@@ -29,15 +29,6 @@ def site(tmp_path: Path) -> Path:
     directory.mkdir()
     (directory / "payload").write_bytes(PAYLOAD)
     return directory
-
-
-def requests_of(said: str) -> int:
-    """How many requests wrk made; its socket errors and other answers than 200 are no success."""
-    assert "Socket errors" not in said, said
-    assert "Non-2xx" not in said, said
-    found = re.search(r"(\d+) requests in", said)
-    assert found, said
-    return int(found[1])
 
 
 def download(address: tuple[str, int]) -> str:

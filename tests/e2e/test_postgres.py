@@ -19,17 +19,20 @@ def postgres() -> Iterator[Postgres]:
         yield Postgres(directory)
 
 
-def up(turnout: Turnout, *command: str, strategy: str | None = None) -> str:
-    named = [] if strategy is None else ["--strategy", strategy]
+def up(turnout: Turnout, *command: str, strategy: str | None = None, plane: str = "auto") -> str:
+    named = ["--plane", plane, *([] if strategy is None else ["--strategy", strategy])]
     listen = f"127.0.0.1:{turnout.port}"
     return turnout.run("up", "--listen", listen, "--observe", "300ms", *named, "--", *command).stderr
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("plane", ["relay", "sk_lookup"])
 def test_refreshes_and_a_failing_deploy_under_pgbench_refuse_nobody_and_lose_no_acknowledged_write(
-    turnout: Turnout, postgres: Postgres, tmp_path: Path
+    request: pytest.FixtureRequest, postgres: Postgres, tmp_path: Path, plane: str
 ) -> None:
-    said = up(turnout, *postgres.command())
+    """Behind sk_lookup too: while the one server stops and the next one starts, the router's listener holds them."""
+    turnout: Turnout = request.getfixturevalue("home_with_bpffs" if plane == "sk_lookup" else "turnout")
+    said = up(turnout, *postgres.command(), plane=plane)
     assert "PostgreSQL owns its data directory" in said
     assert "strategy recreate and stop signal INT" in said
     postgres.query(turnout.address, "CREATE TABLE written (id serial PRIMARY KEY)")
@@ -46,8 +49,14 @@ def test_refreshes_and_a_failing_deploy_under_pgbench_refuse_nobody_and_lose_no_
     assert "still serving generation" in failed.stderr
     assert load.trouble == []
     there = int(postgres.query(turnout.address, "SELECT count(*) FROM written"))
+    told = turnout.status()["router"]
+    assert (told["plane"], told["plane_trouble"]) == (plane, "")
     report(
-        "postgres under pgbench -C", refreshes=refreshes, failing_deploys=1, transactions=load.processed, there=there
+        f"postgres on plane {plane} under pgbench -C",
+        refreshes=refreshes,
+        failing_deploys=1,
+        transactions=load.processed,
+        there=there,
     )
     assert there == load.processed
     assert "was not properly shut down" not in _logs(turnout)

@@ -14,7 +14,6 @@ import pytest
 
 from direct_support import Lines, holders, kill_the_active_under_load, router
 from e2e_support import Turnout, under_load
-from programs import program
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
 from turnout.testing import free_port
@@ -59,50 +58,6 @@ def test_deploys_under_load_fail_nobody_and_no_byte_passes_the_router(shared: Tu
     assert status["counters"]["accepted"] == 0, "some went through the relay"
     assert set(load.answered) >= {"v1", f"v{1 + rollouts}"}
     assert shared.active()["port"] == shared.port
-
-
-@pytest.mark.timeout(300)
-def test_a_real_nginx_takes_its_listener_and_is_deployed_under_load(turnout: Turnout, tmp_path: Path) -> None:
-    """As nginx itself does it for its own upgrade: NGINX names the descriptors (ngx_add_inherited_sockets)."""
-    nginx = program("nginx", package="nginx")
-    rollouts = scaled(4, 20)
-
-    def nginx_of(version: str) -> None:
-        script = str(TESTS / "nginx_daemon.py")
-        turnout.configure(
-            [sys.executable, "-P", script, nginx, "{listen_port}", version, str(tmp_path), "on"], version=version
-        )
-        turnout.tune(env='{ NGINX = "{fd};" }', stop='{ signal = "QUIT", grace = "10s" }')
-
-    nginx_of("v1")
-    turnout.run("up")
-    assert router(turnout)["plane"] == "reuseport"
-    load = Load(turnout.address, http_exchange, clients=3)
-    load.start()
-    try:
-        for number in range(2, 2 + rollouts):
-            nginx_of(f"v{number}")
-            turnout.run("deploy")
-        eventually(lambda: load.answered[f"v{1 + rollouts}"] > 0)
-    finally:
-        load.stop()
-    report("a real nginx by reuseport", rollouts=rollouts, made=load.made, failed=load.failed)
-    assert (load.failed, dict(load.errors)) == (0, {})
-    assert turnout.status()["counters"]["accepted"] == 0
-
-
-def http_exchange(sock: socket.socket) -> str:
-    """One request; the version that answered."""
-    sock.sendall(b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    said = b""
-    while not said.endswith(b"\n") or said.endswith(b"\r\n"):  # the body is one line, the head ends in an empty one
-        more = sock.recv(4096)
-        if not more:
-            raise ConnectionError(f"it ended after {said!r}")
-        said += more
-    if not said.startswith(b"HTTP/1.1 200"):
-        raise ValueError(f"not 200: {said!r}")
-    return said.rpartition(b"\r\n")[2].decode().strip()
 
 
 def test_a_daemon_that_looks_at_listen_fds_takes_part_where_the_plane_is_named(turnout: Turnout) -> None:
@@ -194,7 +149,7 @@ def test_a_killed_router_costs_nobody_and_new_connections_go_on(shared: Turnout,
         shared.run("deploy")
         eventually(lambda: load.answered["v2"] > 0)
     lines.all_go_on()
-    report("router killed", live=len(lines.socks), made=load.made, failed=load.failed)
+    report("router killed", plane="reuseport", live=len(lines.socks), made=load.made, failed=load.failed)
     assert router(shared)["plane_trouble"] == ""
 
 
@@ -307,35 +262,6 @@ def test_paused_clients_are_let_go_to_a_daemon_that_has_no_port_of_its_own(share
     shared.run("start")
     with socket.create_connection(shared.address, 20) as client:
         assert line_exchange(client) == "v2"
-
-
-@pytest.mark.parametrize("victim", ["router", "keeper", "daemon", "candidate"])
-def test_after_any_kill_no_listener_is_left_from_which_nobody_accepts(shared: Turnout, victim: str) -> None:
-    configure(shared, "v2", observe='"10m"')
-    shared.run("deploy", "--detach")
-    old = shared.snapshot().old
-    assert old
-    pids = {
-        "router": shared.router_pid(),
-        "keeper": shared.keeper_pid(),
-        "daemon": shared.active()["pid"],
-        "candidate": old.pid,
-    }
-    shared.kill(pids[victim])
-    shared.run("up")
-    expected = {shared.active()["pid"]}
-
-    def settled() -> bool:
-        router_pid, keeper_pid = shared.router_pid(), shared.keeper_pid()
-        return all(
-            pids == {router_pid, keeper_pid} or (len(pids) == 1 and pids <= {*expected, old.pid})
-            for pids in holders(shared.address).values()
-        )
-
-    expected.add(shared.active()["pid"])
-    eventually(settled, why=f"{holders(shared.address)}")
-    with under_load(shared):
-        pass
 
 
 def test_down_leaves_nobody_at_the_address(shared: Turnout) -> None:

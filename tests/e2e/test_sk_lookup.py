@@ -128,12 +128,13 @@ def listening_pids(turnout: Turnout) -> list[int]:
 
 def test_a_killed_router_is_back_and_counts_what_the_kernel_served_meanwhile(steered: Turnout, lines: Lines) -> None:
     old = steered.router_pid()
-    with under_load(steered):
+    with under_load(steered) as load:
         steered.kill(old)
         eventually(lambda: router(steered)["pid"] not in {None, old})
         lines.all_go_on()
         # the load comes and goes, the lines stay
         eventually(lambda: steered.active()["connections"] >= len(lines.socks))
+    report("router killed", plane="sk_lookup", live=len(lines.socks), made=load.made, failed=load.failed)
     assert router(steered)["plane_trouble"] == ""
 
 
@@ -234,6 +235,44 @@ def test_without_the_capabilities_it_relays_and_status_and_doctor_say_why(
     told = turnout.run("doctor", code=None).stdout
     assert "CAP_BPF" in told
     assert turnout.run("down").returncode == 0
+
+
+def test_doctor_says_what_a_killed_router_left_and_what_it_advises_takes_it_over(steered: Turnout) -> None:
+    steered.run("up")
+    assert steering_of(steered) == {}
+    for pid in (steered.keeper_pid(), steered.router_pid()):
+        steered.kill(pid)
+    found = steering_of(steered)
+    assert "no router runs, and the kernel goes on" in found["evidence"]
+    assert found["mend"] == "turnout up"
+    steered.run("up")
+    eventually(lambda: steering_of(steered) == {})
+    assert router(steered)["plane_trouble"] == ""
+
+
+def test_doctor_says_that_steering_would_end_with_a_router_that_could_not_pin(steered: Turnout) -> None:
+    pins = pins_of(steered.home.root, "default")
+    assert pins
+    theirs = pins.directory.parent / "theirs"  # or the directory would be taken for one that is left over, and go
+    theirs.mkdir(parents=True)
+    theirs.parent.chmod(0o777)
+    steered.run("up")
+    theirs.rmdir()
+    theirs.parent.rmdir()
+    found = steering_of(steered)
+    assert "is not pinned" in found["evidence"]
+    assert found["mend"] == "turnout router --replace"
+    steered.run("router", "--replace")
+    assert steering_of(steered) == {}
+    assert pins.exist()
+
+
+def steering_of(turnout: Turnout) -> dict[str, Any]:
+    """What doctor finds wrong with the kernel's part; empty: nothing."""
+    told = json.loads(turnout.run("doctor", "--json", code=None).stdout)["findings"]
+    wrong = [one for one in told if one["check"] == "steering" and one["verdict"] != "ok"]
+    assert len(wrong) <= 1, wrong
+    return wrong[0] if wrong else {}
 
 
 @pytest.mark.redis

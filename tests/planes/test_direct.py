@@ -376,6 +376,16 @@ def test_what_a_dead_router_steered_has_unknown_bytes_too(scene: Scene) -> None:
     assert scene.plane.census()["v2"].bytes_in is None, "it has closed, and nobody counted it"
 
 
+def test_what_waits_for_a_daemon_that_a_dead_router_steered_to_is_counted_before_any_is_accepted(scene: Scene) -> None:
+    scene.lead()
+    scene.kernel.waiting["v2"] = 2
+    census = scene.plane.census()["v2"]
+    assert (census.connections, census.bytes_in) == (2, None)
+    assert scene.plane.connections() == 2
+    scene.kernel.waiting.clear()
+    assert scene.plane.census()["v2"].bytes_in is None, "they have come and gone, and nobody counted them"
+
+
 def test_where_the_kernel_does_not_tell_nothing_is_counted_and_none_is_taken_for_idle(scene: Scene) -> None:
     scene.lead()
     scene.kernel.blind = True

@@ -391,6 +391,35 @@ def test_a_home_uses_its_own_bpf_filesystem_before_the_systems(tmp_path: Path) -
     assert bpffs_of(tmp_path, mounts=tmp_path / "none") is None
 
 
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """Without the right to look where others may not."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_who_may_not_look_into_the_bpf_filesystem_has_pinned_nothing_and_steers_all_the_same(tmp_path: Path) -> None:
+    """systemd mounts /sys/fs/bpf with mode 0700: an ordinary user's verbs must not stumble over it."""
+    closed = tmp_path / "bpf"
+    closed.mkdir()
+    closed.chmod(0)
+    pins = Pins.of(closed, tmp_path, "cache")
+    try:
+        with nobody():
+            assert not pins.exist()
+            pins.remove()
+            with pytest.raises(PermissionError):
+                pins.make({}, lambda _fd, _path: None)
+    finally:
+        closed.chmod(0o700)
+
+
 # -- where it cannot run ---------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from turnout.system.sockets import (
     has_any,
     listeners_of,
     listening_at,
+    unaccepted_at,
     who_listens,
 )
 
@@ -261,7 +262,9 @@ def test_connections_are_counted_at_the_server_and_only_until_they_are_closed(op
     clients = [opened.enter_context(socket.create_connection(sock.getsockname())) for _ in range(4)]
     eventually(lambda: established_to(port) == 4, why="waiting ones count")
     assert accepted_at(port) == frozenset()
+    assert (unaccepted_at(LOOPBACK, port), unaccepted_at("127.0.0.2", port)) == (4, 0)
     served = [opened.enter_context(sock.accept()[0]) for _ in range(4)]
+    assert unaccepted_at(LOOPBACK, port) == 0
     assert accepted_at(port) == {client.getsockname() for client in clients}
     assert established_to(port) == 4
     clients[0].shutdown(socket.SHUT_WR)
@@ -270,6 +273,7 @@ def test_connections_are_counted_at_the_server_and_only_until_they_are_closed(op
     for sock_pair in (clients[2], served[2]):
         sock_pair.close()
     eventually(lambda: established_to(port) == 3)
+    assert unaccepted_at(LOOPBACK, port) == 0, "one that its daemon has closed waits for nobody"
     assert established_to(_port(clients[3])) == 1, "at the client's port there is its own end"
 
 

@@ -14,7 +14,8 @@ from turnout.build_stamp import stamped
 from turnout.core.codec import NotARegistry, loads
 from turnout.doctor.finding import Found, bad, ok, warn
 from turnout.doctor.scene import Scene, Subject
-from turnout.errors import RegistryUnsupportedError, TurnoutError
+from turnout.errors import RegistryUnsupportedError, SpawnError, TurnoutError, UsageError
+from turnout.ground import check_command
 from turnout.system.builds import Build, Builds
 from turnout.system.commit import good_copy
 from turnout.system.examine import Examined, examine
@@ -34,6 +35,13 @@ def check_configuration(scene: Scene) -> Iterator[Found]:
     elif scene.configured:
         sources = {wanted.source for wanted in scene.configured.values()}
         yield ok("configuration", f"{', '.join(sorted(sources))}: {', '.join(sorted(scene.configured))}")
+        for name, wanted in sorted(scene.configured.items()):
+            if scene.only not in {"", name}:
+                continue
+            try:
+                check_command(wanted)
+            except (UsageError, SpawnError) as error:
+                yield bad("configuration", error.message, error.hint or f"mend it in {wanted.source}", service=name)
     else:
         yield ok("configuration", "there is no file; flags and what was remembered are used")
 

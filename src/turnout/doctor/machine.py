@@ -10,12 +10,11 @@ from turnout.config import Settings
 from turnout.config_check import demands
 from turnout.doctor.finding import Found, bad, ok, warn
 from turnout.doctor.scene import Scene
+from turnout.doctor.steering import why_no_better
 from turnout.errors import ConfigError
 from turnout.listener import BACKLOG
-from turnout.planes.choose import choose, lacking
-from turnout.planes.chooser import attach
+from turnout.planes.choose import Chosen, choose, lacking
 from turnout.planes.policy import DIRECT
-from turnout.planes.trial import group_works
 
 FEW_DESCRIPTORS = 4096  # two for a client, two for a pipe that is leased
 PLENTY = 65536
@@ -136,27 +135,25 @@ def check_plane(scene: Scene) -> Iterator[Found]:
             )
             continue
         try:
-            reason = said.get("plane_reason") or _would_be(subject.settings)
+            reason = said.get("plane_reason")
+            plane = Chosen(chosen, reason) if chosen and reason else _would_be(scene, subject.settings)
         except ConfigError as error:
             mend = f"turnout up{subject.flag} --plane auto, then turnout router --replace"
             yield bad("plane", error.message, mend, service=subject.name)
             continue
+        better = why_no_better(scene, subject.settings) if plane.name == "relay" else ""
         splice = "large transfers by splice(2)" if hasattr(os, "splice") else "no splice(2) here: every byte is copied"
         if chosen in DIRECT:
             how = "the kernel hands connections straight to the daemon, and no byte passes the router"
         else:
             how = f"{chosen} carries the bytes; {splice}" if chosen else f"nothing runs; {splice}"
-        yield ok("plane", f"{how}, plane = {subject.settings.plane}: {reason}", service=subject.name)
+        yield ok("plane", f"{how}, plane = {subject.settings.plane}: {plane.reason}{better}", service=subject.name)
 
 
-def _would_be(settings: Settings) -> str:
-    """Why a router would choose the plane that it would."""
-    part = settings.takes_part
-    return choose(settings.plane, lacks=lacking(), demands=demands(settings), takes_part=part, tried=_tried).reason
-
-
-def _tried() -> str:
-    return group_works(attach)
+def _would_be(scene: Scene, settings: Settings) -> Chosen:
+    """The plane that a router would choose."""
+    asked, part = demands(settings), settings.takes_part
+    return choose(settings.plane, lacks=lacking(), demands=asked, takes_part=part, tried=scene.group_lacks)
 
 
 def _ports(text: str) -> set[int]:

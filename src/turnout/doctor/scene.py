@@ -18,7 +18,9 @@ from turnout.core.merge import merge
 from turnout.core.model import Snapshot
 from turnout.errors import NotRunningError, RegistryUnsupportedError, TurnoutError
 from turnout.keeper_client import Hello, KeeperClient
+from turnout.planes.chooser import attach
 from turnout.planes.sk_lookup import lacking
+from turnout.planes.trial import group_works
 from turnout.service import remembered
 from turnout.system.commit import good_copy
 from turnout.system.files import Files
@@ -66,6 +68,10 @@ class Subject:
         return "" if self.name == DEFAULT_SERVICE else f" --service {self.name}"
 
 
+def _group_lacks() -> str:
+    return group_works(attach)
+
+
 @dataclass(frozen=True)
 class Scene:
     """Everything that checks ask. The machine's own values can be put in the place of for tests.
@@ -79,6 +85,7 @@ class Scene:
         nofile: RLIMIT_NOFILE, soft and hard.
         uid: whose files they should be.
         sk_lookup_lacks: why the kernel can run no program for new connections here; empty where it can.
+        group_lacks: why connections to a group of listeners cannot be placed here; empty where they can.
         clock: wall-clock seconds.
     """
 
@@ -90,6 +97,7 @@ class Scene:
     nofile: tuple[int, int] = field(default_factory=lambda: resource.getrlimit(resource.RLIMIT_NOFILE))
     uid: int = field(default_factory=os.geteuid)
     sk_lookup_lacks: Callable[[], str] = lacking
+    group_lacks: Callable[[], str] = _group_lacks
     clock: Callable[[], float] = time.time
 
     @functools.cached_property

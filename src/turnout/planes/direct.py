@@ -239,22 +239,18 @@ class Direct:
         boots = self._kernel.boots()
         self._forget_others(boots)
         for boot_id in boots:
-            served = self._kernel.served(boot_id)
+            served, queued = self._kernel.served(boot_id), self._kernel.queued(boot_id)
             relayed = found.get(boot_id, Census(0, 0, 0))
-            if served:
+            if served or queued:
                 self._ever.add(boot_id)
             count = None
             if served is not None and relayed.connections is not None:
-                count = relayed.connections + len(served) + self._queued(boot_id)
+                count = relayed.connections + len(served) + queued
             if boot_id in self._ever or served is None:
                 found[boot_id] = Census(count, None, None)
             else:
                 found[boot_id] = replace(relayed, connections=count)
         return found
-
-    def _queued(self, boot_id: str) -> int:
-        """What waits to be accepted; with a daemon that was never steered to that is the relay's, counted by it."""
-        return self._kernel.queued(boot_id) if boot_id in self._ever else 0
 
     def _forget_others(self, boots: Collection[str]) -> None:
         known = {*boots, *([self._wanted.boot_id] if self._wanted else [])}
@@ -267,7 +263,7 @@ class Direct:
         count = self._relay.connections()
         if not self._left:
             for boot_id in self._kernel.boots():
-                count += len(self._kernel.served(boot_id) or ()) + self._queued(boot_id)
+                count += len(self._kernel.served(boot_id) or ()) + self._kernel.queued(boot_id)
         return count
 
     def relayed(self, boot_id: str) -> int:

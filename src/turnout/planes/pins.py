@@ -67,9 +67,14 @@ class Pins:
     def of(cls, bpffs: Path, home: Path, service: str) -> Pins:
         return cls(home_directory(bpffs, home) / _hash(service))
 
+    @property
+    def unfinished(self) -> Path:
+        """Where they are made, until they are whole; one that died in the middle of it leaves that."""
+        return self.directory.with_name(f"{self.directory.name}-new")
+
     def exist(self) -> bool:
         """Whether something was pinned and not removed."""
-        return self.directory.is_dir()
+        return _is_there(self.directory)
 
     def open(self, names: Sequence[str], get: Callable[[str], int]) -> dict[str, int]:
         """Descriptors of all these objects, the caller's to close.
@@ -81,7 +86,7 @@ class Pins:
         Raises:
             OSError: one of them cannot be had; then none is open.
         """
-        _is_ours(self.directory)
+        is_ours(self.directory)
         found: dict[str, int] = {}
         try:
             for name in names:
@@ -103,8 +108,8 @@ class Pins:
         parent = self.directory.parent
         with contextlib.suppress(FileExistsError):
             parent.mkdir(mode=0o700)
-        _is_ours(parent)
-        fresh = self.directory.with_name(f"{self.directory.name}-new")
+        is_ours(parent)
+        fresh = self.unfinished
         shutil.rmtree(fresh, ignore_errors=True)  # of one that died in the middle of this
         fresh.mkdir(mode=0o700)
         try:
@@ -117,9 +122,10 @@ class Pins:
 
     def remove(self) -> None:
         """Remove what is pinned; that alone ends what a dead router still steered. Raises OSError: no right to."""
-        for left in (self.directory, self.directory.with_name(f"{self.directory.name}-new")):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(left)
+        for left in (self.directory, self.unfinished):
+            if _is_there(left):
+                with contextlib.suppress(FileNotFoundError):
+                    shutil.rmtree(left)
         with contextlib.suppress(OSError):  # other services have theirs in it
             self.directory.parent.rmdir()
 
@@ -130,8 +136,21 @@ def pins_of(home: Path, service: str) -> Pins | None:
     return Pins.of(bpffs, home, service) if bpffs else None
 
 
-def _is_ours(directory: Path) -> None:
-    """Everybody may make a directory in a bpf filesystem, as in /tmp: what is in another's is not to be trusted."""
+def _is_there(directory: Path) -> bool:
+    """Whether it is. systemd mounts the system's for root alone: who may not look into it has pinned nothing there."""
+    try:
+        return directory.is_dir()
+    except PermissionError:
+        return False
+
+
+def is_ours(directory: Path) -> None:
+    """Everybody may make a directory in a bpf filesystem, as in /tmp: what is in another's is not to be trusted.
+
+    Raises:
+        SteeringError: it is another's, or others may write to it.
+        OSError: there is none.
+    """
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise SteeringError(f"{directory} is not a directory of our own with mode 0700", hint="remove it")

@@ -40,7 +40,8 @@ _SK_PASS: Final = 1
 
 _LINK: Final = "link"
 _SLOTS: Final = {socket.AF_INET: "ipv4", socket.AF_INET6: "ipv6"}
-_NO_RIGHT: Final = frozenset({errno.EPERM, errno.EACCES})
+_REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
+NO_RIGHT: Final = "plane sk_lookup takes CAP_BPF and CAP_NET_ADMIN"
 Address = tuple[socket.AddressFamily, str, int]
 
 
@@ -197,10 +198,8 @@ class SkLookup:
             self._make()
         except OSError as error:
             self._let_go()
-            if error.errno in _NO_RIGHT:
-                raise SteeringError(
-                    f"{error.strerror or error}: plane sk_lookup takes CAP_BPF and CAP_NET_ADMIN"
-                ) from error
+            if error.errno in _REFUSED:
+                raise SteeringError(f"{error.strerror or error}: {NO_RIGHT}") from error
             raise
 
     def _adopt(self) -> bool:

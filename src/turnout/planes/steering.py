@@ -81,7 +81,10 @@ class Kernel(Protocol):
         ...
 
     def queued(self, boot_id: str) -> int:
-        """How many connections came to the fixed addresses and wait in its accept queue, as far as can be told."""
+        """How many connections came to the fixed addresses and wait in its accept queue, as far as can be told.
+
+        What came through the router waits there too, and is not among them: the relay counts that.
+        """
         ...
 
     def pending(self, boot_id: str, older_s: float) -> bool:

@@ -109,6 +109,12 @@ def established_to(port: int, *, source: str = "") -> int:
     )
 
 
+def unaccepted_at(host: str, port: int) -> int:
+    """How many connections to ``host:port`` wait to be accepted: one that nobody has yet has no inode."""
+    waits = {ESTABLISHED, CLOSE_WAIT}
+    return sum(1 for row in table(SERVED, port) if row.host == host and not row.inode and row.state in waits)
+
+
 def accepted_at(port: int) -> frozenset[tuple[str, int]]:
     """The peers of the connections to ``port`` that a process has accepted; one that waits has no inode yet."""
     return frozenset(row.peer for row in table(SERVED, port) if row.inode)
