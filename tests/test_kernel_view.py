@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,7 +16,7 @@ from support import eventually
 from turnout import kernel_view
 from turnout.core.model import Daemon, Identity
 from turnout.errors import SteeringError
-from turnout.kernel_view import KernelView
+from turnout.kernel_view import Holder, KernelView
 from turnout.planes.plane import Target
 from turnout.system import connections, sockets
 from turnout.system.process import identify
@@ -81,6 +81,30 @@ class Forking:
     def accept(self, how: str = "itself") -> None:
         os.write(self._write, f"{how}\n".encode())
         assert line_of(self.process) == b"accepted\n"
+
+
+class Unasked:
+    """Owners that must not be asked."""
+
+    def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[Holder]]:
+        raise AssertionError(inodes)
+
+    def has(self, boot_id: str, inodes: Collection[int]) -> bool:
+        raise AssertionError(boot_id, inodes)
+
+
+class Slow(Unasked):
+    """Owners that know nobody, and take a while to say so."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.now = 100.0
+
+    def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[Holder]]:
+        assert inodes
+        self.asked += 1
+        self.now += 0.05
+        return {}
 
 
 @pytest.fixture
@@ -179,6 +203,28 @@ def test_where_several_share_the_address_each_is_judged_by_its_own_queue(scene: 
         daemon.connect()
     eventually(lambda: scene.view.deaf("one"))
     assert scene.view.deaf("other") == ""
+
+
+def test_a_listener_that_a_daemon_was_given_is_not_looked_for_among_its_descriptors(scene: Scene) -> None:
+    daemon = scene.forking("one", backlog=1)
+    (listener,) = sockets.listening_at("127.0.0.1", daemon.port)
+    addresses = [("127.0.0.1", daemon.port)]
+    view = KernelView(lambda: addresses, lambda: scene.daemons, owners=Unasked(), given=lambda _boot_id: listener.inode)
+    for _ in range(2):
+        daemon.connect()
+    eventually(lambda: view.deaf("one"))
+
+
+def test_whose_a_listener_is_is_asked_the_less_often_the_longer_it_takes(scene: Scene) -> None:
+    daemon = scene.forking("one")
+    owners = Slow()
+    view = KernelView(
+        lambda: [("127.0.0.1", daemon.port)], lambda: scene.daemons, owners=owners, clock=lambda: owners.now
+    )
+    for _ in range(1000):
+        assert view.deaf("one") == ""
+        owners.now += 0.02
+    assert owners.asked == 5, "each time took 0.05 s, so every 5 s"
 
 
 def test_the_listener_of_a_daemon_is_had_and_no_other_socket(scene: Scene) -> None:

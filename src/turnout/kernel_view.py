@@ -28,6 +28,7 @@ from turnout.system.sockets import Queue
 
 FRESH_S: Final = 0.05
 LISTENERS_AGAIN_S: Final = 0.25
+LISTENERS_SHARE: Final = 100  # likewise for whose a listener is
 LOOK_SHARE: Final = 10  # a look is good for so many times as long as it took
 ROOM_AGAIN: Final = 0.5  # a queue that was full has room again once it is filled to no more than this
 Address = tuple[str, int]
@@ -210,13 +211,17 @@ class KernelView:
             return []
         if (daemon.host, daemon.port) not in self._addresses():
             return queues
+        given = self._given(daemon.boot_id)
         here = {queue.inode for queue in queues}
+        if given in here:  # to look for it among the descriptors of a daemon with thousands of clients costs too much
+            return [queue for queue in queues if queue.inode == given]
         self._listeners = {inode: self._listeners.get(inode, "") for inode in here}
         now = self._clock()
         if now >= self._listeners_at:  # the router's own stays without a boot: not to be asked for with every look
-            self._listeners_at = now + LISTENERS_AGAIN_S
             unknown = {inode for inode, boot_id in self._listeners.items() if not boot_id}
             self._listeners |= {inode: holders[0][0] for inode, holders in self._owners.of(unknown).items()}
+            took_s = self._clock() - now
+            self._listeners_at = now + max(LISTENERS_AGAIN_S, LISTENERS_SHARE * took_s)
         return [queue for queue in queues if self._listeners[queue.inode] == daemon.boot_id]
 
     def _ports(self) -> set[int]:
