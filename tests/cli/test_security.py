@@ -101,6 +101,19 @@ def test_the_socket_is_refused_before_anything_that_was_sent_is_read(turnout: Tu
     assert turnout.keeper_pid() > 0
 
 
+def test_a_home_that_others_may_look_into_is_said_in_the_log(turnout: Turnout) -> None:
+    turnout.home.create()
+    turnout.home.root.chmod(0o755)
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    assert f"{turnout.home.root} has mode 0755: others can look" in turnout.home.keeper_log.read_text()
+    turnout.run("doctor", "--fix")
+    turnout.run("down")
+    said = turnout.home.keeper_log.read_text().count("has mode")
+    turnout.run("up")
+    assert turnout.home.keeper_log.read_text().count("has mode") == said, "mended, it is not said again"
+
+
 @pytest.fixture
 def lying(tmp_path: Path) -> Home:
     """A home whose daemon's name, version and reasons are an attack on the terminal."""
