@@ -28,7 +28,7 @@ from support import eventually
 from turnout.demo.scenario import find_redis
 from turnout.system.spawn import choose_port
 
-PORTS: Final = ("47777", "47778", "6379", "6380", "6381", "9477")
+PORTS: Final = ("47777", "47778", "6379", "6380", "6381", "8474", "9477")
 PLACES: Final = ("/opt/", "/srv/")  # where pages put what only they have
 PATIENCE_S: Final = 120.0
 # What differs from run to run, and is compared by its shape.

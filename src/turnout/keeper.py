@@ -78,6 +78,8 @@ class Keeper:
         self._watch_log()
         self._bound_logs()
         log_line(f"keeper {__version__} of {self.home.root}, pid {os.getpid()}")
+        if loose := self.home.looseness():
+            log_line(f"{loose}; turnout doctor --fix mends it")
         ready()
         try:
             while True:

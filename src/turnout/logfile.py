@@ -8,6 +8,8 @@ import stat
 import time
 from pathlib import Path
 
+from turnout.core.printable import clean
+
 CHECK_EVERY_S = 5.0
 
 
@@ -49,10 +51,13 @@ class LogFile:
 
 
 def log_line(text: str) -> None:
-    """One line with its time, to standard error, which is the log file of a process in the background."""
+    """One line with its time, to standard error, which is the log file of a process in the background.
+
+    What is not printable in ``text`` is spelled out: it stays one line.
+    """
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
     with contextlib.suppress(OSError, ValueError):  # a full disk, a terminal that has gone: no reason to end
-        os.write(2, f"{stamp} {text}\n".encode(errors="replace"))
+        os.write(2, f"{stamp} {clean(text)}\n".encode(errors="replace"))
 
 
 def _of_descriptor() -> os.stat_result | None:

@@ -32,6 +32,7 @@ from turnout.errors import ConflictError, NotRunningError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.kernel_view import KernelView
 from turnout.logfile import CHECK_EVERY_S, LogFile
+from turnout.log_lines import log_to_stderr
 from turnout.metrics import Reading
 from turnout.planes.choose import Planes, choose, lacking
 from turnout.planes.chooser import attach
@@ -366,7 +367,7 @@ class Router:
 
 def main(argv: list[str]) -> int:
     """``python -m turnout.router HOME``: how the keeper starts it."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    log_to_stderr("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
     home = Home(Path(argv[0]))
     log.info("router %s of %s, pid %d", __version__, home.root, os.getpid())
 

@@ -10,6 +10,7 @@ from turnout.admin import RouterClient
 from turnout.core.model import Daemon, Deployment, Snapshot, State
 from turnout.errors import TurnoutError
 from turnout.problems import problems_of
+from turnout.scrape_address import read_scrape
 from turnout.service import Service
 from turnout.system.home import Home
 from turnout.system.process import is_alive, is_suspended, provably_dead
@@ -17,6 +18,7 @@ from turnout.telemetry import (
     ROLE_ORDER,
     DaemonStatus,
     DeploymentStatus,
+    MetricsStatus,
     RestartStatus,
     Role,
     RouterStatus,
@@ -61,6 +63,26 @@ def ask_router(home: Home) -> dict[str, Any] | None:
         return RouterClient(home).status()
     except (TurnoutError, OSError):
         return None
+
+
+def metrics_status(home: Home, router: dict[str, Any] | None) -> MetricsStatus | None:
+    """Where the home has its metrics served, and whether somebody listens there; None: they are off.
+
+    Args:
+        home: the state directory.
+        router: what the router said of itself, or None where none answers.
+    """
+    try:
+        scrape = read_scrape(home)
+    except TurnoutError as error:
+        return MetricsStatus(listen=None, served=False, error=error.message)
+    if scrape.listen is None:
+        return None
+    said = _section(router, "metrics")
+    if said.get("listen") == str(scrape.listen):
+        return MetricsStatus(listen=str(scrape.listen), served=True, error=None)
+    error = "no router runs" if router is None else said.get("error") or "the router has not come to it yet"
+    return MetricsStatus(listen=str(scrape.listen), served=False, error=error)
 
 
 def service_status(service: Service, router: dict[str, Any] | None) -> ServiceStatus:

@@ -125,8 +125,20 @@ class ServiceStatus(msgspec.Struct, frozen=True, kw_only=True):
     problems: list[Problem]
 
 
+class MetricsStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Where this home wants its metrics served: ``listen``, HOST:PORT. ``error``: why nobody answers there, or None.
+
+    ``listen`` is None only where the file that says it cannot be read.
+    """
+
+    listen: str | None
+    served: bool
+    error: str | None
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """All of ``status --json``."""
+    """All of ``status --json``. ``metrics``: None where none are asked for."""
 
     schema: Literal[1]
+    metrics: MetricsStatus | None
     services: list[ServiceStatus]

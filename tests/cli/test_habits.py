@@ -20,7 +20,8 @@ from turnout.cli.figures import moment, size, span
 from turnout.cli.lazy import VERBS
 from turnout.cli.options import changing
 from turnout.cli.schema import SCHEMAS, described
-from turnout.cli.terminal import clean, in_colour
+from turnout.cli.terminal import in_colour
+from turnout.core.printable import clean
 
 HEAVY = {"uvloop", "rich", "starlette", "uvicorn", "prometheus_client", "psutil", "asyncio", "msgspec"}
 
@@ -193,7 +194,7 @@ def test_a_schema_is_printed_and_made_from_the_structs(what: str) -> None:
 
 def test_status_as_json_of_an_empty_home_fits_its_schema(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["status", "--json"], env={"TURNOUT_HOME": str(tmp_path / "none")})
-    assert json.loads(done.output) == {"schema": 1, "services": []}
+    assert json.loads(done.output) == {"schema": 1, "metrics": None, "services": []}
     required = described("status")["$defs"]["Status"]["required"]
     assert required == ["schema", "services"]
 

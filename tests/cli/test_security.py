@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +21,13 @@ from registry_support import write_both
 from support import eventually
 from turnout.cli import cli
 from turnout.config import Settings, dump_settings, parse_address
+from turnout.core.deployment import begin_deploy, mark_candidate_healthy, switch_active
+from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon, Deployment, Snapshot
+from turnout.core.outcome import Outcome
 from turnout.system.home import Home
 from turnout.system.journal import Journal
-from turnout.system.process import identify
+from turnout.system.process import identify, own_identity
 
 NOBODY = 65534
 EVIL = "v1\x1b[2J\x1b]0;owned\x07\r\nturnout: all is well\u202e"
@@ -95,6 +101,19 @@ def test_the_socket_is_refused_before_anything_that_was_sent_is_read(turnout: Tu
     assert turnout.keeper_pid() > 0
 
 
+def test_a_home_that_others_may_look_into_is_said_in_the_log(turnout: Turnout) -> None:
+    turnout.home.create()
+    turnout.home.root.chmod(0o755)
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    assert f"{turnout.home.root} has mode 0755: others can look" in turnout.home.keeper_log.read_text()
+    turnout.run("doctor", "--fix")
+    turnout.run("down")
+    said = turnout.home.keeper_log.read_text().count("has mode")
+    turnout.run("up")
+    assert turnout.home.keeper_log.read_text().count("has mode") == said, "mended, it is not said again"
+
+
 @pytest.fixture
 def lying(tmp_path: Path) -> Home:
     """A home whose daemon's name, version and reasons are an attack on the terminal."""
@@ -149,6 +168,27 @@ def test_a_version_from_the_command_line_is_spelled_out_too(turnout: Turnout) ->
     done = turnout.run("up", "--listen", listen, "--version", "v\x1b[31m", "--", *line_daemon("--version", "v1"))
     assert "\x1b" not in done.stdout + done.stderr
     assert "v\\x1b[31m" in done.stdout
+
+
+def test_no_daemon_writes_lines_of_its_own_into_the_routers_log(turnout: Turnout) -> None:
+    """Its key in the registry is any text that a program put there."""
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+
+    def write(change: Callable[[Snapshot], Outcome]) -> None:
+        assert turnout.registry.update(change).applied
+
+    with Started() as started:
+        demo = started.demo()
+        evil = replace(demo.daemon, boot_id=f"boot{EVIL}", version=EVIL, owned=False)
+        write(lambda snap: register_daemon(snap, evil))
+        write(lambda snap: begin_deploy(snap, evil.boot_id, owner=own_identity()))
+        write(lambda snap: mark_candidate_healthy(snap, 2, evil.boot_id))
+        write(lambda snap: switch_active(snap, 2, evil.boot_id, now=time.time()))
+    eventually(lambda: "boot" + r"v1\x1b[2J" in turnout.home.router_log.read_text(), why="it is not spoken of")
+    said = turnout.home.router_log.read_bytes().decode()
+    assert all(char.isprintable() for line in said.split("\n") for char in line)
+    assert not any(line.startswith("turnout:") for line in said.split("\n"))
 
 
 def test_environment_values_are_masked_wherever_settings_are_shown(turnout: Turnout) -> None:

@@ -1,4 +1,4 @@
-"""The same fields, with the right types, in every state and every view: text, --json, the admin socket, metrics."""
+"""The same fields, with the right types, in every state and every view: text, --json, admin socket, metrics, dashboard."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from dashboard_support import Served
 from e2e_support import Turnout, line_daemon
 from metrics_support import Scrape, scrape
 from process_support import Started
@@ -19,7 +20,13 @@ from support import eventually
 from turnout.admin import RouterClient
 from turnout.cli import cli
 from turnout.cli.figures import moment
-from turnout.core.deployment import abort_deploy, begin_deploy, finish_deploy, mark_candidate_healthy
+from turnout.core.deployment import (
+    abort_deploy,
+    begin_deploy,
+    finish_deploy,
+    mark_candidate_healthy,
+    record_health_failure,
+)
 from turnout.core.membership import register_daemon
 from turnout.core.model import Cause, Snapshot
 from turnout.core.outcome import Outcome
@@ -64,26 +71,38 @@ DAEMON: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Views:
-    """One state as each view tells it; ``socket`` and ``metrics`` are None where no router answers."""
+    """One state as each view tells it; ``socket`` and ``metrics`` are None where no router answers.
+
+    ``page`` is what the dashboard's event stream sends to the page, ``file`` its ``/status.json``; ``all`` is the whole of
+    ``--json``, ``json`` its one service, ``verbose`` what ``-v`` adds to the text.
+    """
 
     state: str
     text: list[str]
+    verbose: list[str]
+    all: dict[str, Any]
     json: dict[str, Any]
+    page: dict[str, Any]
+    file: dict[str, Any]
     socket: dict[str, Any] | None
     metrics: Scrape | None
 
 
-STATES = ("idle", "starting", "rolling_back", "ready", "switched", "paused", "stopped", "not running")
-GENERATIONS = dict(zip(STATES, (1, 2, 3, 4, 5, 5, 5, 5), strict=True))
+GENERATIONS = {"idle": 1, "starting": 2, "rolling_back": 3, "ready": 4, "aborted": 4, "switched": 5, "failing": 5}
+GENERATIONS |= {"paused": 5, "stopped": 5, "not running": 5}
+STATES = tuple(GENERATIONS)
+BLOCK_STATES = dict.fromkeys(("aborted", "paused", "stopped", "not running"), "idle") | {"failing": "switched"}
+WHY = "it never <answered> \"in time\""
 
 
 class Tour:
     """One service, brought from state to state."""
 
-    def __init__(self, turnout: Turnout, started: Started, metrics_port: int) -> None:
+    def __init__(self, turnout: Turnout, started: Started, metrics_port: int, dashboard: Served) -> None:
         self.turnout = turnout
         self.metrics_port = metrics_port
         self.started = started
+        self.dashboard = dashboard
         self.seen: dict[str, Views] = {}
 
     def go(self) -> dict[str, Views]:
@@ -100,10 +119,15 @@ class Tour:
         self.event(lambda snap: register_daemon(snap, candidate))
         self.event(lambda snap: mark_candidate_healthy(snap, 4, "next"))
         self.look("ready")
-        self.abort()
-        self.turnout.configure(line_daemon("--version", "v2"), version="v2", observe="10m")
+        self.abort(WHY)
+        self.look("aborted")
+        # checked once after the switch, and then not for as long as this lasts: what is written here stays
+        self.turnout.configure(line_daemon("--version", "v2"), version="v2", observe="50m", interval="10m")
         self.turnout.run("deploy", "--detach")
         self.look("switched")
+        active = self.turnout.snapshot().deployment.active_boot_id
+        self.event(lambda snap: record_health_failure(snap, 5, active, reason=WHY, threshold=3))
+        self.look("failing")
         self.event(lambda snap: finish_deploy(snap, 5))
         for verb, state in (("pause", "paused"), ("stop", "stopped"), ("down", "not running")):
             self.turnout.run(verb)
@@ -113,9 +137,9 @@ class Tour:
     def begin(self, cause: Cause) -> None:
         self.event(lambda snap: begin_deploy(snap, "next", owner=own_identity(), cause=cause))
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "") -> None:
         generation = self.turnout.snapshot().deployment.generation
-        self.event(lambda snap: abort_deploy(snap, generation, reason=""))
+        self.event(lambda snap: abort_deploy(snap, generation, reason=reason))
 
     def event(self, change: Callable[[Snapshot], Outcome]) -> None:
         assert self.turnout.registry.update(change).applied
@@ -132,13 +156,36 @@ class Tour:
         run = CliRunner().invoke
         text = run(cli, ["status"], env=self.turnout.env)
         told = run(cli, ["status", "--json"], env=self.turnout.env)
-        assert (text.exit_code, told.exit_code) == (0, 0), text.output
-        (service,) = json.loads(told.stdout)["services"]
-        self.seen[state] = Views(state, text.stdout.splitlines(), service, socket, metrics)
+        more = run(cli, ["status", "-v"], env=self.turnout.env)
+        assert (text.exit_code, told.exit_code, more.exit_code) == (0, 0, 0), text.output
+        everything = json.loads(told.stdout)
+        (service,) = everything["services"]
+        self.seen[state] = Views(
+            state=state,
+            text=text.stdout.splitlines(),
+            verbose=more.stdout.splitlines()[5:],
+            all=everything,
+            json=service,
+            page=self.paged(block.revision),
+            file=self.dashboard.ask("GET", "/status.json").json,
+            socket=socket,
+            metrics=metrics,
+        )
 
     def asked(self) -> dict[str, Any]:
         found: dict[str, Any] = RouterClient(self.turnout.home).status(timeout_s=20)["services"]["default"]
         return found
+
+    def paged(self, revision: int) -> dict[str, Any]:
+        """What a page is sent, once it is of this revision."""
+        events = self.dashboard.events()
+        try:
+            while True:
+                found: dict[str, Any] = events.next("look")["status"]
+                if found["services"] and found["services"][0]["deployment"]["revision"] == revision:
+                    return found
+        finally:
+            events.close()
 
     def scraped(self, revision: int) -> Scrape | None:
         found = scrape(self.metrics_port)
@@ -150,8 +197,8 @@ def tour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Views]]
     port, metrics_port = free_port(), free_port()
     turnout = Turnout(tmp_path_factory.mktemp("views") / "home", port)
     try:
-        with Started() as started:
-            yield Tour(turnout, started, metrics_port).go()
+        with Started() as started, Served(turnout.env, turnout.home.root.parent) as dashboard:
+            yield Tour(turnout, started, metrics_port, dashboard).go()
     finally:
         turnout.end()
 
@@ -172,20 +219,21 @@ def test_json_has_every_field_with_its_type(views: Views) -> None:
         for name, kind in DAEMON.items():
             assert isinstance(daemon[name], kind), name
         assert daemon["role"] in get_args(Role)
-    msgspec.convert({"schema": 1, "services": [views.json]}, Status, strict=True)
+    msgspec.convert(views.all, Status, strict=True)
 
 
 def test_json_tells_the_state(views: Views) -> None:
     block = views.json["deployment"]
-    expected = {"paused": "idle", "stopped": "idle", "not running": "idle"}.get(views.state, views.state)
-    assert block["state"] == expected
+    assert block["state"] == BLOCK_STATES.get(views.state, views.state)
     desired = {"paused": "paused", "stopped": "stopped", "not running": "stopped"}.get(views.state, "running")
     assert views.json["desired"] == desired
     assert views.json["router"]["alive"] is (views.state != "not running")
     assert (block["active_boot_id"] == "") is (views.state in {"stopped", "not running"})
     assert (block["candidate_boot_id"] == "next") is (views.state in {"starting", "rolling_back", "ready"})
-    assert (block["old_boot_id"] != "") is (views.state == "switched")
-    assert (block["observe_remaining_s"] is not None) is (views.state == "switched")
+    assert (block["old_boot_id"] != "") is (views.state in {"switched", "failing"})
+    assert (block["observe_remaining_s"] is not None) is (views.state in {"switched", "failing"})
+    assert block["rollback_reason"] == (WHY if views.state == "aborted" else "")
+    assert block["health_fail_streak"] == (1 if views.state == "failing" else 0)
     assert block["generation"] == GENERATIONS[views.state]
 
 
@@ -202,7 +250,7 @@ def test_the_admin_socket_has_the_same_fields_and_values(views: Views) -> None:
             assert block[name] == views.json["deployment"][name], name
     remaining, earlier = block["observe_remaining_s"], views.json["deployment"]["observe_remaining_s"]
     assert (remaining is None) is (earlier is None)
-    assert remaining is None or 0 < earlier <= remaining <= 600, "the window counts down"
+    assert remaining is None or 0 < earlier <= remaining <= 3000, "the window counts down"
     assert views.socket["desired"] == views.json["desired"]
     assert views.socket["applied_revision"] == views.json["deployment"]["revision"]
 
@@ -229,7 +277,7 @@ def test_the_metrics_have_the_same_fields_and_values(views: Views) -> None:
     assert [one["cause"] for one in told.labels("turnout_deployment_cause")] == [block["cause"]]
     remaining = told.value("turnout_observe_remaining_seconds")
     assert (remaining is None) is (block["observe_remaining_s"] is None)
-    assert remaining is None or 0 < block["observe_remaining_s"] <= remaining <= 600, "the window counts down"
+    assert remaining is None or 0 < block["observe_remaining_s"] <= remaining <= 3000, "the window counts down"
     assert told.value("turnout_hold_connections", service="default") == views.json["held"]
     (info,) = told.labels("turnout_service_info")
     assert info == {"service": "default", "plane": views.json["router"]["plane"], "strategy": views.json["strategy"]}
@@ -240,6 +288,40 @@ def test_the_metrics_have_the_same_fields_and_values(views: Views) -> None:
     assert taking_part == {one for one in mine if one[2] != "draining"}
     for boot_id, _, _ in taking_part:
         assert told.value("turnout_daemon_connections_open", boot_id=boot_id) == 0
+
+
+@pytest.mark.parametrize("view", ["page", "file"])
+def test_the_dashboard_has_the_same_fields_and_values(views: Views, view: str) -> None:
+    told: dict[str, Any] = getattr(views, view)
+    msgspec.convert(told, Status, strict=True)
+    assert told["metrics"] == views.all["metrics"]
+    (service,) = told["services"]
+    for name, kind in FIELDS.items():
+        assert isinstance(service["deployment"][name], kind), name
+    remaining, other = service["deployment"].pop("observe_remaining_s"), views.json["deployment"]["observe_remaining_s"]
+    assert (remaining is None) is (other is None)
+    assert remaining is None or (0 < remaining <= 3000 and abs(remaining - other) < 600), "the window counts down"
+    assert service["deployment"].items() <= views.json["deployment"].items()
+    assert service["router"].keys() == views.json["router"].keys()
+    for name in ROUTER - {"uptime_s"}:
+        assert service["router"][name] == views.json["router"][name], name
+    for name in ("name", "listen", "strategy", "desired", "held", "restart", "problems"):
+        assert service[name] == views.json[name], name
+    roles = [
+        {(one["boot_id"], one["version"], one["pid"], one["role"]) for one in each["daemons"]}
+        for each in (service, views.json)
+    ]
+    assert len({frozenset(one for one in each if one[3] in {"active", "candidate", "warm"}) for each in roles}) == 1
+
+
+def test_the_last_line_of_all_says_where_metrics_are_and_whether_they_are_served(views: Views) -> None:
+    metrics = views.all["metrics"]
+    where = f"http://{metrics['listen']}/metrics"
+    assert metrics["served"] is (views.metrics is not None)
+    if views.state == "not running":
+        assert views.verbose[-1] == f"metrics  {where}, not served: no router runs  -> turnout doctor"
+    else:
+        assert views.verbose[-1] == f"metrics  {where}"
 
 
 def test_the_text_is_five_lines_with_the_same_values(views: Views) -> None:

@@ -13,7 +13,7 @@ import pytest
 from registry_support import write_both
 from turnout.cli.options import Choice
 from turnout.cli.status import look
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.config import Settings, dump_settings, parse_address
 from turnout.core.model import Deployment, Snapshot
 from turnout.dashboard.observer import Observer

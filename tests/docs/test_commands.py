@@ -39,6 +39,11 @@ NOT_RUN = {
         "docs/guides/containers.md",
         "docker run -d --name cache-1 -p 127.0.0.1:6380:6379 redis:7.0",
     ): "a container engine",
+    ("docs/guides/dashboard.md", "pip install 'turnout[web]'"): "an index of packages",
+    (
+        "docs/guides/dashboard.md",
+        "ssh -L 8474:127.0.0.1:8474 HOST turnout dashboard --port 8474 --no-open",
+    ): "a second machine",
     ("docs/guides/existing-port.md", "sudo systemctl disable --now redis-server"): "systemd",
     ("docs/guides/systemd.md", "turnout service install"): "systemd",
     ("docs/guides/upgrade.md", "pip install -U turnout"): "an index of packages",

@@ -15,7 +15,7 @@ from turnout.admin import RouterClient
 from turnout.errors import NotRunningError
 from turnout.testing import free_port
 
-LOAD_S = scaled(10, 600)
+LOAD_S = scaled(20, 600)
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from turnout.system.spawn import choose_port
 
 
 def test_status_as_json_has_the_stable_shape_with_and_without_a_router(turnout: Turnout) -> None:
-    assert json.loads(turnout.run("status", "--json").stdout) == {"schema": 1, "services": []}
+    assert json.loads(turnout.run("status", "--json").stdout) == {"schema": 1, "metrics": None, "services": []}
     turnout.run("status", code=3)
     turnout.configure(line_daemon("--version", "v1"))
     turnout.run("up")

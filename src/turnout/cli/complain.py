@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.errors import TurnoutError, UsageError
 
 

@@ -10,7 +10,7 @@ import msgspec
 from click.core import ParameterSource
 
 from turnout.cli.options import choice, reading, resolve, shape
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.origins import Configuration, Origin, configuration
 from turnout.service import Service
 from turnout.system.home import Home

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -13,10 +12,11 @@ import click
 from turnout.cli.options import Choice, choice, reading
 from turnout.cli.status import look
 from turnout.cli.story import sentence, verdict
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.cli.watch import Rates
 from turnout.dashboard.opening import has_screen, open_in_browser, opener
 from turnout.errors import InterruptedByUserError, TurnoutError
+from turnout.log_lines import log_to_stderr
 from turnout.system.home import Home
 from turnout.system.journal import Event
 from turnout.telemetry import ServiceStatus, Status
@@ -76,7 +76,7 @@ def dashboard(*, port: int, opens: bool | None, **options: Any) -> None:
     chosen = choice(options)
     home = Home.find()
     home.create()
-    logging.basicConfig(stream=sys.stderr, format="[%(asctime)s] %(message)s", level=logging.INFO)
+    log_to_stderr("[%(asctime)s] %(message)s")
     # a browser in this very terminal would wait for a server that waits for it
     screen = has_screen(os.environ)
     wants = screen and sys.stdout.isatty() if opens is None else opens

@@ -10,7 +10,7 @@ import click
 from turnout.admin import RouterClient
 from turnout.cli.options import changing, choice, foretold, open_lifecycle, resolve
 from turnout.cli.report import tell
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.foresight import Intent
 from turnout.system.home import Home
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.config import (
     DEFAULT_LISTEN,
     DEFAULT_SERVICE,

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from turnout.cli.options import choice, reading, resolve
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.core.codec import NotARegistry
 from turnout.core.encoding import encode
 from turnout.errors import NotRunningError, RegistryDamagedError, UsageError

@@ -7,7 +7,7 @@ import time
 
 import click
 
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.locked_service import Done
 from turnout.rollout import Step
 from turnout.system.lifecycle_lock import Holder

@@ -9,12 +9,12 @@ import click
 import msgspec
 
 from turnout.cli.options import Choice, choice, reading, resolve
-from turnout.cli.status_text import five_lines, more_lines
+from turnout.cli.status_text import five_lines, metrics_line, more_lines
 from turnout.cli.terminal import coloured
 from turnout.config import duration
 from turnout.errors import NotRunningError, TurnoutError, UsageError
 from turnout.service import Service, remembered
-from turnout.status import ask_router, service_status
+from turnout.status import ask_router, metrics_status, service_status
 from turnout.system.home import Home
 from turnout.telemetry import ServiceStatus, Status
 
@@ -30,7 +30,7 @@ Examples:
 
 @click.command(name="status", epilog=EXAMPLES)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, stable (turnout schema status).")
-@click.option("-v", "--verbose", is_flag=True, help="Also each daemon, its counts and its last check.")
+@click.option("-v", "--verbose", is_flag=True, help="Also each daemon, its counts and its last check; metrics.")
 @click.option("-w", "--watch", is_flag=True, help="Go on, with rates; NDJSON with --json. Ctrl-C ends it.")
 @click.option("--every", metavar="D", default="1s", show_default=True, help="With --watch: how often.")
 @click.option("--all", "everything", is_flag=True, help="Every service of this home, whatever --service says.")
@@ -62,6 +62,8 @@ def status(*, as_json: bool, verbose: bool, watch: bool, every: str, everything:
     for service in seen.services:
         for line in [*five_lines(service, now=now), *(more_lines(service, now=now) if verbose else ())]:
             click.echo(line)
+    if verbose:
+        click.echo(metrics_line(seen.metrics))
 
 
 def look(chosen: Choice, *, everything: bool = False) -> Status:
@@ -84,4 +86,4 @@ def look(chosen: Choice, *, everything: bool = False) -> Status:
         except TurnoutError as error:
             error.hint = f"turnout doctor --service {name}"
             raise
-    return Status(schema=1, services=found)
+    return Status(schema=1, metrics=metrics_status(home, router), services=found)

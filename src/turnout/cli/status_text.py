@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import click
 
 from turnout.cli.figures import counted, moment, size, span
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.core.model import Desired, State
-from turnout.telemetry import DaemonStatus, ServiceStatus
+from turnout.telemetry import DaemonStatus, MetricsStatus, ServiceStatus
 
 COLOURS = {"bad": "red", "warn": "yellow", "ok": "green"}
 Rates = Mapping[str, tuple[float, float]]  # of each boot: bytes a second in and out
@@ -54,6 +54,17 @@ def more_lines(service: ServiceStatus, *, now: float, rates: Rates | None = None
     lines += [f"  later      {clean(what)}" for what in (service.settings.later if service.settings else ())]
     lines.append(f"  strategy   {service.strategy}")
     return lines
+
+
+def metrics_line(metrics: MetricsStatus | None) -> str:
+    """The home's last line of ``-v``: where its metrics are, and why nobody listens there, if so."""
+    if metrics is None:
+        return "metrics  off"
+    where = f"http://{metrics.listen}/metrics" if metrics.listen else "unknown"
+    if metrics.served:
+        return f"metrics  {where}"
+    told = click.style(f"not served: {clean(metrics.error or '')}", fg=COLOURS["warn"])
+    return f"metrics  {where}, {told}{_mend('turnout doctor')}"
 
 
 def _headline(service: ServiceStatus) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from turnout.cli.terminal import clean
+from turnout.core.printable import clean
 from turnout.system.journal import Event, Scalar
 
 Evidence = Mapping[str, Scalar]

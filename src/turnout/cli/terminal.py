@@ -1,4 +1,4 @@
-"""What may go to a terminal: text without control characters, and colour only where somebody looks at it."""
+"""What may go to a terminal: colour only where somebody looks at it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,6 @@ from typing import Any, TextIO, TypeVar
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def clean(text: str) -> str:
-    """``text`` as it may be printed: what is no printable character is spelled out, a line break too.
-
-    A daemon chooses its version, its name and its log; an escape sequence in one of them must not reach the terminal.
-    """
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else _spelled(char) for char in text)
-
-
-def _spelled(char: str) -> str:
-    code = ord(char)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def in_colour(wanted: str, stream: TextIO, environ: Mapping[str, str]) -> bool:

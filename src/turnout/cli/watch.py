@@ -12,8 +12,8 @@ import msgspec
 
 from turnout.admin import RouterClient
 from turnout.cli.figures import counted, span
-from turnout.cli.status_text import five_lines, more_lines
-from turnout.cli.terminal import clean
+from turnout.cli.status_text import five_lines, metrics_line, more_lines
+from turnout.core.printable import clean
 from turnout.errors import TurnoutError
 from turnout.system.home import Home
 from turnout.telemetry import ServiceStatus, Status
@@ -50,11 +50,14 @@ def watch_status(look: Callable[[], Status], *, every_s: float, as_json: bool, v
 
     def lines() -> list[str]:
         told: list[str] = []
-        for service in look().services:
+        seen = look()
+        for service in seen.services:
             now, known = time.time(), rates.of(service, now=time.monotonic())
             told += five_lines(service, now=now, rates=known)
             told += drain_lines(_drains(service.name))
             told += more_lines(service, now=now, rates=known) if verbose else ()
+        if told and verbose:
+            told.append(metrics_line(seen.metrics))
         return told or ["no service has been here"]
 
     if sys.stdout.isatty():

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -150,10 +150,14 @@ async def _order(request: Request) -> Order:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
         raise UsageError(f"a change is asked for in {JSON}")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise UsageError(f"a change is asked for in {MAX_BODY_BYTES} bytes at most")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise UsageError(f"a change is asked for in {MAX_BODY_BYTES} bytes at most")
+    except ClientDisconnect:
+        log.warning("an order ended in the middle, with its connection")
+        raise UsageError("the body ended in the middle") from None
     try:
         order = msgspec.json.decode(body, type=Order)
     except msgspec.DecodeError as error:

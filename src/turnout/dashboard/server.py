@@ -18,6 +18,7 @@ import uvicorn
 from turnout.config import Address
 from turnout.dashboard.actions import Actions
 from turnout.dashboard.app import application
+from turnout.dashboard.deadlines import DeadlineProtocol
 from turnout.dashboard.feed import Feed
 from turnout.dashboard.gate import Gate
 from turnout.dashboard.observer import Observer, Words
@@ -76,7 +77,7 @@ async def _serve(
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=DeadlineProtocol,
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from turnout.doctor.finding import Found, bad, ok, warn
 from turnout.doctor.scene import Scene
+from turnout.system.home import OTHERS
 from turnout.system.spawn_record import read_records
 
-OTHERS = stat.S_IRWXG | stat.S_IRWXO
 LITTLE_BYTES = 16 << 20  # a registry is written twice and synced; logs grow by themselves
 SCARCE_BYTES = 256 << 20
 AHEAD_S = 60.0
@@ -39,11 +39,10 @@ def check_home(scene: Scene) -> Iterator[Found]:
     if state.st_uid != scene.uid:
         mend = f"chown -R 0 -- {quoted}" if scene.uid == 0 else "export TURNOUT_HOME=/a/directory/of/yours"
         yield bad("home", f"{root} belongs to uid {state.st_uid}, not {scene.uid}", mend)
-    if state.st_mode & OTHERS:
-        mode = stat.S_IMODE(state.st_mode)
+    if loose := scene.home.looseness():
         yield bad(
             "home",
-            f"{root} has mode {mode:04o}: others can look at registry, logs and sockets",
+            loose,
             f"chmod 700 -- {quoted}",
             fix=partial(root.chmod, 0o700),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import stat
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Final
 
 from turnout.errors import StateUnwritableError, UsageError
 
+OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 
@@ -163,6 +165,14 @@ class Home:
             raise StateUnwritableError(
                 f"cannot read {self.services}: {error.strerror}", hint="is TURNOUT_HOME another user's?"
             ) from error
+
+    def looseness(self) -> str:
+        """Why others than its owner can look into it, in words for a log; empty where they cannot."""
+        try:
+            mode = stat.S_IMODE(self.root.stat().st_mode)
+        except OSError:
+            return ""
+        return f"{self.root} has mode {mode:04o}: others can look at registry, logs and sockets" if mode & OTHERS else ""
 
     def create(self) -> None:
         """Make the directory, mode 0700.
