@@ -31,8 +31,8 @@ from turnout.config_check import demands
 from turnout.errors import ConflictError, NotRunningError, TurnoutError
 from turnout.keeper_link import KeeperLink
 from turnout.kernel_view import KernelView
-from turnout.logfile import CHECK_EVERY_S, LogFile
 from turnout.log_lines import log_to_stderr
+from turnout.logfile import CHECK_EVERY_S, LogFile
 from turnout.metrics import Reading
 from turnout.planes.choose import Planes, choose, lacking
 from turnout.planes.chooser import attach

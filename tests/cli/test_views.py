@@ -1,4 +1,4 @@
-"""The same fields, with the right types, in every state and every view: text, --json, admin socket, metrics, dashboard."""
+"""The same fields, with the right types, in every state and view: text, --json, admin socket, metrics, dashboard."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ DAEMON: dict[str, type | tuple[type, ...]] = {
 class Views:
     """One state as each view tells it; ``socket`` and ``metrics`` are None where no router answers.
 
-    ``page`` is what the dashboard's event stream sends to the page, ``file`` its ``/status.json``; ``all`` is the whole of
-    ``--json``, ``json`` its one service, ``verbose`` what ``-v`` adds to the text.
+    ``page`` is what the dashboard's event stream sends to the page, ``file`` its ``/status.json``; ``all`` is the whole
+    of ``--json``, ``json`` its one service, ``verbose`` what ``-v`` adds to the text.
     """
 
     state: str
@@ -92,7 +92,7 @@ GENERATIONS = {"idle": 1, "starting": 2, "rolling_back": 3, "ready": 4, "aborted
 GENERATIONS |= {"paused": 5, "stopped": 5, "not running": 5}
 STATES = tuple(GENERATIONS)
 BLOCK_STATES = dict.fromkeys(("aborted", "paused", "stopped", "not running"), "idle") | {"failing": "switched"}
-WHY = "it never <answered> \"in time\""
+WHY = 'it never <answered> "in time"'
 
 
 class Tour:

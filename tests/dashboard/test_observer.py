@@ -13,9 +13,9 @@ import pytest
 from registry_support import write_both
 from turnout.cli.options import Choice
 from turnout.cli.status import look
-from turnout.core.printable import clean
 from turnout.config import Settings, dump_settings, parse_address
 from turnout.core.model import Deployment, Snapshot
+from turnout.core.printable import clean
 from turnout.dashboard.observer import Observer
 from turnout.errors import StateUnwritableError
 from turnout.service import Service

@@ -12,8 +12,8 @@ import click
 from turnout.cli.options import Choice, choice, reading
 from turnout.cli.status import look
 from turnout.cli.story import sentence, verdict
-from turnout.core.printable import clean
 from turnout.cli.watch import Rates
+from turnout.core.printable import clean
 from turnout.dashboard.opening import has_screen, open_in_browser, opener
 from turnout.errors import InterruptedByUserError, TurnoutError
 from turnout.log_lines import log_to_stderr

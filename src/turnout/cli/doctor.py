@@ -11,8 +11,8 @@ from turnout.cli.figures import counted
 from turnout.cli.options import choice, reading
 from turnout.cli.status_text import COLOURS
 from turnout.cli.terminal import coloured
-from turnout.core.printable import clean
 from turnout.config_file import find_file, load_file
+from turnout.core.printable import clean
 from turnout.doctor.finding import GRAVITY, Diagnosis, Finding
 from turnout.doctor.run import diagnose, diagnosis, fix
 from turnout.doctor.scene import Scene

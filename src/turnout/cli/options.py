@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from turnout.core.printable import clean
 from turnout.config import (
     DEFAULT_LISTEN,
     DEFAULT_SERVICE,
@@ -26,6 +25,7 @@ from turnout.config import (
 )
 from turnout.config_check import check
 from turnout.config_file import find_file, load_file
+from turnout.core.printable import clean
 from turnout.errors import NoSuchServiceError, TurnoutError, UsageError
 from turnout.service import Service, remembered
 from turnout.system.home import Home

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from turnout.cli.options import choice, reading, resolve
-from turnout.core.printable import clean
 from turnout.core.codec import NotARegistry
 from turnout.core.encoding import encode
+from turnout.core.printable import clean
 from turnout.errors import NotRunningError, RegistryDamagedError, UsageError
 from turnout.service import Service
 from turnout.system.examine import Examined, examine

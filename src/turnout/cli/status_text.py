@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import click
 
 from turnout.cli.figures import counted, moment, size, span
-from turnout.core.printable import clean
 from turnout.core.model import Desired, State
+from turnout.core.printable import clean
 from turnout.telemetry import DaemonStatus, MetricsStatus, ServiceStatus
 
 COLOURS = {"bad": "red", "warn": "yellow", "ok": "green"}
