@@ -81,8 +81,8 @@ def metrics_status(home: Home, router: dict[str, Any] | None) -> MetricsStatus |
     said = _section(router, "metrics")
     if said.get("listen") == str(scrape.listen):
         return MetricsStatus(listen=str(scrape.listen), served=True, error=None)
-    error = "no router runs" if router is None else said.get("error") or "the router has not come to it yet"
-    return MetricsStatus(listen=str(scrape.listen), served=False, error=error)
+    why = "no router runs" if router is None else said.get("error") or "the router has not come to it yet"
+    return MetricsStatus(listen=str(scrape.listen), served=False, error=why)
 
 
 def service_status(service: Service, router: dict[str, Any] | None) -> ServiceStatus:
