@@ -167,7 +167,7 @@ class Tour:
             verbose=more.stdout.splitlines()[5:],
             all=everything,
             json=service,
-            page=self.paged(block.revision),
+            page=self.paged(block.revision, alive=socket is not None),
             file=self.dashboard.ask("GET", "/status.json").json,
             socket=socket,
             metrics=metrics,
@@ -177,13 +177,14 @@ class Tour:
         found: dict[str, Any] = RouterClient(self.turnout.home).status(timeout_s=20)["services"]["default"]
         return found
 
-    def paged(self, revision: int) -> dict[str, Any]:
-        """What a page is sent, once it is of this revision."""
+    def paged(self, revision: int, *, alive: bool) -> dict[str, Any]:
+        """What a page is sent, once it is of this revision, and of a router that is there, or no more."""
         events = self.dashboard.events()
         try:
             while True:
                 found: dict[str, Any] = events.next("look")["status"]
-                if found["services"] and found["services"][0]["deployment"]["revision"] == revision:
+                (service,) = found["services"] or [None]
+                if service and (service["deployment"]["revision"], service["router"]["alive"]) == (revision, alive):
                     return found
         finally:
             events.close()
