@@ -39,10 +39,7 @@ def test_a_traceback_stays_readable_behind_its_line() -> None:
     "program",
     [
         "import sys; from turnout.logfile import log_line; log_line(sys.argv[1])",
-        (
-            "import logging, sys; from turnout.log_lines import log_to_stderr; log_to_stderr('%(message)s');"
-            " logging.getLogger('x').info(sys.argv[1])"
-        ),
+        "import logging, sys, turnout.log_lines as it; it.log_to_stderr('%(message)s'); logging.info(sys.argv[1])",
     ],
 )
 def test_both_ways_to_the_log_write_one_line(program: str) -> None:

@@ -196,7 +196,7 @@ def test_status_as_json_of_an_empty_home_fits_its_schema(tmp_path: Path) -> None
     done = CliRunner().invoke(cli, ["status", "--json"], env={"TURNOUT_HOME": str(tmp_path / "none")})
     assert json.loads(done.output) == {"schema": 1, "metrics": None, "services": []}
     required = described("status")["$defs"]["Status"]["required"]
-    assert required == ["schema", "services"]
+    assert required == ["schema", "metrics", "services"]
 
 
 class Terminal(io.StringIO):

@@ -1,4 +1,4 @@
-"""The same fields, with the right types, in every state and view: text, --json, admin socket, metrics, dashboard."""
+"""The same fields, of the right types, in every state and view: text, --json, admin socket, metrics, dashboard."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ DAEMON: dict[str, type | tuple[type, ...]] = {
 class Views:
     """One state as each view tells it; ``socket`` and ``metrics`` are None where no router answers.
 
-    ``page`` is what the dashboard's event stream sends to the page, ``file`` its ``/status.json``; ``all`` is the whole
-    of ``--json``, ``json`` its one service, ``verbose`` what ``-v`` adds to the text.
+    ``page`` is what the dashboard's event stream sends to the page, ``file`` its ``/status.json``; ``all`` is all of
+    ``--json``, ``json`` its one service, ``verbose`` what ``-v`` adds to the text.
     """
 
     state: str
@@ -120,6 +120,7 @@ class Tour:
         self.event(lambda snap: mark_candidate_healthy(snap, 4, "next"))
         self.look("ready")
         self.abort(WHY)
+        eventually(lambda: "next" not in self.turnout.snapshot().daemons, why="the router does not let it go")
         self.look("aborted")
         # checked once after the switch, and then not for as long as this lasts: what is written here stays
         self.turnout.configure(line_daemon("--version", "v2"), version="v2", observe="50m", interval="10m")
@@ -166,7 +167,7 @@ class Tour:
             verbose=more.stdout.splitlines()[5:],
             all=everything,
             json=service,
-            page=self.paged(block.revision),
+            page=self.paged(block.revision, alive=socket is not None),
             file=self.dashboard.ask("GET", "/status.json").json,
             socket=socket,
             metrics=metrics,
@@ -176,13 +177,14 @@ class Tour:
         found: dict[str, Any] = RouterClient(self.turnout.home).status(timeout_s=20)["services"]["default"]
         return found
 
-    def paged(self, revision: int) -> dict[str, Any]:
-        """What a page is sent, once it is of this revision."""
+    def paged(self, revision: int, *, alive: bool) -> dict[str, Any]:
+        """What a page is sent, once it is of this revision, and of a router that is there, or no more."""
         events = self.dashboard.events()
         try:
             while True:
                 found: dict[str, Any] = events.next("look")["status"]
-                if found["services"] and found["services"][0]["deployment"]["revision"] == revision:
+                (service,) = found["services"] or [None]
+                if service and (service["deployment"]["revision"], service["router"]["alive"]) == (revision, alive):
                     return found
         finally:
             events.close()
@@ -232,7 +234,8 @@ def test_json_tells_the_state(views: Views) -> None:
     assert (block["candidate_boot_id"] == "next") is (views.state in {"starting", "rolling_back", "ready"})
     assert (block["old_boot_id"] != "") is (views.state in {"switched", "failing"})
     assert (block["observe_remaining_s"] is not None) is (views.state in {"switched", "failing"})
-    assert block["rollback_reason"] == (WHY if views.state == "aborted" else "")
+    reasons = {"aborted": WHY, "stopped": "stopped", "not running": "stopped"}
+    assert block["rollback_reason"] == reasons.get(views.state, "")
     assert block["health_fail_streak"] == (1 if views.state == "failing" else 0)
     assert block["generation"] == GENERATIONS[views.state]
 

@@ -172,9 +172,9 @@ class Home:
             mode = stat.S_IMODE(self.root.stat().st_mode)
         except OSError:
             return ""
-        if not mode & OTHERS:
-            return ""
-        return f"{self.root} has mode {mode:04o}: others can look at registry, logs and sockets"
+        return (
+            f"{self.root} has mode {mode:04o}: others can look at registry, logs and sockets" if mode & OTHERS else ""
+        )
 
     def create(self) -> None:
         """Make the directory, mode 0700.
