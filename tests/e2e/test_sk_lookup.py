@@ -68,7 +68,7 @@ def test_an_old_daemon_is_drained_as_the_kernel_counts_its_connections(steered: 
         for _ in range(3):  # one quick exchange alone does not tell who spoke last
             assert line_exchange(stays) == line_exchange(ends) == "v1"
         stays.sendall(b"half a line, so its answer is still to come")
-        assert steered.active()["connections"] == 2
+        eventually(lambda: steered.active()["connections"] == 2, why="a look is good for a moment")
         configure(steered, "v2", drain='{ grace = "0s", deadline = "10m" }')
         steered.run("deploy")
         told = eventually(lambda: _drained(steered))
