@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,22 @@ def holders(address: tuple[str, int]) -> dict[int, set[int]]:
 def router(turnout: Turnout) -> dict[str, Any]:
     found: dict[str, Any] = turnout.status()["router"]
     return found
+
+
+def deploy_under_load(turnout: Turnout, configure: Callable[[Turnout, str], None], plane: str) -> None:
+    """From v1 on, at an address that daemons share: nobody fails, and no byte passes the router."""
+    last = f"v{1 + (rollouts := scaled(4, 20))}"
+    with under_load(turnout) as load:
+        for number in range(2, 2 + rollouts):
+            configure(turnout, f"v{number}")
+            turnout.run("deploy")
+        eventually(lambda: load.answered[last] > 0)
+    report(f"deploys by {plane}", rollouts=rollouts, made=load.made, failed=load.failed)
+    status = turnout.status()
+    assert status["router"]["plane_trouble"] == ""
+    assert status["counters"]["accepted"] == 0, "some went through the relay"
+    assert set(load.answered) >= {"v1", last}
+    assert turnout.active()["port"] == turnout.port
 
 
 def kill_the_active_under_load(turnout: Turnout) -> None:

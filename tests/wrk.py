@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import re
 from collections.abc import Iterator
 
 from programs import program
 from repeated import POLITE, Repeated, output_of, over_and_over
+
+
+def fetched(address: tuple[str, int], path: str) -> tuple[bytes, http.client.HTTPMessage]:
+    """The whole answer to one request on a connection of its own, and its headers."""
+    connection = http.client.HTTPConnection(*address, timeout=60)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    assert answer.status == 200
+    return body, answer.headers
 
 
 class Wrk:

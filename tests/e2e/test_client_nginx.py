@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,7 @@ from repeated import POLITE, output_of, over_and_over
 from support import eventually, report, scaled
 from turnout.system.sockets import who_listens
 from turnout.system.spawn import choose_port
-from wrk import requests_of
+from wrk import fetched, requests_of
 
 TESTS = Path(__file__).parent.parent
 PAYLOAD = b"".join(block(number) for number in range(4))
@@ -33,14 +32,9 @@ def site(tmp_path: Path) -> Path:
 
 def download(address: tuple[str, int]) -> str:
     """The whole payload, every byte right; the version of the nginx that gave it."""
-    connection = http.client.HTTPConnection(*address, timeout=60)
-    connection.request("GET", "/payload")
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    assert answer.status == 200
+    body, headers = fetched(address, "/payload")
     assert hashlib.sha256(body).digest() == hashlib.sha256(PAYLOAD).digest()
-    return str(answer.headers["X-Version"])
+    return str(headers["X-Version"])
 
 
 @pytest.mark.timeout(900)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from e2e_support import Turnout
 from programs import program, wheel
 from repeated import POLITE, output_of, over_and_over
 from support import report, scaled
-from wrk import Wrk
+from wrk import Wrk, fetched
 
 TESTS = Path(__file__).parent.parent
 SWITCHES = scaled(2, 20)
@@ -21,12 +20,7 @@ SWITCHES = scaled(2, 20)
 
 def version_at(address: tuple[str, int]) -> str:
     """Who answers a connection of its own."""
-    connection = http.client.HTTPConnection(*address, timeout=60)
-    connection.request("GET", "/version")
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    assert answer.status == 200
+    body, _ = fetched(address, "/version")
     return body.decode().strip()
 
 

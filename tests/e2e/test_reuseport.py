@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from direct_support import Lines, holders, kill_the_active_under_load, router
+from direct_support import Lines, deploy_under_load, holders, kill_the_active_under_load, router
 from e2e_support import Turnout, under_load
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
@@ -47,17 +47,7 @@ def lines(shared: Turnout) -> Iterator[Lines]:
 
 
 def test_deploys_under_load_fail_nobody_and_no_byte_passes_the_router(shared: Turnout) -> None:
-    rollouts = scaled(4, 20)
-    with under_load(shared) as load:
-        for number in range(2, 2 + rollouts):
-            configure(shared, f"v{number}")
-            shared.run("deploy")
-    report("deploys by reuseport", rollouts=rollouts, made=load.made, failed=load.failed)
-    status = shared.status()
-    assert status["router"]["plane_trouble"] == ""
-    assert status["counters"]["accepted"] == 0, "some went through the relay"
-    assert set(load.answered) >= {"v1", f"v{1 + rollouts}"}
-    assert shared.active()["port"] == shared.port
+    deploy_under_load(shared, configure, "reuseport")
 
 
 def test_a_daemon_that_looks_at_listen_fds_takes_part_where_the_plane_is_named(turnout: Turnout) -> None:

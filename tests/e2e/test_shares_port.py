@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from direct_support import holders, router
+from direct_support import deploy_under_load, holders, router
 from e2e_support import Turnout, ask, under_load
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
@@ -42,17 +42,7 @@ def sharing(turnout: Turnout) -> Turnout:
 
 
 def test_deploys_under_load_fail_nobody_and_no_byte_passes_the_router(sharing: Turnout) -> None:
-    rollouts = scaled(4, 20)
-    with under_load(sharing) as load:
-        for number in range(2, 2 + rollouts):
-            configure(sharing, f"v{number}")
-            sharing.run("deploy")
-        eventually(lambda: load.answered[f"v{1 + rollouts}"] > 0)
-    report("deploys by shares_port", rollouts=rollouts, made=load.made, failed=load.failed)
-    status = sharing.status()
-    assert status["router"]["plane_trouble"] == ""
-    assert status["counters"]["accepted"] == 0, "some went through the relay"
-    assert sharing.active()["port"] == sharing.port
+    deploy_under_load(sharing, configure, "shares_port")
 
 
 def test_a_candidate_is_probed_itself_and_never_the_active_daemon(sharing: Turnout) -> None:
