@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from dashboard_support import EVIL, Events, Served
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually
+from turnout.cli import cli
 from turnout.core.model import State
 from turnout.dashboard.feed import MAX_PAGES
 from turnout.dashboard.gate import HEADERS
@@ -179,6 +181,15 @@ def test_ctrl_c_ends_it_quietly_whoever_watches(lying: Turnout, number: int) -> 
         with socket.socket() as sock:
             assert sock.connect_ex(("127.0.0.1", own.port)) != 0
     assert not list(lying.home.root.glob("dashboard-*"))
+
+
+def test_ctrl_c_right_after_the_link_ends_it_as_quietly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("turnout.dashboard.server.serve", interrupted)
+    done = CliRunner().invoke(cli, ["dashboard", "--no-open"], env={"TURNOUT_HOME": str(tmp_path / "home")})
+    assert (done.exit_code, done.output) == (130, "")
 
 
 def test_ctrl_c_in_the_middle_of_a_deploy_takes_the_candidate_along(turnout: Turnout) -> None:

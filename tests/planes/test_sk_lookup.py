@@ -391,6 +391,15 @@ def test_a_home_uses_its_own_bpf_filesystem_before_the_systems(tmp_path: Path) -
     assert bpffs_of(tmp_path, mounts=tmp_path / "none") is None
 
 
+def test_a_path_is_read_as_the_kernel_writes_it_whatever_is_in_it(tmp_path: Path) -> None:
+    home = tmp_path / "caf\u00e9 au\\lait \udcff"
+    home.mkdir()
+    path = os.fsencode(home.resolve() / "bpf").replace(b"\\", b"\\134").replace(b" ", b"\\040")
+    mounts = tmp_path / "mountinfo"
+    mounts.write_bytes(b"36 1 0:30 / " + path + b" rw - bpf bpf rw\n37 1 0:31 / /\xff rw - ext4 x rw\n")
+    assert bpffs_of(home, mounts=mounts) == home.resolve() / "bpf"
+
+
 @contextlib.contextmanager
 def nobody() -> Iterator[None]:
     """Without the right to look where others may not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -89,5 +90,6 @@ def dashboard(*, port: int, opens: bool | None, **options: Any) -> None:
                 click.echo("no browser could be opened: open the link by hand", err=True)
 
         common = ("-c", chosen.config) if chosen.config else ()
-        serve(home, _Words(chosen), port=port, announce=announce, common=common)
+        with suppress(KeyboardInterrupt):  # Ctrl-C in the moment between the link and the server that takes it
+            serve(home, _Words(chosen), port=port, announce=announce, common=common)
     raise click.exceptions.Exit(InterruptedByUserError.exit_code)

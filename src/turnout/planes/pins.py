@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from turnout.errors import SteeringError
 SYSTEM_BPFFS: Final = Path("/sys/fs/bpf")
 OWN_BPFFS: Final = "bpf"  # a home may have one of its own
 _MOUNTS: Final = Path("/proc/self/mountinfo")
+_OCTAL: Final = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 def bpffs_of(home: Path, *, mounts: Path = _MOUNTS) -> Path | None:
@@ -31,16 +33,16 @@ def bpffs_of(home: Path, *, mounts: Path = _MOUNTS) -> Path | None:
         mounts: what proc_pid_mountinfo(5) describes.
     """
     try:
-        lines = mounts.read_text().splitlines()
+        lines = mounts.read_bytes().splitlines()
     except OSError:
         return None
     # of fields 5 (where) and, behind a lone hyphen, the type; blanks in a path are octal
     there = {
-        line.split()[4].encode().decode("unicode_escape")
+        _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4])
         for line in lines
-        if line.partition(" - ")[2].partition(" ")[0] == "bpf"
+        if line.partition(b" - ")[2].partition(b" ")[0] == b"bpf"
     }
-    return next((path for path in (home.resolve() / OWN_BPFFS, SYSTEM_BPFFS) if str(path) in there), None)
+    return next((path for path in (home.resolve() / OWN_BPFFS, SYSTEM_BPFFS) if os.fsencode(path) in there), None)
 
 
 def _hash(text: str) -> str:
