@@ -151,6 +151,39 @@ def test_who_joined_is_told_apart_from_who_left_also_by_an_heir(group: Group, ho
         heir.close()
 
 
+@pytest.mark.parametrize("moment", ["before it listens", "before it is found", "before it has spares behind it"])
+def test_a_daemon_that_leaves_while_another_one_joins_does_not_keep_it_out(
+    group: Group, home: socket.socket, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The last listener takes the place of the one that left: the newest one, at that moment."""
+    address = home.getsockname()
+    leaving, _ = group.join("v1")
+    later, _ = group.join("v2")
+    bound: list[socket.socket] = []
+
+    def bind_and_leave(host: str, port: int, *, shared: bool) -> socket.socket:
+        if (moment, len(bound)) in {("before it listens", 0), ("before it has spares behind it", 1)}:
+            leaving.close()
+        bound.append(bind(host, port, shared=shared))
+        if moment == "before it is found":
+            leaving.close()
+        return bound[-1]
+
+    with later:
+        monkeypatch.setattr("turnout.group.bind", bind_and_leave)
+        sock, member = group.join("v3")
+        monkeypatch.undo()
+        with sock:
+            assert leaving.fileno() == -1
+            assert lands(sock, address, source_of(member.slot))
+            group.look()
+            later.close()  # from here on it stays where it is
+            group.look()
+            assert group.members == {"v3": member}
+            attach(home, member.slot)
+            assert lands(sock, address)
+
+
 @pytest.mark.parametrize("acknowledged", [True, False])
 def test_every_daemon_keeps_its_place_whoever_joins_and_dies(
     group: Group, home: socket.socket, acknowledged: bool

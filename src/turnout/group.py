@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import socket
 import struct
 import time
@@ -31,23 +30,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Self
 
+from turnout.choosing import choose, comes_from
 from turnout.core.listen import reachable
 from turnout.core.model import Identity
-from turnout.core.slots import HOME, MOST, source_of
+from turnout.core.slots import HOME, MOST
 from turnout.errors import SpawnError
 from turnout.joining import Joining, Member
 from turnout.listener import bind
 from turnout.planes.chooser import attach, is_shared
-from turnout.planes.tcp import reset_on_close
 from turnout.rejoining import taken_by, that_join
 from turnout.system.connections import handshakes_at
 from turnout.system.process import is_alive
 from turnout.system.sockets import listening_at
 from turnout.system.spawn_record import SpawnRecord
 
-# loopback delivers within the call that connects; a machine under load takes a moment
-ARRIVES_S: Final = (0.002, 0.1)
-CONNECT_S: Final = 1.0
+ARRIVES_S: Final = 0.002  # loopback delivers within the call that connects, mostly;
+LATE_S: Final = 1.0  # a machine under load takes its time
+PLACINGS: Final = 5  # each one that fails takes another daemon that left meanwhile
+TAKEN_S: Final = 1.0  # for a daemon to accept
 SEEN_S: Final = 1.0  # for a router to say that it knows of a death: it looks every 0.1 s
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
@@ -103,6 +103,7 @@ class Group:
             last = len(listening_at(reachable(address[0]), address[1])) - 1
             attach(home, last)
             group = cls(home, home_slot=last, awaited=that_join(daemons.values()))
+            group._pad()  # it is the last no longer, so it stays there
             group._find_all(daemons)
             group._pad()
         except BaseException:
@@ -164,10 +165,7 @@ class Group:
         except OSError as error:
             raise self._refused(error) from error
         try:
-            self._fill()
-            member = Member(self._find(sock), _inode(sock))
-            self.members[boot_id] = member
-            self._pad()
+            member = self._place(boot_id, sock, self._fill())
         except BaseException as error:
             self.members.pop(boot_id, None)
             sock.close()
@@ -189,18 +187,13 @@ class Group:
         if not self.is_open:
             return False
         here = self._inodes()
-        gone = [boot_id for boot_id, member in self.members.items() if member.inode not in here]
-        for boot_id in gone:
-            del self.members[boot_id]
-            if self._spares:  # the last one has its place now
-                self._gaps.append(self._spares.pop())
-        self.version += bool(gone)  # from here on, what the router has seen is not the group as it is
+        gone = self._forget_gone(here)
         self.awaited = {boot_id: identity for boot_id, identity in self.awaited.items() if is_alive(identity)}
         fresh = self._strangers(here) - self.strangers if self.awaited else set[int]()
         filled = bool(fresh) and self._end_gap()
         if fresh and not filled:
             if self._waits_for_a_gap():
-                return bool(gone)
+                return gone
             self._keep_behind()
         self._waits_until = None
         changed = self._shrink() or filled
@@ -212,7 +205,7 @@ class Group:
             self._pad()
             changed = True
         self.version += changed
-        return changed or bool(gone)
+        return changed or gone
 
     def told(self) -> dict[str, Any]:
         """What the router is to know beside the listeners."""
@@ -258,6 +251,16 @@ class Group:
             raise SpawnError(f"{MOST} listeners share port {self._port} already", hint="stop daemons that drain")
         return bind(self._host, self._port, shared=True)
 
+    def _forget_gone(self, here: set[int]) -> bool:
+        """Let go of the daemons that left; whether any did."""
+        gone = [boot_id for boot_id, member in self.members.items() if member.inode not in here]
+        for boot_id in gone:
+            del self.members[boot_id]
+            if self._spares:  # the last one has its place now
+                self._gaps.append(self._spares.pop())
+        self.version += bool(gone)  # from here on, what the router has seen is not the group as it is
+        return bool(gone)
+
     def _inodes(self) -> set[int]:
         return {found.inode for found in listening_at(self._at, self._port)}
 
@@ -296,10 +299,17 @@ class Group:
             self._waits_until = now + SEEN_S
         return bool(self._gaps) and now < self._waits_until
 
-    def _fill(self) -> None:
-        """The newest member is the last: give it the place of a gap, or else keep it behind what is there."""
+    def _fill(self) -> int:
+        """The newest member is the last: give it the place of a gap, or else keep it behind what is there.
+
+        Clients may be directed to a daemon that leaves now, and the last one gets its place: so it is not the last for
+        long. Answers its place, if it was not filled and nobody left.
+        """
+        last = len(self._inodes()) - 1
         if not self._end_gap():
             self._keep_behind()
+            self._pad(last)
+        return last
 
     def _keep_behind(self) -> None:
         self._gaps += self._spares
@@ -324,41 +334,41 @@ class Group:
         gap.close()
         return True
 
-    def _find(self, sock: socket.socket) -> int:
-        """The place of a listener from which nobody accepts yet."""
-        sock.setblocking(False)
-        for wait_s in ARRIVES_S:
-            for slot in self.free():
-                with socket.socket() as probe:
-                    reset_on_close(probe)
-                    probe.settimeout(CONNECT_S)
-                    try:
-                        probe.bind((source_of(slot), 0))
-                        probe.connect((self._at, self._port))
-                    except OSError:  # a spare's full queue, or one that was closed this moment
-                        continue
-                    if _arrived(sock, wait_s):
-                        return slot
+    def _place(self, boot_id: str, sock: socket.socket, likely: int) -> Member:
+        """The newest daemon's place, with spares behind it: from then on it stays, whoever leaves.
+
+        Until then it may be the last listener, and moves to the place of any daemon that leaves.
+        """
+        for _ in range(PLACINGS):
+            self._forget_gone(self._inodes())
+            slot = self._find(sock, likely)
+            if slot is None:
+                continue
+            member = self.members[boot_id] = Member(slot, _inode(sock))
+            self._pad()
+            if comes_from(self.address, [slot], sock, within_s=LATE_S) == slot:
+                return member
         raise SpawnError(
             f"the kernel does not choose by place among the listeners of port {self._port}",
             hint='plane = "relay"; is a firewall or a program of another kind attached?',
         )
 
+    def _find(self, sock: socket.socket, likely: int) -> int | None:
+        """The place of a listener from which nobody accepts yet."""
+        sock.setblocking(False)
+        slots = sorted(self.free(), key=lambda slot: slot != likely)
+        for slot in slots:
+            if comes_from(self.address, [slot], sock, within_s=ARRIVES_S) is not None:
+                return slot
+        return comes_from(self.address, slots, sock, within_s=LATE_S)
+
     def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
         """The places of daemons that run, by who accepts what chooses a place; who accepts nothing is not found."""
-        inodes = self._inodes()
-        for slot in range(len(inodes)):
-            if slot == self.home_slot:
-                continue
-            with socket.socket() as probe:
-                reset_on_close(probe)
-                probe.settimeout(CONNECT_S)
-                with contextlib.suppress(OSError):
-                    probe.bind((source_of(slot), 0))
-                    probe.connect((self._at, self._port))
-                    boot_id = taken_by(probe, daemons, within_s=CONNECT_S)
-                    if boot_id:
-                        self.members[boot_id] = Member(slot, daemons[boot_id].listener_inode)
+        for slot in range(self.home_slot):  # it was the last
+            with contextlib.suppress(OSError), choose(self.address, slot) as probe:
+                boot_id = taken_by(probe, self._port, daemons, within_s=TAKEN_S)
+                if boot_id:
+                    self.members[boot_id] = Member(slot, daemons[boot_id].listener_inode)
 
     def _refused(self, error: OSError) -> SpawnError:
         why = error.strerror or str(error)
@@ -376,19 +386,3 @@ def _inode(sock: socket.socket) -> int:
 def _queued(sock: socket.socket) -> int:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _QUEUED_AT + 4)
     return int(struct.unpack_from("I", info, _QUEUED_AT)[0])
-
-
-def _arrived(sock: socket.socket, wait_s: float) -> bool:
-    """Whether a connection comes to this listener in that time; it is taken and ended."""
-    poller = select.poll()
-    poller.register(sock.fileno(), select.POLLIN)
-    found = False
-    wait_ms = wait_s * 1000
-    while poller.poll(wait_ms):
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-            came, _ = sock.accept()
-            reset_on_close(came)
-            came.close()
-            found = True
-        wait_ms = 0
-    return found

@@ -19,9 +19,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from turnout.choosing import choose
 from turnout.core.model import Identity
-from turnout.core.slots import source_of
-from turnout.planes.tcp import reset_on_close
 from turnout.system.connections import connections_at
 from turnout.system.process import tree_of
 from turnout.system.sockets import descriptors_of, has_any
@@ -126,14 +125,9 @@ class _Trial:
         self._slots: dict[tuple[str, int], int] = {}  # by where the connection comes from
         self._socks: list[socket.socket] = []
         for slot in slots:
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-            self._socks.append(sock)
-            reset_on_close(sock)
-            sock.setblocking(False)
             with contextlib.suppress(OSError):
-                sock.bind((source_of(slot), 0))
-                self._slots[sock.getsockname()] = slot
-                sock.connect_ex(address)
+                self._socks.append(choose(address, slot))
+                self._slots[self._socks[-1].getsockname()] = slot
 
     def accepted(self) -> dict[int, int]:
         """The inode of each connection that a process has accepted, by its place."""

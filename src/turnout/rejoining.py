@@ -34,9 +34,9 @@ def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
     return bool(here) and here <= own
 
 
-def taken_by(probe: socket.socket, daemons: Mapping[str, SpawnRecord], *, within_s: float) -> str:
-    """Which daemon accepted this connection; empty where none does within so many seconds."""
-    own, (_, port) = probe.getsockname(), probe.getpeername()
+def taken_by(probe: socket.socket, port: int, daemons: Mapping[str, SpawnRecord], *, within_s: float) -> str:
+    """Which daemon accepted this connection to the port; empty where none does within so many seconds."""
+    own = probe.getsockname()
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         inodes = {one.inode for one in connections_at(port) if one.peer == own and one.inode}

@@ -1,0 +1,70 @@
+"""Connections that choose their place in a group at a fixed address, and where they come to. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Iterable, Iterator
+
+from turnout.core.slots import source_of
+from turnout.planes.tcp import reset_on_close
+
+
+def choose(address: tuple[str, int], slot: int) -> socket.socket:
+    """A connection to one place, that is made or about to be; it ends by a reset, and sends nothing.
+
+    It does not wait: at a place whose queue is full it would have to.
+
+    Args:
+        address: of the group.
+        slot: the place.
+
+    Raises:
+        OSError: there is no socket, or no such source address.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        reset_on_close(sock)
+        sock.setblocking(False)
+        sock.bind((source_of(slot), 0))
+        sock.connect_ex(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def comes_from(
+    address: tuple[str, int], slots: Iterable[int], listener: socket.socket, *, within_s: float
+) -> int | None:
+    """Choose each of these places: which of them is the listener's. None: nothing came to it in that time.
+
+    Args:
+        address: of the group.
+        slots: the places.
+        listener: one from which nobody else accepts yet; it does not block.
+        within_s: seconds in all.
+    """
+    with contextlib.ExitStack() as opened:
+        chosen: dict[tuple[str, int], int] = {}
+        for slot in slots:
+            with contextlib.suppress(OSError):
+                chosen[opened.enter_context(choose(address, slot)).getsockname()] = slot
+        return next((chosen[peer] for peer in _arriving(listener, within_s) if peer in chosen), None)
+
+
+def _arriving(listener: socket.socket, within_s: float) -> Iterator[tuple[str, int]]:
+    """From where connections come to a listener in that time; they are ended by a reset."""
+    poller = select.poll()
+    poller.register(listener.fileno(), select.POLLIN)
+    deadline = time.monotonic() + within_s
+    while poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            came, peer = listener.accept()
+            reset_on_close(came)
+            came.close()
+            yield peer
+        if time.monotonic() > deadline:
+            return
