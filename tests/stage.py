@@ -55,6 +55,9 @@ class Stand:
     def has(self, boot_id: str, inodes: Collection[int]) -> bool:
         return any(holder[0] == boot_id for holders in self.of(inodes).values() for holder in holders)
 
+    def hides(self, boot_id: str) -> bool:
+        return False
+
     def knows(self, sock: socket.socket, boot_id: str) -> None:
         self.boots[os.fstat(sock.fileno()).st_ino] = boot_id
 

@@ -16,7 +16,7 @@ from support import eventually
 from turnout import kernel_view
 from turnout.core.model import Daemon, Identity
 from turnout.errors import SteeringError
-from turnout.kernel_view import Holder, KernelView
+from turnout.kernel_view import UNCLAIMED_S, Holder, KernelView
 from turnout.planes.plane import Target
 from turnout.system import connections, sockets
 from turnout.system.process import identify
@@ -91,6 +91,22 @@ class Unasked:
 
     def has(self, boot_id: str, inodes: Collection[int]) -> bool:
         raise AssertionError(boot_id, inodes)
+
+    def hides(self, boot_id: str) -> bool:
+        raise AssertionError(boot_id)
+
+
+class Nobodys(Unasked):
+    """Owners that are seen to have nothing; daemons ``hidden`` may not be looked at."""
+
+    def __init__(self) -> None:
+        self.hidden: set[str] = set()
+
+    def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[Holder]]:
+        return {}
+
+    def hides(self, boot_id: str) -> bool:
+        return boot_id in self.hidden
 
 
 class Slow(Unasked):
@@ -256,6 +272,50 @@ def test_why_a_listener_cannot_be_had_is_said(scene: Scene, monkeypatch: pytest.
     with pytest.raises(SteeringError, match="may not be traced") as caught:
         scene.view.listener_of(daemon.target)
     assert "CAP_SYS_PTRACE" in str(caught.value.hint)
+
+
+def test_it_is_not_settled_before_a_look_that_began_later(scene: Scene) -> None:
+    daemon = scene.forking("one")
+    now = 100.0
+    view = KernelView(lambda: [("127.0.0.1", daemon.port)], lambda: scene.daemons, fresh_s=1.0, clock=lambda: now)
+    assert view.served("one") == []
+    daemon.connect()
+    daemon.accept()
+    now = 100.5
+    assert view.served("one") == [], "an old look, that lacks one"
+    assert not view.settled(100.2)
+    now = 101.5
+    assert len(view.served("one") or ()) == 1
+    assert view.settled(100.2)
+
+
+def test_what_nobody_is_seen_to_have_is_waited_for_a_moment(scene: Scene) -> None:
+    """Between accept(2) taking a connection from the queue and the descriptor, the process does not have it."""
+    daemon = scene.forking("one")
+    daemon.connect()
+    daemon.accept()
+    now = 100.0
+    view = KernelView(
+        lambda: [("127.0.0.1", daemon.port)], lambda: scene.daemons, owners=Nobodys(), fresh_s=0, clock=lambda: now
+    )
+    assert view.served("one") == []
+    assert not view.settled(0.0)
+    now += UNCLAIMED_S
+    assert view.served("one") == []
+    assert view.settled(0.0), "a stranger has it"
+
+
+def test_of_a_daemon_that_hides_what_it_has_nothing_is_known_rather_than_zero(scene: Scene) -> None:
+    daemon = scene.forking("one")
+    owners = Nobodys()
+    owners.hidden.add("one")
+    view = KernelView(lambda: [("127.0.0.1", daemon.port)], lambda: scene.daemons, owners=owners, fresh_s=0)
+    assert view.served("one") == [], "there is none that may be its own"
+    daemon.connect()
+    daemon.accept()
+    assert view.served("one") is None
+    assert view.served("other") == []
+    assert view.settled(0.0), "who has it will not be known later either"
 
 
 def test_where_the_kernel_does_not_tell_nothing_is_known_rather_than_zero(

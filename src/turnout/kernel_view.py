@@ -30,6 +30,7 @@ FRESH_S: Final = 0.05
 LISTENERS_AGAIN_S: Final = 0.25
 LISTENERS_SHARE: Final = 100  # likewise for whose a listener is
 LOOK_SHARE: Final = 10  # a look is good for so many times as long as it took
+UNCLAIMED_S: Final = 1.0  # for a call of accept(2) to give a process what it took from the queue
 ROOM_AGAIN: Final = 0.5  # a queue that was full has room again once it is filled to no more than this
 Address = tuple[str, int]
 Holder = tuple[str, int, int]  # boot id, pid, descriptor
@@ -44,6 +45,10 @@ class Owners(Protocol):
 
     def has(self, boot_id: str, inodes: Collection[int]) -> bool:
         """Whether that daemon has any of these sockets."""
+        ...
+
+    def hides(self, boot_id: str) -> bool:
+        """Whether what that daemon has may not be looked at, of any of its processes."""
         ...
 
 
@@ -76,6 +81,12 @@ class Processes:
         return sockets.has_any(daemon.pid, inodes) or any(
             sockets.has_any(pid, inodes) for pid in tree_of(daemon.identity)
         )
+
+    def hides(self, boot_id: str) -> bool:
+        daemon = self._daemons().get(boot_id)
+        if daemon is None or daemon.pid <= 0:
+            return False
+        return not all(map(sockets.may_be_looked_at, tree_of(daemon.identity)))
 
 
 @dataclass(slots=True)
@@ -122,6 +133,9 @@ class KernelView:
         self._unaccepted = 0
         self._relayed_waiting: Counter[str] = Counter()  # for daemons that share the address, by their source
         self._others: set[int] = set()  # connections that nobody here has: the router's own, mostly
+        self._unclaimed: dict[int, float] = {}  # that nobody was seen to have: by cookie, since when
+        self._hides: dict[str, bool] = {}  # by boot, at this look
+        self._looked_at = -1.0
         self._full: set[str] = set()  # boots whose accept queue was full
         self._listeners: dict[int, str] = {}  # whose a listener at a shared address is, by inode
         self._listeners_at = -1.0
@@ -234,10 +248,25 @@ class KernelView:
 
     def served(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
         self._look()
-        if self._failed:
+        if self._failed or (self._unclaimed and self._may_hide(boot_id)):
             return None
         now = self._clock()
         return [_carried(one, now, peers=peers) for one in self._known.values() if one.boot_id == boot_id]
+
+    def settled(self, since: float) -> bool:
+        """What stays unclaimed is a stranger's, or that of a daemon which hides what it has: :meth:`served` says so."""
+        if self._failed or self._looked_at <= since:
+            return False
+        now = self._clock()
+        if all(now - first >= UNCLAIMED_S for first in self._unclaimed.values()):
+            return True
+        return any(map(self._may_hide, self._daemons()))
+
+    def _may_hide(self, boot_id: str) -> bool:
+        found = self._hides.get(boot_id)
+        if found is None:
+            found = self._hides[boot_id] = self._owners.hides(boot_id)
+        return found
 
     def cut(self, boot_id: str, ids: Collection[int] | None) -> int:
         self._fresh_until = -1.0
@@ -266,6 +295,7 @@ class KernelView:
             self._failed = error.strerror or str(error)
             rows = []
         self._take_in(connections.at_addresses(rows, addresses), began)
+        self._looked_at = began
         took_s = self._clock() - began
         self._fresh_until = began + (max(self._fresh_s, LOOK_SHARE * took_s) if self._fresh_s else 0.0)
 
@@ -284,6 +314,12 @@ class KernelView:
         if fresh:
             mine = _own_sockets()
             self._others |= {row.cookie for row in fresh if row.inode in mine and row.inode not in owned}
+        self._hides.clear()
+        self._unclaimed = {
+            row.cookie: self._unclaimed.get(row.cookie, now)
+            for row in fresh
+            if row.inode not in owned and row.cookie not in self._others
+        }
         known: dict[int, _Known] = {}
         for row in rows:
             before = self._known.get(row.cookie)

@@ -66,7 +66,7 @@ def test_a_web_server_takes_its_listener_and_is_deployed_under_wrk(
             for clients in kinds:
                 clients.again()
     report(f"{server} by reuseport under wrk", switches=SWITCHES, requests=load.requests, errors=len(load.errors))
-    assert load.errors == []
+    assert load.errors == [], turnout.logs()
     assert turnout.status()["counters"]["accepted"] == 0, "some went through the relay"
 
 
@@ -96,5 +96,5 @@ def test_an_untouched_redis_is_deployed_under_redis_benchmark(home_with_bpffs: T
                 clients.again()
     errors = kept.errors + fresh.errors
     report("redis by sk_lookup under redis-benchmark", switches=SWITCHES, runs=kept.times + fresh.times, errors=errors)
-    assert errors == []
+    assert errors == [], turnout.logs()
     assert turnout.status()["counters"]["accepted"] == 0, "some went through the relay"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +22,13 @@ from turnout.system.sockets import (
     has_any,
     listeners_of,
     listening_at,
+    may_be_looked_at,
     unaccepted_at,
     who_listens,
 )
 
 LOOPBACK = "127.0.0.1"
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -349,3 +352,21 @@ def test_a_socket_is_found_again_after_it_moved_and_not_found_where_another_took
     finally:
         os.closerange(number, number + 1)
         os.closerange(other, other + 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc")
+def test_whether_the_descriptors_of_a_process_may_be_looked_at_is_known() -> None:
+    assert may_be_looked_at(os.getpid())
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait(60)
+    assert may_be_looked_at(ended.pid), "it has none any more"
+    other = os.getpid() if os.geteuid() == 0 else 1
+    child = os.fork()
+    if child == 0:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+        os._exit(may_be_looked_at(other) * 1 + may_be_looked_at(os.getpid()) * 2)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 2, "nobody may look at its own, and not at another user's"

@@ -31,10 +31,14 @@ PENDING: Final = 0  # the number of what is on its way to a daemon: no plane num
 
 @dataclass(slots=True)
 class _Left:
-    """A listener that new connections do not go to any more, since ``at``; ``clear`` looks in a row saw nothing."""
+    """A listener that new connections do not go to any more, since ``at``; ``clear`` looks in a row saw nothing.
+
+    The last of them was at ``looked_at``.
+    """
 
     at: float
     look_at: float = 0.0
+    looked_at: float = 0.0
     clear: int = 0
 
 
@@ -293,7 +297,8 @@ class Direct:
         """Whether a daemon's listener may not be left yet: its queue must be empty, and no handshake on its way.
 
         A handshake that was begun before the switch stays with the listener that got its SYN. So it must be seen
-        twice, a while apart, that nothing is on its way; how long that may take is the drain's own deadline.
+        twice, a while apart, that nothing is on its way; and who has which connection must have been looked at after
+        that, for a count that is older may lack the last ones. How long that may take is the drain's own deadline.
         """
         if self._steered is not None and self._steered.boot_id == boot_id:
             return False
@@ -303,9 +308,9 @@ class Direct:
         # after a restart nobody knows when it was left: at the latest now
         left = self._leaving.setdefault(boot_id, _Left(now))
         if left.clear < CLEAR_LOOKS and now >= left.look_at:
-            left.look_at = now + CLEAR_APART_S
+            left.looked_at, left.look_at = now, now + CLEAR_APART_S
             left.clear = 0 if self._kernel.pending(boot_id, now - left.at) else left.clear + 1
-        return left.clear < CLEAR_LOOKS
+        return left.clear < CLEAR_LOOKS or not self._kernel.settled(left.looked_at)
 
     def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
         if ids is None:

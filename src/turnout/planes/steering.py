@@ -76,6 +76,9 @@ class Kernel(Protocol):
     def served(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
         """The connections on the fixed addresses that this daemon has accepted; None: it cannot be told.
 
+        So it is where the kernel does not tell which there are, and where some may be the daemon's and its descriptors
+        may not be looked at.
+
         Their numbers are below zero, so that none is one of a relay's.
         """
         ...
@@ -92,6 +95,17 @@ class Kernel(Protocol):
 
         That is whoever waits in its accept queue, and handshakes that began more than ``older_s`` seconds ago: the
         listener that got the SYN keeps them.
+        """
+        ...
+
+    def settled(self, since: float) -> bool:
+        """Whether what :meth:`served` tells was looked at after that moment, and nothing in it is nobody's yet.
+
+        A look is good for a while, and a connection is the kernel's for a moment between its listener and who accepts
+        it: neither may look like a daemon without connections.
+
+        Args:
+            since: monotonic seconds.
         """
         ...
 

@@ -143,6 +143,23 @@ def descriptors_of(pid: int) -> list[tuple[int, int]]:
     return [(inode, int(fd)) for fd, inode in _numbered_sockets_of(pid)]
 
 
+def may_be_looked_at(pid: int) -> bool:
+    """Whether the descriptors of a process may be read (PTRACE_MODE_READ_FSCREDS, proc_pid_fd(5)); also if it is gone.
+
+    They may not where it runs as another user, or was started with capabilities that we lack.
+    """
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                Path(entry).readlink()
+                break
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def inode_of(pid: int, fd: int) -> int:
     """The inode of the socket that a process has at this descriptor; -1: it is none, or may not be looked at."""
     return _socket_at(f"/proc/{pid}/fd/{fd}")
