@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass
 
 from turnout.admin import RouterClient
+from turnout.carrier import is_abandoned
 from turnout.choice import build_to_return_to, last_good_build, wanted_build
 from turnout.config import Address, Settings, Wanted
 from turnout.core.deployment import abort_deploy, begin_deploy
@@ -23,7 +24,7 @@ from turnout.service import Service, remembered
 from turnout.system.builds import Build
 from turnout.system.home import Home
 from turnout.system.keeper_lock import read_keeper
-from turnout.system.process import is_alive, own_identity, provably_dead
+from turnout.system.process import is_alive, own_identity
 from turnout.system.sockets import who_listens
 from turnout.system.spawn import resolve_command
 
@@ -157,7 +158,7 @@ class _Foresight:
 
     def _leftovers(self) -> None:
         block = self._snapshot.deployment
-        if block.in_flight and provably_dead(block.owner):
+        if is_abandoned(block, self._service.home):
             self._say(f"abort generation {block.generation}, whose owner (pid {block.owner.pid}) died")
             self._snapshot = abort_deploy(self._snapshot, block.generation, reason=abandoned(block)).snapshot
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from turnout.admin import RouterClient
+from turnout.carrier import is_abandoned
 from turnout.choice import wanted_build
 from turnout.config import Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, set_desired
@@ -31,7 +32,7 @@ from turnout.system.builds import Build
 from turnout.system.files import Files, write_durably
 from turnout.system.home import Home
 from turnout.system.lifecycle_lock import Holder, LifecycleLock
-from turnout.system.process import is_alive, provably_dead
+from turnout.system.process import is_alive
 from turnout.system.spawn import resolve_command
 from turnout.system.spawn_record import prune_records, read_records
 from turnout.verdict import serving
@@ -174,7 +175,7 @@ class LockedService:
         snapshot = service.registry.read().snapshot
         block = snapshot.deployment
         prune_records(service.home.records, spare=snapshot.daemons)
-        if block.in_flight and provably_dead(block.owner):
+        if is_abandoned(block, service.home, locked=True):
             # where nothing serves clients are held: whoever rolls out next takes over in one write
             self._takes_over = rolls and not block.active_boot_id
             if not self._takes_over:

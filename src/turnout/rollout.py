@@ -171,6 +171,7 @@ class RolloutRun:
                 snap,
                 boot_id,
                 owner=owner,
+                holds_lock=True,
                 cause=cause,
                 supersede=supersede,
                 expected_generation=expected_generation,

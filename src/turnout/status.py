@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 
 from turnout.admin import RouterClient
+from turnout.carrier import is_abandoned
 from turnout.core.model import Daemon, Deployment, Snapshot, State
 from turnout.errors import TurnoutError
 from turnout.problems import problems_of
 from turnout.scrape_address import read_scrape
 from turnout.service import Service
 from turnout.system.home import Home
-from turnout.system.process import is_alive, is_suspended, provably_dead
+from turnout.system.process import is_alive, is_suspended
 from turnout.telemetry import (
     ROLE_ORDER,
     DaemonStatus,
@@ -113,7 +114,7 @@ def service_status(service: Service, router: dict[str, Any] | None) -> ServiceSt
         daemons=[_daemon(daemon, role_of[daemon.boot_id], said) for daemon in ordered],
         problems=[],
     )
-    abandoned = block.in_flight and provably_dead(block.owner)
+    abandoned = is_abandoned(block, service.home)
     found = problems_of(status, failures=service.settings.health.failures, abandoned=abandoned)
     return msgspec.structs.replace(status, problems=found)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from turnout.automatic import run_verb
+from turnout.carrier import is_abandoned
 from turnout.cold_rollback import ColdRollback
 from turnout.core.deployment import abort_deploy, deactivate
 from turnout.core.model import Daemon, Deployment, Snapshot
@@ -23,7 +24,6 @@ from turnout.restarter import Restarter, Started
 from turnout.supervisor import Change, Supervisor
 from turnout.system.home import Home
 from turnout.system.probe import ProbeResult, probe
-from turnout.system.process import provably_dead
 from turnout.telling import Telling
 
 OWNER_LOOK_S: Final = 0.25
@@ -79,7 +79,7 @@ class Supervision:
         while True:
             await asyncio.sleep(OWNER_LOOK_S)
             block = self._following.snapshot.deployment
-            if not block.in_flight or not provably_dead(block.owner):
+            if not is_abandoned(block, self._live.service.home):
                 continue
             if block.active_boot_id:
                 await self._abort_abandoned(block)

@@ -75,6 +75,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         cause=st.sampled_from(Cause),
         desired=st.sampled_from(Desired),
         owner=identities,
+        owner_holds_lock=st.booleans(),
         moves=moves,
         extra=extras,
     )

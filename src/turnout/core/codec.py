@@ -261,6 +261,7 @@ class _Reader:
             cause=fields.enum("cause", Cause, Cause.DEPLOY),
             desired=fields.enum("desired", Desired, Desired.RUNNING),
             owner=Identity() if owner is None else self._identity(Fields("deployment.owner", owner, self._say)),
+            owner_holds_lock=fields.flag("owner_holds_lock"),
             moves=self._moves(moves),
             extra=fields.rest(),
         )

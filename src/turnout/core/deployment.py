@@ -64,6 +64,7 @@ def begin_deploy(
     candidate: str,
     *,
     owner: Identity,
+    holds_lock: bool = False,
     expected_active_boot_id: str | None = None,
     expected_generation: int | None = None,
     supersede: bool = False,
@@ -71,7 +72,8 @@ def begin_deploy(
 ) -> Outcome:
     """Start a rollout: generation + 1. The candidate need not be known yet; ``owner`` carries it to its switch.
 
-    One that supersedes a rollout under way inherits what that one retired: it is gone or on its way out all the same.
+    ``holds_lock``: the owner has the service's lifecycle lock as long as that takes. One that supersedes a rollout
+    under way inherits what that one retired: it is gone or on its way out all the same.
     """
     block = snap.deployment
     if expected_generation is not None and block.generation != expected_generation:
@@ -108,6 +110,7 @@ def begin_deploy(
             rollback_reason="",
             cause=cause,
             owner=owner,
+            owner_holds_lock=holds_lock,
             moves=(),
         ),
     )
@@ -192,6 +195,7 @@ def switch_active(snap: Snapshot, generation: int, candidate: str, *, now: float
             switch_ts=now,
             health_fail_streak=0,
             owner=Identity(),
+            owner_holds_lock=False,
             moves=moves if old else (),
         ),
     )
@@ -383,6 +387,7 @@ def _aborted(snap: Snapshot, reason: str) -> Snapshot:
             old_boot_id="",
             rollback_reason=reason,
             owner=Identity(),
+            owner_holds_lock=False,
             moves=(),
         ),
     )

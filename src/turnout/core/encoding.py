@@ -85,6 +85,7 @@ def _deployment(block: Deployment) -> dict[str, Any]:
         "cause": block.cause.value,
         "desired": block.desired.value,
         "owner": _identity(block.owner),
+        "owner_holds_lock": block.owner_holds_lock,
         "moves": [_move(move) for move in block.moves],
         **_finite(block.extra),
     }

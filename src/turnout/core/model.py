@@ -129,7 +129,8 @@ class Deployment:
     """The block that a rollout moves through.
 
     ``generation`` counts rollouts; ``revision`` rises by one with every applied event. ``owner`` is the process that
-    carries an unfinished rollout (starting, rolling_back, ready). ``old_boot_id`` is the previous daemon: warm in a
+    carries an unfinished rollout (starting, rolling_back, ready), and ``owner_holds_lock`` whether it has the service's
+    lifecycle lock all that time, as verbs do. ``old_boot_id`` is the previous daemon: warm in a
     window, or retired, which makes room for a candidate that cannot run beside it.
     """
 
@@ -145,6 +146,7 @@ class Deployment:
     cause: Cause = Cause.DEPLOY
     desired: Desired = Desired.RUNNING
     owner: Identity = Identity()
+    owner_holds_lock: bool = False
     moves: tuple[Move, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
 

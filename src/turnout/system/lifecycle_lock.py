@@ -17,11 +17,12 @@ from typing import Any, Final, Self, cast
 
 from filelock import FileLock
 
-from turnout.errors import LockTimeoutError
+from turnout.errors import LockTimeoutError, StateUnwritableError
 from turnout.system.files import PRIVATE
 from turnout.system.flock import advice, command_of, holder_pid, take
 from turnout.system.process import is_suspended, own_identity
 
+LOCK: Final = "lifecycle.lock"
 DEFAULT_TIMEOUT_S: Final = 8.0
 SHORTEST_TIMEOUT_S: Final = 0.1
 _LONGEST_TIMEOUT_S: Final = 86400.0
@@ -51,6 +52,21 @@ class Holder:
         return f"{verb} ({', '.join(details)})" if details else verb
 
 
+def is_free(directory: Path) -> bool:
+    """Whether no process has this service's lock at the moment; False where that cannot be found out.
+
+    The lock is the kernel's, so it tells of processes that cannot be seen from here, too: in another pid namespace.
+    """
+    try:
+        lock = take(directory / LOCK, timeout_s=0.0)
+    except StateUnwritableError:
+        return False
+    if lock is None:
+        return False
+    lock.release()
+    return True
+
+
 class LifecycleLock:
     """One service's lock, for a with block; the lock's descriptor is its own, and goes when the process dies.
 
@@ -76,7 +92,7 @@ class LifecycleLock:
         wish: str = "",
         patience_s: float = 0.0,
     ) -> None:
-        self.path = directory / "lifecycle.lock"
+        self.path = directory / LOCK
         self._sidecar = directory / "lifecycle.json"
         self._timeout_s = max(SHORTEST_TIMEOUT_S, timeout_s)
         self._verb = verb
