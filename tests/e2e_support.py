@@ -78,15 +78,9 @@ class Turnout:
 
     def begin(self, *args: str, **more: Any) -> subprocess.Popen[str]:
         """Start a verb and go on."""
-        options = {"cwd": self.home.root.parent, "env": self.env, **more}
-        process = subprocess.Popen(
-            self.argv(*args),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            **options,
-        )
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        options = {"cwd": self.home.root.parent, "env": self.env, **streams, **more}
+        process = subprocess.Popen(self.argv(*args), text=True, start_new_session=True, **options)
         self._popen.append(process)
         return process
 

@@ -68,7 +68,7 @@ def plan_of(home: Home, config: Path | None, user: str) -> Plan:
         found = {name: remembered(home.service(name)) for name in home.service_names()}
         known = {name: settings for name, settings in found.items() if settings}
     if not known:
-        raise NoSuchServiceError("there is no service to start at boot", hint="write a turnout.toml, or run turnout up")
+        raise NoSuchServiceError("there is no service to start", hint="write a turnout.toml, or run turnout up")
     return Plan(
         python=sys.executable,
         home=home.root,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -17,16 +16,10 @@ from programs import program
 from support import eventually
 from turnout.core.model import State
 
-# as docs/guides/containers.md has it: keeper and router become process 1, `up` follows; then what the container is told
+# as docs/guides/containers.md has it; and what the container is told later (docker exec)
 START = """
-rm -f "$TURNOUT_HOME/keeper.sock"
-(
-    until [ -S "$TURNOUT_HOME/keeper.sock" ]; do sleep 0.05; done
-    "$@" up && "$@" status --json > new.json && mv new.json up.json
-    until [ -e go ]; do sleep 0.05; done
-    "$@" deploy
-) &
-exec "$@" router
+(until [ -e go ]; do sleep 0.05; done; "$@" deploy) &
+exec "$@" router --up
 """
 
 
@@ -45,8 +38,7 @@ class Container:
     @contextlib.contextmanager
     def run(self) -> Iterator[subprocess.Popen[bytes]]:
         """Start it; when the block ends it is killed, all of it in one instant."""
-        for name in ("up.json", "go"):
-            (self.place / name).unlink(missing_ok=True)
+        (self.place / "go").unlink(missing_ok=True)
         with (self.place / "container.log").open("ab") as log:
             running = subprocess.Popen(
                 [*self._unshare, "sh", "-c", START, "sh", *self._turnout.argv()],
@@ -62,8 +54,11 @@ class Container:
             running.wait(60)
             eventually(lambda: not self._turnout.listening(), why="nothing of it is left")
 
-    def is_up(self) -> bool:
-        return (self.place / "up.json").exists()
+    def serves(self, version: str) -> bool:
+        """Whether that is done, and nothing else is known any more."""
+        snapshot = self._turnout.snapshot()
+        versions = {daemon.version for daemon in snapshot.daemons.values()}
+        return snapshot.deployment.state is State.IDLE and snapshot.active is not None and versions == {version}
 
     def logs(self) -> str:
         return (self.place / "container.log").read_text() + self._turnout.logs()
@@ -74,7 +69,7 @@ def test_a_container_that_is_killed_in_a_rollout_serves_again(turnout: Turnout, 
     container = Container(turnout)
     turnout.configure(line_daemon("--version", "v1"))
     with container.run():
-        eventually(container.is_up, timeout_s=60, why="the service is up")
+        eventually(lambda: container.serves("v1"), timeout_s=60, why="the service is up")
         assert ask(turnout.address) == "v1"
         late = ["--start-delay", "600"] if state is State.STARTING else []
         turnout.configure(line_daemon("--version", "v2", *late), version="v2", observe="10m")
@@ -82,13 +77,8 @@ def test_a_container_that_is_killed_in_a_rollout_serves_again(turnout: Turnout, 
         eventually(lambda: turnout.snapshot().deployment.state is state, timeout_s=60, why=f"it is {state}")
     turnout.configure(line_daemon("--version", "v3"), version="v3")
     with container.run() as again:
-        eventually(container.is_up, timeout_s=60, why="the service is up again")
+        eventually(lambda: container.serves("v3"), timeout_s=60, why="the service is up again")
         assert ask(turnout.address) == "v3", container.logs()
-        (service,) = json.loads((container.place / "up.json").read_text())["services"]
-        assert service["deployment"]["state"] == State.IDLE, service
-        assert [daemon["version"] for daemon in service["daemons"]] == ["v3"], (
-            "what died with the container is forgotten"
-        )
         (first,) = map(int, Path(f"/proc/{again.pid}/task/{again.pid}/children").read_text().split())
         os.kill(first, signal.SIGTERM)  # docker stop
         assert again.wait(60) == 0, container.logs()
