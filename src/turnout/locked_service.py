@@ -21,11 +21,12 @@ from turnout.core.model import Cause, Daemon, Desired, DrainCause, Snapshot, Sta
 from turnout.core.outcome import Outcome, explain
 from turnout.core.policy import abandoned
 from turnout.core.slots import source_of
+from turnout.core.step import OnStep, Step
 from turnout.daemon_naming import daemon_name
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, Ground
 from turnout.recreate import RecreateRun
-from turnout.rollout import OnStep, RolloutRun, Step, Switched
+from turnout.rollout import RolloutRun, Switched
 from turnout.service import Service
 from turnout.silent_keeper import SILENT_AFTER_S
 from turnout.system.builds import Build

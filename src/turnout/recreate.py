@@ -16,9 +16,10 @@ import time
 from typing import Final
 
 from turnout.core.model import Cause, Daemon
+from turnout.core.step import Step
 from turnout.daemon_naming import daemon_name, new_boot_id
 from turnout.errors import CandidateError, NotRunningError, SpawnError, TimedOutError, TurnoutError, UsageError
-from turnout.rollout import RolloutRun, Step, Switched
+from turnout.rollout import RolloutRun, Switched
 from turnout.system.builds import Build, Rollout
 from turnout.system.probe import ProbeResult
 from turnout.system.process import is_alive, provably_dead

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Final
 
 from turnout.admin import RouterClient
@@ -32,6 +31,7 @@ from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, explain
 from turnout.core.policy import DataOwner, owns_its_data
 from turnout.core.slots import source_of
+from turnout.core.step import OnStep, Step
 from turnout.daemon_naming import new_boot_id
 from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import Ground
@@ -50,27 +50,8 @@ SPAWN_TRIES: Final = 3
 READY_AGAIN_S: Final = 0.05
 PORT_TAKEN: Final = ("address already in use", "eaddrinuse", "address in use")
 
-
-class Step(StrEnum):
-    """The steps of a rollout in their order; each is announced before it is done."""
-
-    BEGIN = "begin"
-    HOLD = "hold"  # this one and the next two: recreate only
-    END = "end"
-    STOP = "stop"
-    SPAWN = "spawn"
-    PROBE = "probe"
-    MARK = "mark"
-    REPROBE = "re-probe"
-    SWITCH = "switch"
-    UNLOCK = "unlock"
-    RETURN = "return"  # a failed recreate: the previous build is begun again, from spawn on
-
-
 # Rollouts to another build: after their switch three failed checks lead back. The others run the same build again.
 OBSERVED: Final = frozenset({Cause.DEPLOY, Cause.ATTACH, Cause.ROLLBACK})
-
-OnStep = Callable[[Step, str], None]
 
 
 @dataclass(frozen=True, slots=True)
