@@ -28,12 +28,12 @@ from turnout.core.deployment import (
 )
 from turnout.core.membership import forget_daemon, register_daemon
 from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
-from turnout.core.outcome import Outcome, explain
+from turnout.core.outcome import Outcome, must_hold
 from turnout.core.policy import DataOwner, owns_its_data
 from turnout.core.slots import source_of
 from turnout.core.step import OnStep, Step
 from turnout.daemon_naming import new_boot_id
-from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
+from turnout.errors import CandidateError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import Ground
 from turnout.joined import check_joined, wait_joined
 from turnout.placing import Place, place, shares_address
@@ -126,7 +126,7 @@ class RolloutRun:
         self._begin(daemon.boot_id, Cause.ATTACH, False, None, None)
         try:
             RolloutRun._make_room(self)
-            self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
+            must_hold(self._registry.update(lambda snap: register_daemon(snap, daemon)))
             result = self._wait_ready(daemon, None)
             if not result.ok:
                 raise candidate_error(self._service, daemon, result)
@@ -159,7 +159,7 @@ class RolloutRun:
                 expected_active_boot_id=expected_active,
             )
         )
-        self._must(outcome)
+        must_hold(outcome)
         self._generation = outcome.deployment.generation
         self._cause = cause
         outcome = self._registry.update(_wants_to_run)
@@ -182,7 +182,7 @@ class RolloutRun:
     def _retire(self, active: Daemon, reason: str) -> None:
         """Nothing is active from here on, and new connections are held."""
         outcome = self._registry.update(lambda snap: retire_active(snap, self._generation, active.boot_id))
-        self._must(outcome)
+        must_hold(outcome)
         self._service.journal.write(
             "retire",
             generation=self._generation,
@@ -200,7 +200,7 @@ class RolloutRun:
             began = time.monotonic()
             if settings.shares_port:
                 daemon = wait_joined(self._service, daemon, timeout_s=settings.start_timeout_s)
-                self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
+                must_hold(self._registry.update(lambda snap: register_daemon(snap, daemon)))
             result = self._wait_ready(daemon, owns_its_data(build.command), began=began)
             if not result.ok:
                 raise candidate_error(self._service, daemon, result)
@@ -242,7 +242,7 @@ class RolloutRun:
             owned=True,
             proxy_protocol=self._service.settings.proxy_protocol,
         )
-        self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
+        must_hold(self._registry.update(lambda snap: register_daemon(snap, daemon)))
         return daemon
 
     def _fork(self, boot_id: str, where: Place, cwd: str) -> Identity:
@@ -308,7 +308,7 @@ class RolloutRun:
     def _switch(self, daemon: Daemon, *, window: bool) -> Switched:
         service, generation, boot_id = self._service, self._generation, daemon.boot_id
         self._on_step(Step.MARK, boot_id)
-        self._must(self._registry.update(lambda snap: mark_candidate_healthy(snap, generation, boot_id)))
+        must_hold(self._registry.update(lambda snap: mark_candidate_healthy(snap, generation, boot_id)))
         self._on_step(Step.REPROBE, boot_id)
         result = probe(daemon, service.probe_spec, timeout_s=service.settings.health.timeout_s)
         self._tell_probe(daemon, Step.REPROBE, result, result.took_s)
@@ -318,7 +318,7 @@ class RolloutRun:
         outcome = self._registry.update(
             lambda snap: switch_active(snap, generation, boot_id, now=time.time(), window=window)
         )
-        self._must(outcome)
+        must_hold(outcome)
         block = outcome.deployment
         service.journal.write("switch", generation=generation, revision=block.revision, active=boot_id)
         if daemon.build:
@@ -373,11 +373,6 @@ class RolloutRun:
                 time.sleep(0.02)
             else:
                 return
-
-    @staticmethod
-    def _must(outcome: Outcome) -> None:
-        if not outcome.ok:
-            raise ConflictError(explain(outcome), hint="turnout status")
 
 
 def _wants_to_run(snap: Snapshot) -> Outcome:
