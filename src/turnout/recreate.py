@@ -208,7 +208,7 @@ class RecreateRun(RolloutRun):
             self._begin(back_id, Cause.ROLLBACK, True, None, None)
             rollout = Rollout(self._generation, previous.build, Cause.ROLLBACK.value, time.time())
             self._service.builds.record_rollout(rollout)
-            daemon = self._candidate().start_healthy(back_id, build, previous.build)
+            daemon = self._candidate(back_id).start(build, previous.build)
             self._switch(daemon, window=False)
         except TurnoutError as second:
             self._abort(back_id, previous.build, CandidateError(f"{reason}; then {second.message}"))

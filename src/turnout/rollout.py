@@ -17,7 +17,6 @@ from typing import Final
 
 from turnout.admin import RouterClient
 from turnout.candidate import Candidate
-from turnout.candidate_error import candidate_error
 from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
@@ -35,7 +34,7 @@ from turnout.errors import CandidateError, NotRunningError, SpawnError, TimedOut
 from turnout.ground import Ground
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
-from turnout.system.probe import ProbeResult, probe
+from turnout.system.probe import ProbeResult
 from turnout.system.process import own_identity, provably_dead
 
 APPLY_TIMEOUT_S: Final = 10.0
@@ -103,7 +102,7 @@ class RolloutRun:
         self._service.builds.record_rollout(Rollout(self._generation, build_id, cause.value, time.time()))
         try:
             self._make_room()
-            daemon = self._candidate().start_healthy(boot_id, build, build_id)
+            daemon = self._candidate(boot_id).start(build, build_id)
             return self._switch(daemon, window=cause in OBSERVED)
         except BaseException as error:
             note = self._give_up(boot_id, build_id, error)
@@ -117,9 +116,7 @@ class RolloutRun:
         try:
             RolloutRun._make_room(self)
             must_hold(self._registry.update(lambda snap: register_daemon(snap, daemon)))
-            result = self._candidate().wait_ready(daemon, None)
-            if not result.ok:
-                raise candidate_error(self._service, daemon, result)
+            self._candidate(daemon.boot_id).check_ready(daemon)
             return self._switch(daemon, window=True)
         except BaseException as error:
             self._give_up(daemon.boot_id, "", error)
@@ -182,11 +179,12 @@ class RolloutRun:
         )
         self._look(outcome, wait=True)
 
-    def _candidate(self) -> Candidate:
+    def _candidate(self, boot_id: str) -> Candidate:
         return Candidate(
             self._service,
             self._ground,
             self._router,
+            boot_id,
             generation=self._generation,
             on_step=self._on_step,
             on_attempt=self._attempted,
@@ -199,11 +197,7 @@ class RolloutRun:
         service, generation, boot_id = self._service, self._generation, daemon.boot_id
         self._on_step(Step.MARK, boot_id)
         must_hold(self._registry.update(lambda snap: mark_candidate_healthy(snap, generation, boot_id)))
-        self._on_step(Step.REPROBE, boot_id)
-        result = probe(daemon, service.probe_spec, timeout_s=service.settings.health.timeout_s)
-        self._candidate().tell_probe(daemon, Step.REPROBE, result, result.took_s)
-        if not result.ok:
-            raise candidate_error(self._service, daemon, result)
+        self._candidate(boot_id).check_once_more(daemon)
         self._on_step(Step.SWITCH, boot_id)
         outcome = self._registry.update(
             lambda snap: switch_active(snap, generation, boot_id, now=time.time(), window=window)
@@ -241,7 +235,7 @@ class RolloutRun:
         self._look(outcome)
         if build_id:
             self._service.builds.set_result(self._generation, "aborted")
-            self._candidate().stop(boot_id)
+            self._candidate(boot_id).stop()
         self._registry.update(lambda snap: forget_daemon(snap, boot_id))
 
     def _look(self, outcome: Outcome, *, wait: bool = False) -> None:
