@@ -26,7 +26,7 @@ echo "$word" >> done
 """
 
 
-def planned(turnout: Turnout, version: str, *, observe: str, interval: str = "100ms") -> None:
+def planned(turnout: Turnout, version: str, *, observe: str, interval: str = "100ms", timeout: str = "2s") -> None:
     """A daemon that serves well all the while, with a check that says what the test planned."""
     check = turnout.home.root.parent / "check"
     if not check.exists():
@@ -38,6 +38,7 @@ def planned(turnout: Turnout, version: str, *, observe: str, interval: str = "10
         observe=observe,
         probe="exec",
         interval=interval,
+        timeout=timeout,
         extra=', command = ["./check"]',
     )
 
@@ -177,17 +178,21 @@ def test_a_web_server_is_probed_over_http_and_rolled_back_when_it_answers_badly(
 
 def test_a_check_that_outlives_its_generation_is_counted_against_nobody(turnout: Turnout) -> None:
     """v2's check hangs while a person goes back to v1: its failure comes when v1 is active again."""
-    planned(turnout, "v1", observe="120s")
+    planned(turnout, "v1", observe="120s", timeout="60s")
     turnout.run("up")
-    planned(turnout, "v2", observe="120s")
-    script = turnout.home.root.parent / "check"
-    script.write_text(CHECK + '[ "$word" != slow ] || { touch slow; sleep 1; exit 1; }\n')
+    planned(turnout, "v2", observe="120s", timeout="60s")
+    here = turnout.home.root.parent
+    shebang, rest = CHECK.split("\n", 1)
+    again = '[ "$TURNOUT_VERSION" = v2 ] || [ ! -e back ] || touch again'
+    slow = '[ "$word" != slow ] || { touch slow; until [ -e back ]; do sleep 0.05; done; exit 1; }'
+    (here / "check").write_text(f"{shebang}\n{again}\n{rest}{slow}\n")
     turnout.run("deploy", "--detach")
     plan(turnout, "slow", *["well"] * 100)
-    eventually((turnout.home.root.parent / "slow").exists, timeout_s=PATIENCE_S)
+    eventually((here / "slow").exists, timeout_s=PATIENCE_S)
     turnout.run("rollback")
     v1 = turnout.active()["boot_id"]
-    plan(turnout, *["well"] * 100)
+    (here / "back").touch()
+    eventually((here / "again").exists, timeout_s=PATIENCE_S, why="v1 is not checked: v2's check has not ended")
     eventually(lambda: turnout.active()["healthy"] is True, timeout_s=PATIENCE_S)
     block = turnout.snapshot().deployment
     assert (block.state, block.active_boot_id, block.health_fail_streak) == (State.IDLE, v1, 0)
