@@ -18,9 +18,9 @@ from turnout.core.outcome import Outcome, Reason
 PATIENCE_S = 60.0
 # Well, until the file "plan" says otherwise: a word for each check of v2, "well" or "bad"; what was asked is counted.
 CHECK = """#!/bin/sh
-[ "$TURNOUT_VERSION" = v2 ] && [ -e plan ] || exit 0
-word=$(head -n 1 plan)
-sed -i 1d plan
+[ "$TURNOUT_VERSION" = v2 ] && plan=$(readlink plan) || exit 0
+echo >> "$plan.asked"
+word=$(sed -n "$(wc -l < "$plan.asked")p" "$plan")
 echo "$word" >> done
 [ "$word" != bad ] || { echo "the plan says bad"; exit 1; }
 """
@@ -44,9 +44,12 @@ def planned(turnout: Turnout, version: str, *, observe: str, interval: str = "10
 
 
 def plan(turnout: Turnout, *words: str) -> None:
-    path = turnout.home.root.parent / "plan"
-    path.with_suffix(".new").write_text("".join(f"{word}\n" for word in words))
-    path.with_suffix(".new").replace(path)
+    """From now on these words; a file of its own for each plan, so that a check under way writes into no other."""
+    here = turnout.home.root.parent
+    name = f"plan-{len(list(here.glob('plan-*')))}"
+    (here / name).write_text("".join(f"{word}\n" for word in words))
+    (here / "plan.new").symlink_to(name)
+    (here / "plan.new").replace(here / "plan")
 
 
 def checks(turnout: Turnout) -> list[str]:
