@@ -11,7 +11,7 @@ import sys
 
 from turnout import cli
 from turnout.cli.report import Reporter
-from turnout.rollout import Step
+from turnout.core.step import Step
 
 
 def main() -> None:

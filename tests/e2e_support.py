@@ -31,7 +31,7 @@ listen = "127.0.0.1:{port}"
 command = {command}
 version = "{version}"
 observe = "{observe}"
-health = {{ probe = "{probe}", interval = "{interval}", timeout = "2s", failures = 3{extra} }}
+health = {{ probe = "{probe}", interval = "{interval}", timeout = "{timeout}", failures = 3{extra} }}
 stop = {{ signal = "{stop_signal}", grace = "5s" }}
 drain = {{ grace = "1s", deadline = "{deadline}" }}
 """
@@ -94,6 +94,7 @@ class Turnout:
         extra: str = "",
         deadline: str = "10m",
         interval: str = "100ms",
+        timeout: str = "2s",
         stop_signal: str = "TERM",
     ) -> None:
         """Write a turnout.toml with short times into the directory that the verbs run in."""
@@ -106,6 +107,7 @@ class Turnout:
             extra=extra,
             deadline=deadline,
             interval=interval,
+            timeout=timeout,
             stop_signal=stop_signal,
         )
         (self.home.root.parent / "turnout.toml").write_text(text)

@@ -13,7 +13,7 @@ from turnout.choice import build_to_return_to, last_good_build, wanted_build
 from turnout.config import Address, Settings, Wanted
 from turnout.core.deployment import abort_deploy, begin_deploy
 from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
-from turnout.core.outcome import explain
+from turnout.core.outcome import must_hold
 from turnout.core.policy import abandoned
 from turnout.daemon_naming import daemon_name
 from turnout.errors import ConflictError, NotRunningError, TimedOutError, UsageError
@@ -259,8 +259,7 @@ class _Foresight:
             supersede=supersede,
             expected_generation=self._intent.expected_generation,
         )
-        if not outcome.ok:
-            raise ConflictError(explain(outcome), hint="turnout status")
+        must_hold(outcome)
         self._say(f"begin generation {outcome.deployment.generation} ({cause.value})")
 
     def _switch(self, *, window: bool) -> None:

@@ -13,7 +13,7 @@ from turnout.config import Address
 from turnout.core.deployment import rollback_active, set_desired
 from turnout.core.membership import hasten_drain
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, State
-from turnout.core.outcome import explain
+from turnout.core.outcome import must_hold
 from turnout.daemon_naming import attached_boot_id, daemon_name
 from turnout.errors import ConflictError, NotRunningError, UsageError
 from turnout.ground import ROUTER_TIMEOUT_S
@@ -158,8 +158,7 @@ class Lifecycle(LockedService):
                 outcome = self.service.registry.update(
                     lambda snap: rollback_active(snap, block.generation, old.boot_id, reason="by hand")
                 )
-                if not outcome.ok:
-                    raise ConflictError(explain(outcome), hint="turnout status")
+                must_hold(outcome)
                 self.service.journal.write(
                     "rollback",
                     generation=block.generation,

@@ -18,14 +18,15 @@ from turnout.config import Wanted, dump_settings
 from turnout.core.deployment import abort_deploy, deactivate, set_desired
 from turnout.core.membership import register_daemon
 from turnout.core.model import Cause, Daemon, Desired, DrainCause, Snapshot, State
-from turnout.core.outcome import Outcome, explain
+from turnout.core.outcome import Outcome, must_hold
 from turnout.core.policy import abandoned
 from turnout.core.slots import source_of
+from turnout.core.step import OnStep, Step
 from turnout.daemon_naming import daemon_name
-from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
+from turnout.errors import CandidateError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import POLL_S, ROUTER_TIMEOUT_S, Ground
 from turnout.recreate import RecreateRun
-from turnout.rollout import OnStep, RolloutRun, Step, Switched
+from turnout.rollout import RolloutRun, Switched
 from turnout.service import Service
 from turnout.silent_keeper import SILENT_AFTER_S
 from turnout.system.builds import Build
@@ -246,8 +247,7 @@ class LockedService:
         outcome = self.service.registry.update(
             lambda snap: deactivate(snap, block.generation, active.boot_id, reason=reason, cause=cause)
         )
-        if not outcome.ok:
-            raise ConflictError(explain(outcome), hint="turnout status")
+        must_hold(outcome)
         self.service.journal.write(
             "deactivate", generation=block.generation, revision=outcome.deployment.revision, reason=reason
         )

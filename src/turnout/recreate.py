@@ -16,9 +16,10 @@ import time
 from typing import Final
 
 from turnout.core.model import Cause, Daemon
+from turnout.core.step import Step
 from turnout.daemon_naming import daemon_name, new_boot_id
 from turnout.errors import CandidateError, NotRunningError, SpawnError, TimedOutError, TurnoutError, UsageError
-from turnout.rollout import RolloutRun, Step, Switched
+from turnout.rollout import RolloutRun, Switched
 from turnout.system.builds import Build, Rollout
 from turnout.system.probe import ProbeResult
 from turnout.system.process import is_alive, provably_dead
@@ -207,7 +208,7 @@ class RecreateRun(RolloutRun):
             self._begin(back_id, Cause.ROLLBACK, True, None, None)
             rollout = Rollout(self._generation, previous.build, Cause.ROLLBACK.value, time.time())
             self._service.builds.record_rollout(rollout)
-            daemon = self._start_healthy(back_id, build, previous.build)
+            daemon = self._candidate(back_id).start(build, previous.build)
             self._switch(daemon, window=False)
         except TurnoutError as second:
             self._abort(back_id, previous.build, CandidateError(f"{reason}; then {second.message}"))

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Final
 
 from turnout.admin import RouterClient
-from turnout.candidate_error import candidate_error, log_tail
+from turnout.candidate import Candidate
 from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
@@ -28,49 +26,21 @@ from turnout.core.deployment import (
     switch_active,
 )
 from turnout.core.membership import forget_daemon, register_daemon
-from turnout.core.model import Cause, Daemon, Desired, Identity, Snapshot, State
-from turnout.core.outcome import Outcome, explain
-from turnout.core.policy import DataOwner, owns_its_data
-from turnout.core.slots import source_of
+from turnout.core.model import Cause, Daemon, Desired, Snapshot, State
+from turnout.core.outcome import Outcome, must_hold
+from turnout.core.step import OnStep, Step
 from turnout.daemon_naming import new_boot_id
-from turnout.errors import CandidateError, ConflictError, NotRunningError, SpawnError, TimedOutError, TurnoutError
+from turnout.errors import CandidateError, NotRunningError, SpawnError, TimedOutError, TurnoutError
 from turnout.ground import Ground
-from turnout.joined import check_joined, wait_joined
-from turnout.placing import Place, place, shares_address
 from turnout.service import Service
 from turnout.system.builds import Build, Rollout
-from turnout.system.probe import ProbeResult, probe, wait_healthy
-from turnout.system.process import is_alive, own_identity, provably_dead
-from turnout.system.readiness import says_not_ready
-from turnout.system.spawn import choose_port
-from turnout.system.spawn_record import read_records
+from turnout.system.probe import ProbeResult
+from turnout.system.process import own_identity, provably_dead
 
 APPLY_TIMEOUT_S: Final = 10.0
-SPAWN_TRIES: Final = 3
-READY_AGAIN_S: Final = 0.05
-PORT_TAKEN: Final = ("address already in use", "eaddrinuse", "address in use")
-
-
-class Step(StrEnum):
-    """The steps of a rollout in their order; each is announced before it is done."""
-
-    BEGIN = "begin"
-    HOLD = "hold"  # this one and the next two: recreate only
-    END = "end"
-    STOP = "stop"
-    SPAWN = "spawn"
-    PROBE = "probe"
-    MARK = "mark"
-    REPROBE = "re-probe"
-    SWITCH = "switch"
-    UNLOCK = "unlock"
-    RETURN = "return"  # a failed recreate: the previous build is begun again, from spawn on
-
 
 # Rollouts to another build: after their switch three failed checks lead back. The others run the same build again.
 OBSERVED: Final = frozenset({Cause.DEPLOY, Cause.ATTACH, Cause.ROLLBACK})
-
-OnStep = Callable[[Step, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +102,7 @@ class RolloutRun:
         self._service.builds.record_rollout(Rollout(self._generation, build_id, cause.value, time.time()))
         try:
             self._make_room()
-            daemon = self._start_healthy(boot_id, build, build_id)
+            daemon = self._candidate(boot_id).start(build, build_id)
             return self._switch(daemon, window=cause in OBSERVED)
         except BaseException as error:
             note = self._give_up(boot_id, build_id, error)
@@ -145,10 +115,8 @@ class RolloutRun:
         self._begin(daemon.boot_id, Cause.ATTACH, False, None, None)
         try:
             RolloutRun._make_room(self)
-            self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
-            result = self._wait_ready(daemon, None)
-            if not result.ok:
-                raise candidate_error(self._service, daemon, result)
+            must_hold(self._registry.update(lambda snap: register_daemon(snap, daemon)))
+            self._candidate(daemon.boot_id).check_ready(daemon)
             return self._switch(daemon, window=True)
         except BaseException as error:
             self._give_up(daemon.boot_id, "", error)
@@ -178,7 +146,7 @@ class RolloutRun:
                 expected_active_boot_id=expected_active,
             )
         )
-        self._must(outcome)
+        must_hold(outcome)
         self._generation = outcome.deployment.generation
         self._cause = cause
         outcome = self._registry.update(_wants_to_run)
@@ -201,7 +169,7 @@ class RolloutRun:
     def _retire(self, active: Daemon, reason: str) -> None:
         """Nothing is active from here on, and new connections are held."""
         outcome = self._registry.update(lambda snap: retire_active(snap, self._generation, active.boot_id))
-        self._must(outcome)
+        must_hold(outcome)
         self._service.journal.write(
             "retire",
             generation=self._generation,
@@ -211,114 +179,15 @@ class RolloutRun:
         )
         self._look(outcome, wait=True)
 
-    def _start_healthy(self, boot_id: str, build: Build, build_id: str) -> Daemon:
-        """Spawn and probe; a daemon that ends because its port was taken is tried again on another one."""
-        settings = self._service.settings
-        if shares_address(build, settings, self._router, timeout_s=APPLY_TIMEOUT_S):
-            daemon = self._spawn(boot_id, build, build_id, None)
-            began = time.monotonic()
-            if settings.shares_port:
-                daemon = wait_joined(self._service, daemon, timeout_s=settings.start_timeout_s)
-                self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
-            result = self._wait_ready(daemon, owns_its_data(build.command), began=began)
-            if not result.ok:
-                raise candidate_error(self._service, daemon, result)
-            if settings.shares_port:
-                check_joined(self._service, daemon)
-            return daemon
-        avoid = {address.port for address in settings.listen}
-        for attempt in range(1, SPAWN_TRIES + 1):
-            with choose_port(avoid=avoid) as reserved:
-                if attempt > 1:  # for daemons that bind without SO_REUSEADDR
-                    reserved.release()
-                daemon = self._spawn(boot_id, build, build_id, reserved.port)
-                result = self._wait_ready(daemon, owns_its_data(build.command))
-            if result.ok:
-                return daemon
-            said = log_tail(self._service.home.log(boot_id)).lower()
-            if attempt == SPAWN_TRIES or not result.gone or not any(words in said for words in PORT_TAKEN):
-                raise candidate_error(self._service, daemon, result)
-        raise AssertionError("the last try returns or raises")
-
-    def _spawn(self, boot_id: str, build: Build, build_id: str, port: int | None) -> Daemon:
-        """Start it on that port; None: at the fixed address, in the group there."""
-        where = place(build, self._service.settings, port)
-        at = where.at
-        self._on_step(Step.SPAWN, f"{boot_id} on port {at.port}")
-        identity = self._fork(boot_id, where, build.cwd)
-        record = read_records(self._service.home.records).get(boot_id)
-        now = time.time()
-        daemon = Daemon(
+    def _candidate(self, boot_id: str) -> Candidate:
+        return Candidate(
+            self._service,
+            self._ground,
+            self._router,
             boot_id,
-            host=at.host,
-            port=at.port,
-            source=source_of(record.slot) if record and record.listener_inode else "",
-            identity=identity,
-            start_ts=now,
-            last_seen_ts=now,
-            version=build.version,
-            build=build_id,
-            owned=True,
-            proxy_protocol=self._service.settings.proxy_protocol,
-        )
-        self._must(self._registry.update(lambda snap: register_daemon(snap, daemon)))
-        return daemon
-
-    def _fork(self, boot_id: str, where: Place, cwd: str) -> Identity:
-        """Have the keeper start it; a keeper that dies over it is replaced, for nothing may serve meanwhile."""
-        name = self._service.name
-        try:
-            return self._ground.keeper.spawn(name, boot_id, where.argv, cwd=cwd, env=where.env, listener=where.listener)
-        except NotRunningError:
-            self._ground.renew()
-        record = read_records(self._service.home.records).get(boot_id)
-        if record and record.ended is None and is_alive(record.identity):
-            return record.identity  # it was started, and only the answer was lost
-        return self._ground.keeper.spawn(name, boot_id, where.argv, cwd=cwd, env=where.env, listener=where.listener)
-
-    def _wait_ready(self, daemon: Daemon, known: DataOwner | None, *, began: float | None = None) -> ProbeResult:
-        """Healthy, and of a kind of daemon that is known to listen too early: not refusing its clients either."""
-        settings = self._service.settings
-        deadline = (time.monotonic() if began is None else began) + settings.start_timeout_s
-        self._on_step(Step.PROBE, daemon.boot_id)
-        while True:
-            result = self._wait_healthy(daemon, max(0.1, deadline - time.monotonic()))
-            if known is None or not result.ok:
-                return result
-            asks = self._service.probe_spec.preamble + known.asks
-            waits = says_not_ready(daemon.host, daemon.port, asks, known.not_ready, timeout_s=settings.health.timeout_s)
-            if not waits:
-                return result
-            result = replace(result, ok=False, reason=f"not healthy within {settings.start_timeout_s:g} s: {waits}")
-            if time.monotonic() > deadline:
-                return result
-            self._attempted(result)
-            time.sleep(READY_AGAIN_S)
-
-    def _wait_healthy(self, daemon: Daemon, timeout_s: float) -> ProbeResult:
-        settings = self._service.settings
-        began = time.monotonic()
-        result = wait_healthy(
-            daemon,
-            self._service.probe_spec,
-            timeout_s=timeout_s,
-            check_timeout_s=settings.health.timeout_s,
-            on_attempt=self._attempted,
-        )
-        self._tell_probe(daemon, Step.PROBE, result, time.monotonic() - began)
-        return result
-
-    def _tell_probe(self, daemon: Daemon, step: Step, result: ProbeResult, after_s: float) -> None:
-        """What the candidate was judged by is in the journal, with the time that it took."""
-        self._service.journal.write(
-            "probe",
             generation=self._generation,
-            revision=self._registry.read().snapshot.deployment.revision,
-            step=step.value,
-            candidate=daemon.boot_id,
-            ok=result.ok,
-            reason=result.reason,
-            after_s=round(after_s, 4),
+            on_step=self._on_step,
+            on_attempt=self._attempted,
         )
 
     def _attempted(self, result: ProbeResult) -> None:
@@ -327,17 +196,13 @@ class RolloutRun:
     def _switch(self, daemon: Daemon, *, window: bool) -> Switched:
         service, generation, boot_id = self._service, self._generation, daemon.boot_id
         self._on_step(Step.MARK, boot_id)
-        self._must(self._registry.update(lambda snap: mark_candidate_healthy(snap, generation, boot_id)))
-        self._on_step(Step.REPROBE, boot_id)
-        result = probe(daemon, service.probe_spec, timeout_s=service.settings.health.timeout_s)
-        self._tell_probe(daemon, Step.REPROBE, result, result.took_s)
-        if not result.ok:
-            raise candidate_error(self._service, daemon, result)
+        must_hold(self._registry.update(lambda snap: mark_candidate_healthy(snap, generation, boot_id)))
+        self._candidate(boot_id).check_once_more(daemon)
         self._on_step(Step.SWITCH, boot_id)
         outcome = self._registry.update(
             lambda snap: switch_active(snap, generation, boot_id, now=time.time(), window=window)
         )
-        self._must(outcome)
+        must_hold(outcome)
         block = outcome.deployment
         service.journal.write("switch", generation=generation, revision=block.revision, active=boot_id)
         if daemon.build:
@@ -370,14 +235,8 @@ class RolloutRun:
         self._look(outcome)
         if build_id:
             self._service.builds.set_result(self._generation, "aborted")
-            self._stop(boot_id)
+            self._candidate(boot_id).stop()
         self._registry.update(lambda snap: forget_daemon(snap, boot_id))
-
-    def _stop(self, boot_id: str) -> None:
-        settings = self._service.settings
-        grace_s = min(settings.stop_grace_s, 10.0)  # nothing was ever connected to it
-        with suppress(NotRunningError, TimedOutError):  # then the router has it stopped, since nothing names it
-            self._ground.keeper.stop(self._service.name, boot_id, stop_signal=settings.stop_signal, grace_s=grace_s)
 
     def _look(self, outcome: Outcome, *, wait: bool = False) -> None:
         """Have the router apply this at once. It polls the file anyway, so a router in replacement is no harm."""
@@ -392,11 +251,6 @@ class RolloutRun:
                 time.sleep(0.02)
             else:
                 return
-
-    @staticmethod
-    def _must(outcome: Outcome) -> None:
-        if not outcome.ok:
-            raise ConflictError(explain(outcome), hint="turnout status")
 
 
 def _wants_to_run(snap: Snapshot) -> Outcome:

@@ -14,7 +14,7 @@ from registry_support import write_both
 from turnout.cli.options import Choice
 from turnout.cli.status import look
 from turnout.config import Settings, dump_settings, parse_address
-from turnout.core.model import Deployment, Snapshot
+from turnout.core.model import Daemon, Deployment, Snapshot
 from turnout.core.printable import clean
 from turnout.dashboard.observer import Observer
 from turnout.errors import StateUnwritableError
@@ -22,6 +22,7 @@ from turnout.service import Service
 from turnout.system.builds import Build, Rollout
 from turnout.system.home import Home
 from turnout.system.journal import Event
+from turnout.system.process import own_identity
 from turnout.telemetry import Problem, ServiceStatus, Status
 
 
@@ -121,6 +122,18 @@ def test_since_when_something_is_wrong_is_known_from_when_it_came(
     assert beside()[0] is None
     words.problems, clock.now = [BAD], 1020.0
     assert beside() == (1020.0, True)
+
+
+def test_no_file_outside_of_the_logs_is_shown_whatever_the_registry_calls_a_daemon(
+    observer: Observer, service: Service
+) -> None:
+    boot_id = "../../../../diary"
+    (Home.find().root.parent / "diary.log").write_text("dear diary\n")
+    daemon = Daemon(boot_id, port=1, identity=own_identity())
+    write_both(service.registry.path, Snapshot({boot_id: daemon}, deployment=Deployment(1, active_boot_id=boot_id)))
+    told = parts(observer)
+    assert boot_id in json.dumps(told), "it is shown, but for its log"
+    assert "dear diary" not in json.dumps(told)
 
 
 def test_what_was_wrong_at_the_first_look_may_have_begun_before(observer: Observer, words: Words) -> None:

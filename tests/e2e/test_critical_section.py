@@ -12,10 +12,10 @@ from e2e_support import Turnout, ask, edit, line_daemon, retarget, under_load
 from support import eventually
 from turnout.cli.options import Choice, resolve
 from turnout.core.model import State
+from turnout.core.step import Step
 from turnout.drainer import STRAY_EVERY_S
 from turnout.errors import ConflictError
 from turnout.lifecycle import Lifecycle
-from turnout.rollout import Step
 from turnout.system.flock import take
 
 ADDRESS_IN_USE = "OSError: [Errno 98] Address already in use"

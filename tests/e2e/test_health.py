@@ -18,15 +18,15 @@ from turnout.core.outcome import Outcome, Reason
 PATIENCE_S = 60.0
 # Well, until the file "plan" says otherwise: a word for each check of v2, "well" or "bad"; what was asked is counted.
 CHECK = """#!/bin/sh
-[ "$TURNOUT_VERSION" = v2 ] && [ -e plan ] || exit 0
-word=$(head -n 1 plan)
-sed -i 1d plan
+[ "$TURNOUT_VERSION" = v2 ] && plan=$(readlink plan) || exit 0
+echo >> "$plan.asked"
+word=$(sed -n "$(wc -l < "$plan.asked")p" "$plan")
 echo "$word" >> done
 [ "$word" != bad ] || { echo "the plan says bad"; exit 1; }
 """
 
 
-def planned(turnout: Turnout, version: str, *, observe: str, interval: str = "100ms") -> None:
+def planned(turnout: Turnout, version: str, *, observe: str, interval: str = "100ms", timeout: str = "2s") -> None:
     """A daemon that serves well all the while, with a check that says what the test planned."""
     check = turnout.home.root.parent / "check"
     if not check.exists():
@@ -38,14 +38,18 @@ def planned(turnout: Turnout, version: str, *, observe: str, interval: str = "10
         observe=observe,
         probe="exec",
         interval=interval,
+        timeout=timeout,
         extra=', command = ["./check"]',
     )
 
 
 def plan(turnout: Turnout, *words: str) -> None:
-    path = turnout.home.root.parent / "plan"
-    path.with_suffix(".new").write_text("".join(f"{word}\n" for word in words))
-    path.with_suffix(".new").replace(path)
+    """From now on these words; a file of its own for each plan, so that a check under way writes into no other."""
+    here = turnout.home.root.parent
+    name = f"plan-{len(list(here.glob('plan-*')))}"
+    (here / name).write_text("".join(f"{word}\n" for word in words))
+    (here / "plan.new").symlink_to(name)
+    (here / "plan.new").replace(here / "plan")
 
 
 def checks(turnout: Turnout) -> list[str]:
@@ -177,17 +181,21 @@ def test_a_web_server_is_probed_over_http_and_rolled_back_when_it_answers_badly(
 
 def test_a_check_that_outlives_its_generation_is_counted_against_nobody(turnout: Turnout) -> None:
     """v2's check hangs while a person goes back to v1: its failure comes when v1 is active again."""
-    planned(turnout, "v1", observe="120s")
+    planned(turnout, "v1", observe="120s", timeout="60s")
     turnout.run("up")
-    planned(turnout, "v2", observe="120s")
-    script = turnout.home.root.parent / "check"
-    script.write_text(CHECK + '[ "$word" != slow ] || { touch slow; sleep 1; exit 1; }\n')
+    planned(turnout, "v2", observe="120s", timeout="60s")
+    here = turnout.home.root.parent
+    shebang, rest = CHECK.split("\n", 1)
+    again = '[ "$TURNOUT_VERSION" = v2 ] || [ ! -e back ] || touch again'
+    slow = '[ "$word" != slow ] || { touch slow; until [ -e back ]; do sleep 0.05; done; exit 1; }'
+    (here / "check").write_text(f"{shebang}\n{again}\n{rest}{slow}\n")
     turnout.run("deploy", "--detach")
     plan(turnout, "slow", *["well"] * 100)
-    eventually((turnout.home.root.parent / "slow").exists, timeout_s=PATIENCE_S)
+    eventually((here / "slow").exists, timeout_s=PATIENCE_S)
     turnout.run("rollback")
     v1 = turnout.active()["boot_id"]
-    plan(turnout, *["well"] * 100)
+    (here / "back").touch()
+    eventually((here / "again").exists, timeout_s=PATIENCE_S, why="v1 is not checked: v2's check has not ended")
     eventually(lambda: turnout.active()["healthy"] is True, timeout_s=PATIENCE_S)
     block = turnout.snapshot().deployment
     assert (block.state, block.active_boot_id, block.health_fail_streak) == (State.IDLE, v1, 0)

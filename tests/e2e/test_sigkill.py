@@ -15,10 +15,10 @@ import pytest
 from e2e_support import Turnout, ask, line_daemon, under_load
 from support import eventually, scaled
 from turnout.core.model import Identity, State
+from turnout.core.step import Step
 from turnout.demo.load import Load, line_exchange
 from turnout.errors import NotRunningError
 from turnout.keeper_client import KeeperClient
-from turnout.rollout import Step
 from turnout.system.process import is_alive
 
 DIE = str(Path(__file__).parent.with_name("die_at_step.py"))

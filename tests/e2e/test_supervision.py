@@ -16,10 +16,10 @@ from e2e_support import Turnout, ask, line_daemon, under_load
 from support import eventually
 from turnout.config_file import load_file
 from turnout.core.model import Identity, State
+from turnout.core.step import Step
 from turnout.drainer import STRAY_EVERY_S
 from turnout.keeper_client import KeeperClient
 from turnout.lifecycle import Lifecycle
-from turnout.rollout import Step
 from turnout.system.flock import holder_pid
 
 # A daemon that binds as simple programs do, without SO_REUSEADDR.

@@ -8,8 +8,8 @@ import time
 import click
 
 from turnout.core.printable import clean
+from turnout.core.step import Step
 from turnout.locked_service import Done
-from turnout.rollout import Step
 from turnout.system.lifecycle_lock import Holder
 
 WORDS = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from turnout.core.model import Deployment, Snapshot, State
+from turnout.errors import ConflictError
 
 
 class Reason(StrEnum):
@@ -79,6 +80,12 @@ def explain(outcome: Outcome) -> str:
         Reason.STILL_NAMED: "the deployment still names that daemon",
     }[outcome.reason]
     return f"{text}: {outcome.detail}" if outcome.detail else text
+
+
+def must_hold(outcome: Outcome) -> None:
+    """See to it that an event was not refused. Raises ConflictError: it was; the message says why."""
+    if not outcome.ok:
+        raise ConflictError(explain(outcome), hint="turnout status")
 
 
 def _phase(block: Deployment) -> str:

@@ -16,12 +16,12 @@ from typing import Final, Protocol
 import msgspec
 
 from turnout.config import DEFAULT_LISTEN, Address, Health, Settings, Wanted, parse_address
+from turnout.core.step import Step
 from turnout.demo.load import Exchange, Load, line_exchange, redis_exchange
 from turnout.errors import NotRunningError, RolledBackError, TurnoutError
 from turnout.keeper_client import KeeperClient
 from turnout.lifecycle import Lifecycle
 from turnout.locked_service import Done
-from turnout.rollout import Step
 from turnout.service import Service
 from turnout.system.home import Home
 from turnout.system.spawn import choose_port

@@ -15,11 +15,11 @@ from typing import Final
 
 from turnout.admin import RouterClient
 from turnout.config import Address, Health, PlaneName, Settings, Wanted
+from turnout.core.step import Step
 from turnout.demo.timing import Clients, Latency, dial, end, exchange, in_turn, latency, whole
 from turnout.errors import NotRunningError, TurnoutError
 from turnout.keeper_client import KeeperClient
 from turnout.lifecycle import Lifecycle
-from turnout.rollout import Step
 from turnout.system.home import Home
 from turnout.system.spawn import choose_port
 from turnout.verdict import await_verdict

@@ -6,6 +6,7 @@ HOME/services/NAME/registry.json  settings.json  builds.json  journal.jsonl  lif
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pwd
 import re
@@ -33,6 +34,17 @@ def check_name(name: str) -> str:
             f"{name!r} is no service name", hint="letters, digits, '.', '-', '_', at most 64, none leading"
         )
     return name
+
+
+def file_name(boot_id: str) -> str:
+    """What the files of a boot are called, without a suffix; no two boots share one.
+
+    What turnout starts or attaches has an id that serves as it stands. But any text is a boot id that another program
+    writes into the shared registry: also one that would lead out of the directory, or that no filesystem takes.
+    """
+    if _NAME.match(boot_id):
+        return boot_id
+    return f"%{hashlib.sha256(boot_id.encode('utf-8', 'surrogatepass')).hexdigest()}"  # '%' begins no other name
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +79,10 @@ class ServiceHome:
         return self.root / "logs"
 
     def record(self, boot_id: str) -> Path:
-        return self.records / f"{boot_id}.json"
+        return self.records / f"{file_name(boot_id)}.json"
 
     def log(self, boot_id: str) -> Path:
-        return self.logs / f"{boot_id}.log"
+        return self.logs / f"{file_name(boot_id)}.log"
 
     def create(self) -> None:
         """Make the directories, mode 0700.
