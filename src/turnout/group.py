@@ -269,7 +269,7 @@ class Group:
         return here - own - {member.inode for member in self.members.values()}
 
     def _pad(self, highest: int = HOME, *, filled: bool = False) -> bool:
-        """Have as many spares behind the last daemon as there are daemons; whether any was missing.
+        """Have as many spares behind the last daemon as there are others; whether any was missing.
 
         Args:
             highest: there may be a daemon at this place, too.
@@ -277,9 +277,9 @@ class Group:
         """
         here = self._inodes()
         highest = max([highest, self.home_slot, *(member.slot for member in self.members.values())])
-        most = max(1, len(self.members.keys() | self.awaited.keys()))
-        missing = highest + most - (len(here) - 1)
         strangers = self._strangers(here)
+        most = max(1, len(self.members) + max(len(self.unplaced), len(strangers)))  # so many may leave before a look
+        missing = highest + most - (len(here) - 1)
         if strangers - self.strangers and not filled:  # a program of the same user joined, and may be the last
             missing = max(missing, most)
         if self.awaited:  # one of them may be counted among those behind the last daemon
@@ -316,11 +316,15 @@ class Group:
         self._spares.clear()
 
     def _shrink(self) -> bool:
-        """Without daemons there need be no gaps; whether one was closed."""
+        """Without daemons there need be no gaps, but for those that keep the router's place; whether one was closed."""
         closed = False
-        while not self.members and not self.awaited and self._end_gap():
+        while not self.members and not self.awaited and self._ends_with_a_spare() and self._end_gap():
             closed = True
         return closed
+
+    def _ends_with_a_spare(self) -> bool:
+        """Whether another one than the router's own listener is the last, and stays so when one of them has gone."""
+        return len(self._inodes()) - 1 > self.home_slot + 1
 
     def _end_gap(self) -> bool:
         """Shut a gap down, whose place the last listener takes; False: there is none with which that is safe."""
