@@ -291,9 +291,7 @@ def test_a_router_that_joined_daemons_keeps_its_place_when_all_of_them_have_gone
     daemons = lost(address, home)
     group = Group.rejoin(address, {})
     with group.home:
-        group.members = {
-            f"v{slot}": Member(slot, os.fstat(sock.fileno()).st_ino) for slot, sock in enumerate(daemons)
-        }
+        group.members = {f"v{slot}": Member(slot, os.fstat(sock.fileno()).st_ino) for slot, sock in enumerate(daemons)}
         for sock in daemons:
             group.look()
             sock.close()

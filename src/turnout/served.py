@@ -250,12 +250,12 @@ class Served:
         self._pointing.point(coming=leaves or self.supervision.restarter.due is not None)
 
     async def _keep_running(self, work: Callable[[], Any], what: str) -> None:
-        """A failed write (a full disk, a held lock) must not end the watch: say it, wait a moment, go on."""
+        """A failed write (a full disk, a held lock, no descriptors) must not end the watch: say it and go on."""
         while True:
             try:
                 await work()
-            except TurnoutError as error:
-                log.warning("%s: %s: %s", self.live.service.name, what, error.message)
+            except (OSError, TurnoutError) as error:
+                log.warning("%s: %s: %s", self.live.service.name, what, error)
             await asyncio.sleep(1.0)
             with contextlib.suppress(TurnoutError):
                 await self.following.look()
