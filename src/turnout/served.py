@@ -79,7 +79,17 @@ class Served:
         self.supervision = Supervision(
             loop, executor, home, live, following, self._pointing, telling, restart_changed=self._point
         )
-        drain_world = DrainWorld(loop, executor, live, following, telling, plane, keeper, probe=self.supervision.probe)
+        drain_world = DrainWorld(
+            loop,
+            executor,
+            live,
+            following,
+            telling,
+            plane,
+            keeper,
+            probe=self.supervision.probe,
+            located=self._pointing.located,
+        )
         self.drainer = Drainer(drain_world, lambda: live.settings)
         self.deployer = Deployer(DeployWorld(loop, executor, home, live, following, telling), lambda: live.settings)
         self.report = ServiceReport(
