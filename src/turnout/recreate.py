@@ -103,8 +103,9 @@ class RecreateRun(RolloutRun):
         said = services.get(self._service.name, {})
         here = said.get("census", {}).get(boot_id) or {"connections": 0}
         elsewhere = said.get("elsewhere", {}).get(boot_id, 0)  # in a router that was replaced and still drains
-        known = here["connections"] is not None and elsewhere is not None
-        return int(here["connections"]) + int(elsewhere) if known else None
+        if here["connections"] is None or elsewhere is None:
+            return None
+        return int(here["connections"]) + int(elsewhere)
 
     def _stop_everything(self, first: Daemon | None) -> None:
         """Every daemon of this service that may run: two on one directory destroy it."""
