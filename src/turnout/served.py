@@ -194,6 +194,7 @@ class Served:
                     let_go(sock, self.group.home())
                 except OSError as error:
                     log.error("%s: cannot end the steering: %s", self.live.service.name, error)  # noqa: TRY400
+            self.group.steered(self.group.home())
 
     async def rest(self) -> None:
         """Decide nothing any more; a write under way is brought to its end, with what is told of it."""
