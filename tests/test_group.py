@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,7 @@ from turnout.group import Group
 from turnout.joining import Member
 from turnout.listener import bind
 from turnout.planes.chooser import attach
+from turnout.system.connections import Handshake
 from turnout.system.sockets import listening_at
 
 
@@ -233,6 +235,27 @@ def test_a_gap_is_not_filled_while_clients_may_still_be_directed_to_it(group: Gr
         three, third = group.join("v3")
         with three:
             assert third.slot < second.slot
+
+
+@pytest.mark.parametrize(("age_s", "fills"), [(59.0, True), (61.0, False)])
+def test_a_gap_is_filled_also_while_connections_are_being_made_all_the_time(
+    group: Group, home: socket.socket, monkeypatch: pytest.MonkeyPatch, age_s: float, fills: bool
+) -> None:
+    """As from far away: only a handshake that began before the router knew of the death can be at the gap."""
+    now = [1000.0]
+    monkeypatch.setattr("turnout.group.handshakes_at", lambda _: [Handshake("", 1, 0.0), Handshake("", 1, age_s)])
+    monkeypatch.setattr("turnout.group.time", SimpleNamespace(monotonic=lambda: now[0]))
+    one, _ = group.join("v1")
+    two, second = group.join("v2")
+    with two:
+        one.close()
+        group.look()
+        group.seen(group.version, HOME)
+        now[0] += 60.0
+        group.seen(group.version, second.slot)  # it is told again, with each switch
+        three, third = group.join("v3")
+        three.close()
+        assert (third.slot < second.slot) is fills
 
 
 def test_a_gap_with_clients_in_its_queue_is_not_closed(group: Group, home: socket.socket) -> None:

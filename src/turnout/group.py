@@ -49,6 +49,7 @@ LATE_S: Final = 1.0  # a machine under load takes its time
 PLACINGS: Final = 5  # each one that fails takes another daemon that left meanwhile
 TAKEN_S: Final = 1.0  # for a daemon to accept
 SEEN_S: Final = 1.0  # for a router to say that it knows of a death: it looks every 0.1 s
+TICK_S: Final = 0.01  # of the clock by which the kernel knows the age of a handshake, at most
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
 
@@ -79,6 +80,7 @@ class Group:
         self.strangers: set[int] = set()  # listeners that nobody here made, by inode
         self._slot_of_home = home_slot
         self._seen = 0
+        self._seen_at = 0.0  # since when nobody is directed to a gap
         self._host, self._port = home.getsockname()[:2]
         self._at = reachable(self._host)
         self.awaited = dict(awaited)
@@ -215,7 +217,9 @@ class Group:
     def seen(self, version: int, slot: int) -> None:
         """The router that leads knows the group as it was then, and directs new connections to ``slot``."""
         slots = {self.home_slot, *(member.slot for member in self.members.values())}
-        self._seen = version if slot in slots else 0
+        before, self._seen = self._seen, version if slot in slots else 0
+        if before != self.version == self._seen:
+            self._seen_at = time.monotonic()
 
     def close(self) -> None:
         """Close the spares; daemons keep what they have."""
@@ -328,7 +332,10 @@ class Group:
 
     def _end_gap(self) -> bool:
         """Shut a gap down, whose place the last listener takes; False: there is none with which that is safe."""
-        if self._seen != self.version or handshakes_at(self._port):
+        if self._seen != self.version:
+            return False
+        since_s = time.monotonic() - self._seen_at - TICK_S
+        if any(one.age_s > since_s for one in handshakes_at(self._port)):
             return False
         gap = next((sock for sock in self._gaps if not _queued(sock)), None)
         if gap is None:
