@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from turnout.core.slots import HOME, MOST, source_of
 from turnout.errors import SpawnError
 from turnout.group import Group
+from turnout.joining import Member
 from turnout.listener import bind
 from turnout.planes.chooser import attach
+from turnout.system.connections import Handshake
 from turnout.system.sockets import listening_at
 
 
@@ -234,6 +237,27 @@ def test_a_gap_is_not_filled_while_clients_may_still_be_directed_to_it(group: Gr
             assert third.slot < second.slot
 
 
+@pytest.mark.parametrize(("age_s", "fills"), [(59.0, True), (61.0, False)])
+def test_a_gap_is_filled_also_while_connections_are_being_made_all_the_time(
+    group: Group, home: socket.socket, monkeypatch: pytest.MonkeyPatch, age_s: float, fills: bool
+) -> None:
+    """As from far away: only a handshake that began before the router knew of the death can be at the gap."""
+    now = [1000.0]
+    monkeypatch.setattr("turnout.group.handshakes_at", lambda _: [Handshake("", 1, 0.0), Handshake("", 1, age_s)])
+    monkeypatch.setattr("turnout.group.time", SimpleNamespace(monotonic=lambda: now[0]))
+    one, _ = group.join("v1")
+    two, second = group.join("v2")
+    with two:
+        one.close()
+        group.look()
+        group.seen(group.version, HOME)
+        now[0] += 60.0
+        group.seen(group.version, second.slot)  # it is told again, with each switch
+        three, third = group.join("v3")
+        three.close()
+        assert (third.slot < second.slot) is fills
+
+
 def test_a_gap_with_clients_in_its_queue_is_not_closed(group: Group, home: socket.socket) -> None:
     one, first = group.join("v1")
     attach(home, first.slot)
@@ -273,3 +297,49 @@ def test_another_users_listener_keeps_a_daemon_out_with_the_reason(home: socket.
         )
     group.close()
     assert done.stdout.strip() == "98"  # EADDRINUSE
+
+
+def lost(address: tuple[str, int], home: socket.socket) -> list[socket.socket]:
+    """Two daemons at the address, which keeper and router left to them alone; the last one has taken the place of 0."""
+    home.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    daemons = [bind(*address, shared=True), bind(*address, shared=True)]
+    attach(home, HOME)
+    home.close()
+    return [daemons[1], daemons[0]]
+
+
+def test_a_router_that_joined_daemons_keeps_its_place_when_all_of_them_have_gone(home: socket.socket) -> None:
+    """It is not the first one then; what is before it goes, and it must not be the last that fills that place."""
+    address = home.getsockname()[:2]
+    daemons = lost(address, home)
+    group = Group.rejoin(address, {})
+    with group.home:
+        group.members = {f"v{slot}": Member(slot, os.fstat(sock.fileno()).st_ino) for slot, sock in enumerate(daemons)}
+        for sock in daemons:
+            group.look()
+            sock.close()
+        for number in range(4):
+            group.look()
+            accept_all(group)
+            assert lands(group.home, address, source_of(group.home_slot)), number
+            group.seen(group.version, group.home_slot)
+        sock, member = group.join("v3")
+        with sock:
+            assert lands(sock, address, source_of(member.slot))
+            assert lands(group.home, address, source_of(group.home_slot))
+        group.close()
+
+
+def test_a_router_that_joined_daemons_keeps_its_place_whoever_of_those_that_it_does_not_know_leaves(
+    home: socket.socket,
+) -> None:
+    """One that is stopped (SIGSTOP) accepts nothing, so where it is cannot be found out."""
+    address = home.getsockname()[:2]
+    daemons = lost(address, home)
+    group = Group.rejoin(address, {})
+    with group.home:
+        for sock in daemons:  # before anybody looks
+            sock.close()
+        group.look()
+        assert lands(group.home, address, source_of(group.home_slot))
+        group.close()

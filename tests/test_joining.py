@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
 
 import pytest
 
@@ -232,3 +232,26 @@ def test_a_daemon_without_a_place_is_not_there_wherever_it_was() -> None:
     assert sharing.source_of(Daemon("v1", source=source_of(5))) == source_of(2)
     sharing.took({"version": 3, "home": 0, "places": {}, "unplaced": ["v1"]})
     assert (sharing.listener_of("v1"), sharing.is_joining("v1")) == (-1, True)
+
+
+class Keeper:
+    """Hears what a router says."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int]] = []
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        self.heard.append((message["version"], message["slot"]))
+
+
+def test_a_router_that_has_not_told_the_kernel_where_to_direct_says_nothing_of_it_to_the_keeper() -> None:
+    """A dead one's program still points somewhere: a gap there must not become a daemon's place."""
+    keeper = Keeper()
+    sharing = Sharing("s", cast("KeeperLink", keeper))
+    sharing.took({"version": 2, "home": 0, "places": {}, "unplaced": []})
+    sharing.lead()
+    assert keeper.heard == []
+    sharing.steered(HOME)
+    assert keeper.heard == [(2, HOME)]
+    sharing.took({"version": 3, "home": 0, "places": {}, "unplaced": []})
+    assert keeper.heard == [(2, HOME), (3, HOME)]

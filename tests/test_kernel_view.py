@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -359,3 +360,20 @@ def test_the_descriptors_of_a_process_are_looked_through_once_for_each_connectio
     assert scene.served("one") == 1
     monkeypatch.setattr(sockets, "descriptors_of", lambda _: pytest.fail("it was looked through again"))
     assert scene.served("one") == 1
+
+
+def test_what_is_on_its_way_is_not_taken_for_nothing_where_the_kernel_does_not_tell(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.forking("one")
+    assert not scene.view.pending("one", 0.0)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel_view, "handshakes_at", refuse)
+        assert scene.view.pending("one", 0.0)
+    monkeypatch.setattr(sockets, "accept_queues", refuse)
+    assert scene.view.pending("one", 0.0)
+    assert scene.view.deaf("one") == ""

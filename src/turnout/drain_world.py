@@ -34,6 +34,7 @@ class DrainWorld:
         plane: what carries the connections.
         keeper: stops daemons, and reaches a router that leaves.
         probe: whether a daemon is well.
+        located: the daemon as it can be reached now.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class DrainWorld:
         plane: Plane,
         keeper: KeeperLink,
         probe: Callable[[Daemon], Awaitable[ProbeResult]],
+        located: Callable[[Daemon], Daemon],
     ) -> None:
         self._loop = loop
         self._executor = executor
@@ -55,6 +57,7 @@ class DrainWorld:
         self._plane = plane
         self._keeper = keeper
         self._probe = probe
+        self._located = located
 
     def now(self) -> float:
         return self._loop.time()
@@ -62,22 +65,26 @@ class DrainWorld:
     def carried(self, boot_id: str) -> Sequence[Carried] | None:
         """Ours; None where we have none left and a router that leaves still has some, which only it can tell apart."""
         own = self._plane.carried(boot_id)
-        return own if own or own is None or not self.elsewhere(boot_id) else None
+        return own if own or own is None or self.elsewhere(boot_id) == 0 else None
 
     @property
     def _nobody_leaves(self) -> bool:
         """The keeper says so; before it has said anything there may be a router that leaves."""
         return self._keeper.leaving is not None and not self._keeper.leaving
 
-    def elsewhere(self, boot_id: str) -> int:
-        """Connections of that daemon that a leaving router carries: those that the kernel knows of, without ours."""
+    def elsewhere(self, boot_id: str) -> int | None:
+        """Connections of that daemon that a leaving router carries: those that the kernel knows of, without ours.
+
+        None: it does not tell.
+        """
         daemon = self._following.snapshot.daemons.get(boot_id)
         if self._nobody_leaves or daemon is None:
             return 0
         try:
-            return max(0, established_to(daemon.port, source=daemon.source) - self._plane.relayed(boot_id))
+            source = self._located(daemon).source
+            return max(0, established_to(daemon.port, source=source) - self._plane.relayed(boot_id))
         except OSError:
-            return 0
+            return None
 
     def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
         if ids is None and not self._nobody_leaves:

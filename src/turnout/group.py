@@ -49,6 +49,7 @@ LATE_S: Final = 1.0  # a machine under load takes its time
 PLACINGS: Final = 5  # each one that fails takes another daemon that left meanwhile
 TAKEN_S: Final = 1.0  # for a daemon to accept
 SEEN_S: Final = 1.0  # for a router to say that it knows of a death: it looks every 0.1 s
+TICK_S: Final = 0.01  # of the clock by which the kernel knows the age of a handshake, at most
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
 
@@ -79,6 +80,7 @@ class Group:
         self.strangers: set[int] = set()  # listeners that nobody here made, by inode
         self._slot_of_home = home_slot
         self._seen = 0
+        self._seen_at = 0.0  # since when nobody is directed to a gap
         self._host, self._port = home.getsockname()[:2]
         self._at = reachable(self._host)
         self.awaited = dict(awaited)
@@ -215,7 +217,9 @@ class Group:
     def seen(self, version: int, slot: int) -> None:
         """The router that leads knows the group as it was then, and directs new connections to ``slot``."""
         slots = {self.home_slot, *(member.slot for member in self.members.values())}
-        self._seen = version if slot in slots else 0
+        before, self._seen = self._seen, version if slot in slots else 0
+        if before != self.version == self._seen:
+            self._seen_at = time.monotonic()
 
     def close(self) -> None:
         """Close the spares; daemons keep what they have."""
@@ -269,7 +273,7 @@ class Group:
         return here - own - {member.inode for member in self.members.values()}
 
     def _pad(self, highest: int = HOME, *, filled: bool = False) -> bool:
-        """Have as many spares behind the last daemon as there are daemons; whether any was missing.
+        """Have as many spares behind the last daemon as there are others; whether any was missing.
 
         Args:
             highest: there may be a daemon at this place, too.
@@ -277,9 +281,9 @@ class Group:
         """
         here = self._inodes()
         highest = max([highest, self.home_slot, *(member.slot for member in self.members.values())])
-        most = max(1, len(self.members.keys() | self.awaited.keys()))
-        missing = highest + most - (len(here) - 1)
         strangers = self._strangers(here)
+        most = max(1, len(self.members) + max(len(self.unplaced), len(strangers)))  # so many may leave before a look
+        missing = highest + most - (len(here) - 1)
         if strangers - self.strangers and not filled:  # a program of the same user joined, and may be the last
             missing = max(missing, most)
         if self.awaited:  # one of them may be counted among those behind the last daemon
@@ -316,15 +320,22 @@ class Group:
         self._spares.clear()
 
     def _shrink(self) -> bool:
-        """Without daemons there need be no gaps; whether one was closed."""
+        """Without daemons there need be no gaps, but for those that keep the router's place; whether one was closed."""
         closed = False
-        while not self.members and not self.awaited and self._end_gap():
+        while not self.members and not self.awaited and self._ends_with_a_spare() and self._end_gap():
             closed = True
         return closed
 
+    def _ends_with_a_spare(self) -> bool:
+        """Whether another one than the router's own listener is the last, and stays so when one of them has gone."""
+        return len(self._inodes()) - 1 > self.home_slot + 1
+
     def _end_gap(self) -> bool:
         """Shut a gap down, whose place the last listener takes; False: there is none with which that is safe."""
-        if self._seen != self.version or handshakes_at(self._port):
+        if self._seen != self.version:
+            return False
+        since_s = time.monotonic() - self._seen_at - TICK_S
+        if any(one.age_s > since_s for one in handshakes_at(self._port)):
             return False
         gap = next((sock for sock in self._gaps if not _queued(sock)), None)
         if gap is None:

@@ -179,7 +179,10 @@ class KernelView:
             return ""
         if is_suspended(daemon.pid):
             return "the daemon is stopped (SIGSTOP) or held by a debugger"
-        queues = self._queues(daemon)
+        try:
+            queues = self._queues(daemon)
+        except OSError:
+            return ""
         # it is full when more wait than may, and it is not steered to again before there is room for some
         room = ROOM_AGAIN if boot_id in self._full else 1.0
         full = max((queue.waiting for queue in queues if queue.waiting > queue.most * room), default=0)
@@ -191,12 +194,12 @@ class KernelView:
 
     def pending(self, boot_id: str, older_s: float) -> bool:
         daemon = self._daemons().get(boot_id)
-        if daemon and any(queue.waiting for queue in self._queues(daemon)):
-            return True
         try:
+            if daemon and any(queue.waiting for queue in self._queues(daemon)):
+                return True
             made = [one for port in self._ports() for one in handshakes_at(port)]
         except OSError:
-            return False
+            return True  # it does not tell, and the drain has a deadline
         return any(one.age_s > older_s for one in made)
 
     def queued(self, boot_id: str) -> int:
@@ -204,7 +207,10 @@ class KernelView:
         daemon = self._daemons().get(boot_id)
         if daemon is None or not self._unaccepted:
             return 0
-        waiting = sum(queue.waiting for queue in self._queues(daemon))
+        try:
+            waiting = sum(queue.waiting for queue in self._queues(daemon))
+        except OSError:
+            return self._unaccepted  # they may all be its own
         waiting -= self._not_steered(daemon) if waiting else 0
         return max(0, min(self._unaccepted, waiting))
 
@@ -218,11 +224,12 @@ class KernelView:
             return 0
 
     def _queues(self, daemon: Daemon) -> list[Queue]:
-        """The accept queues of one daemon; at an address that it shares with others, of its own listeners alone."""
-        try:
-            queues = sockets.accept_queues(daemon.host, daemon.port)
-        except OSError:
-            return []
+        """The accept queues of one daemon; at an address that it shares with others, of its own listeners alone.
+
+        Raises:
+            OSError: the kernel does not tell.
+        """
+        queues = sockets.accept_queues(daemon.host, daemon.port)
         if (daemon.host, daemon.port) not in self._addresses():
             return queues
         given = self._given(daemon.boot_id)

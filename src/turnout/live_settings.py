@@ -29,9 +29,9 @@ class LiveSettings:
     """
 
     def __init__(self, home: ServiceHome, plane: str, changed: Callable[[], None]) -> None:
-        self._plane = plane
         self._changed = changed
         self.service = Service.open(home, _settings(home))
+        self._planes = {"auto", plane, self.service.settings.plane}  # one that was named may not work here
         self._watcher = Watcher(home.settings)
         self._watcher.poll()
         self._reloading = Reloading(self.service.settings, home.settings.stat().st_mtime_ns)
@@ -61,7 +61,7 @@ class LiveSettings:
         try:
             self.service = Service.open(home, _settings(home))
             self._reloading = Reloading(self.service.settings, home.settings.stat().st_mtime_ns)
-            later = () if self.service.settings.plane in {"auto", self._plane} else (f"plane: {NEEDS['plane']}",)
+            later = () if self.service.settings.plane in self._planes else (f"plane: {NEEDS['plane']}",)
             self.last = Reload(self.service.settings, later=later)
         except (TurnoutError, OSError) as error:
             log.warning("%s: the old settings stay: %s", self.service.name, error)

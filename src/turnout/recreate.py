@@ -103,8 +103,10 @@ class RecreateRun(RolloutRun):
             return None
         said = services.get(self._service.name, {})
         here = said.get("census", {}).get(boot_id) or {"connections": 0}
-        elsewhere = said.get("elsewhere", {}).get(boot_id) or 0  # in a router that was replaced and still drains
-        return None if here["connections"] is None else int(here["connections"]) + int(elsewhere)
+        elsewhere = said.get("elsewhere", {}).get(boot_id, 0)  # in a router that was replaced and still drains
+        if here["connections"] is None or elsewhere is None:
+            return None
+        return int(here["connections"]) + int(elsewhere)
 
     def _stop_everything(self, first: Daemon | None) -> None:
         """Every daemon of this service that may run: two on one directory destroy it."""

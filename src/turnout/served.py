@@ -79,7 +79,17 @@ class Served:
         self.supervision = Supervision(
             loop, executor, home, live, following, self._pointing, telling, restart_changed=self._point
         )
-        drain_world = DrainWorld(loop, executor, live, following, telling, plane, keeper, probe=self.supervision.probe)
+        drain_world = DrainWorld(
+            loop,
+            executor,
+            live,
+            following,
+            telling,
+            plane,
+            keeper,
+            probe=self.supervision.probe,
+            located=self._pointing.located,
+        )
         self.drainer = Drainer(drain_world, lambda: live.settings)
         self.deployer = Deployer(DeployWorld(loop, executor, home, live, following, telling), lambda: live.settings)
         self.report = ServiceReport(
@@ -184,6 +194,7 @@ class Served:
                     let_go(sock, self.group.home())
                 except OSError as error:
                     log.error("%s: cannot end the steering: %s", self.live.service.name, error)  # noqa: TRY400
+            self.group.steered(self.group.home())
 
     async def rest(self) -> None:
         """Decide nothing any more; a write under way is brought to its end, with what is told of it."""
@@ -250,12 +261,12 @@ class Served:
         self._pointing.point(coming=leaves or self.supervision.restarter.due is not None)
 
     async def _keep_running(self, work: Callable[[], Any], what: str) -> None:
-        """A failed write (a full disk, a held lock) must not end the watch: say it, wait a moment, go on."""
+        """A failed write (a full disk, a held lock, no descriptors) must not end the watch: say it and go on."""
         while True:
             try:
                 await work()
-            except TurnoutError as error:
-                log.warning("%s: %s: %s", self.live.service.name, what, error.message)
+            except (OSError, TurnoutError) as error:
+                log.warning("%s: %s: %s", self.live.service.name, what, error)
             await asyncio.sleep(1.0)
             with contextlib.suppress(TurnoutError):
                 await self.following.look()

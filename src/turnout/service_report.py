@@ -32,7 +32,7 @@ class ServiceReport:
         following: the registry.
         supervision: health, and what is due to be restarted.
         drainer: what drains.
-        elsewhere: answers how many connections of a daemon a router that leaves still has.
+        elsewhere: answers how many connections of a daemon a router that leaves still has; None: unknown.
         troubles: what the plane met lately.
         times: what its rollouts came to.
     """
@@ -46,7 +46,7 @@ class ServiceReport:
         following: Following,
         supervision: Supervision,
         drainer: Drainer,
-        elsewhere: Callable[[str], int],
+        elsewhere: Callable[[str], int | None],
         troubles: Troubles,
         times: RolloutTimes,
     ) -> None:
@@ -123,13 +123,13 @@ class ServiceReport:
         found: list[DaemonReading] = []
         for daemon in known[:DAEMONS_MOST]:
             counted = census.get(daemon.boot_id, nothing)
-            own = counted.connections
+            own, elsewhere = counted.connections, self._elsewhere(daemon.boot_id)
             found.append(
                 DaemonReading(
                     boot_id=daemon.boot_id,
                     version=daemon.version,
                     role=roles.get(daemon.boot_id, "draining"),
-                    connections=None if own is None else own + self._elsewhere(daemon.boot_id),
+                    connections=None if own is None or elsewhere is None else own + elsewhere,
                     bytes_in=counted.bytes_in,
                     bytes_out=counted.bytes_out,
                     healthy=self._supervision.supervisor.healthy.get(daemon.boot_id),

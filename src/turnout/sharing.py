@@ -11,7 +11,10 @@ from turnout.system.control import Message
 
 
 class Sharing:
-    """One service's. Until this router leads it says nothing: where clients are directed is another one's decision.
+    """One service's.
+
+    Until this router leads, and has told the kernel where to direct clients, it says nothing: that is another one's
+    decision till then, also a dead one's.
 
     Args:
         service: its name.
@@ -24,7 +27,7 @@ class Sharing:
         self._version = 0
         self._places: Mapping[str, tuple[int, int]] = {}
         self._unplaced: frozenset[str] = frozenset()
-        self._slot = HOME
+        self._slot: int | None = None
         self._leads = False
         self._home = HOME
 
@@ -72,5 +75,5 @@ class Sharing:
         self._tell()
 
     def _tell(self) -> None:
-        if self._leads and self._version:
+        if self._leads and self._version and self._slot is not None:
             self._keeper.tell({"op": "seen", "service": self._service, "version": self._version, "slot": self._slot})

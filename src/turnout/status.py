@@ -161,7 +161,7 @@ def _daemon(daemon: Daemon, role: Role, said: dict[str, Any]) -> DaemonStatus:
         alive=alive,
         healthy=_section(said, "healthy").get(boot_id),
         reason=_section(said, "reasons").get(boot_id, ""),
-        connections=None if connections is None else connections + elsewhere,
+        connections=None if connections is None or elsewhere is None else connections + elsewhere,
         bytes_in=counted.get("bytes_in"),
         bytes_out=counted.get("bytes_out"),
         started_ts=daemon.start_ts,

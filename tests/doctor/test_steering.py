@@ -253,6 +253,25 @@ def test_a_dead_routers_pins_that_serve_nobody_are_removed_by_fix(machine: Machi
     assert machine.sound()
 
 
+@pytest.mark.parametrize("service", ["default", "another"])
+def test_what_was_pinned_before_the_home_had_a_place_of_its_own_is_found_too(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    machine.mount()
+    pins = machine.pins(service)
+    systems, machine.bpffs = machine.bpffs, machine.patient.home.root.resolve() / "own"
+    monkeypatch.setattr("turnout.planes.pins.SYSTEM_BPFFS", systems)
+    monkeypatch.setattr("turnout.planes.pins.OWN_BPFFS", "own")
+    machine.bpffs.mkdir()
+    with (machine.own / "mountinfo").open("a") as file:
+        file.write(PLACE.format(machine.bpffs))
+    found = machine.wrong()
+    assert str(pins.directory) in found.evidence
+    assert found.fixable
+    machine.patient.follow(found.mend or "")
+    assert machine.sound()
+
+
 def test_what_one_service_is_asked_for_is_not_told_of_others(machine: Machine) -> None:
     machine.mount()
     machine.pins("another")

@@ -80,7 +80,7 @@ def test_a_worker_that_is_killed_is_followed_by_one_whose_place_is_found(turnout
     finally:
         load.stop()
     report("workers killed", kills=kills, made=load.made, failed=load.failed, clients=clients)
-    assert load.failed <= kills * clients, dict(load.errors)
+    assert load.failed <= kills * clients + 1, dict(load.errors)  # and the one that stays
     assert turnout.active()["boot_id"] == boot_id, "the daemon itself did not die"
     configure(turnout, "v2", "--workers", "1")
     with under_load(turnout) as load:

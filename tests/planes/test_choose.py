@@ -33,11 +33,18 @@ def test_a_relay_named_by_hand_where_it_cannot_run_is_one_clear_error() -> None:
     assert "stream" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("name", DIRECT)
-def test_a_direct_plane_named_by_hand_is_taken_and_never_tried_first(name: str) -> None:
+def test_sk_lookup_named_by_hand_is_taken_and_never_tried_first() -> None:
     """Where it does not work, it relays and says so: what it lacks may come while it runs."""
-    chosen = choose(name, lacks="", tried=lambda: pytest.fail("it was tried"))
+    chosen = choose("sk_lookup", lacks="", tried=lambda: pytest.fail("it was tried"))
+    assert chosen.name == "sk_lookup"
+
+
+@pytest.mark.parametrize(("tried", "name", "said"), [("", "reuseport", "named"), ("no option", "relay", "no option")])
+def test_reuseport_named_by_hand_relays_where_it_does_not_work(tried: str, name: str, said: str) -> None:
+    """A daemon that takes part has no port of its own then: nothing would serve."""
+    chosen = choose("reuseport", lacks="", tried=lambda: tried)
     assert chosen.name == name
+    assert said in chosen.reason
 
 
 @pytest.mark.parametrize("name", DIRECT)

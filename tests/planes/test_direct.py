@@ -225,16 +225,15 @@ def test_it_does_not_go_on_where_nobody_is_active(scene: Scene) -> None:
     assert scene.steering.told == [None]
 
 
-@pytest.mark.parametrize("fault", [OSError(1, "not permitted"), SteeringError("no such listener")])
-def test_what_cannot_be_steered_is_relayed_and_said_and_tried_again(
-    scene: Scene, fault: OSError | SteeringError
-) -> None:
+@pytest.mark.parametrize("said", ["not permitted", "no such listener"])
+def test_what_cannot_be_steered_is_relayed_and_said_and_tried_again(scene: Scene, said: str) -> None:
+    fault = OSError(1, said) if said == "not permitted" else SteeringError(said)
     scene.lead()
     scene.steering.fault = fault
     scene.point_at(V2)
     assert scene.steers() is None, "the old daemon gets nobody either"
     assert scene.relay.target == V2
-    assert str(fault) in scene.plane.trouble
+    assert scene.plane.trouble == said
     assert scene.plane.counters.unsteered == 1
     scene.steering.fault = None
     scene.loop.go_on(1.0)

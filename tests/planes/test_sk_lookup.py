@@ -16,7 +16,7 @@ from support import eventually
 from turnout.errors import SteeringError
 from turnout.planes import bpf, sk_lookup
 from turnout.planes.bpf import Op, assemble
-from turnout.planes.pins import Pins, bpffs_of, pins_of
+from turnout.planes.pins import Pins, all_bpffs, pins_of
 from turnout.planes.plane import Target
 from turnout.planes.sk_lookup import SkLookup
 
@@ -361,6 +361,57 @@ def test_pins_that_are_broken_are_made_anew(steering: Callable[..., SkLookup], o
     assert sorted(entry.name for entry in pins.directory.iterdir()) == ["ipv4", "ipv6", "link"]
 
 
+def test_what_was_pinned_in_another_place_before_this_one_is_taken_over_from_there(
+    steering: Callable[..., SkLookup], opened: Opened, home: Path
+) -> None:
+    """As when a home got a bpf filesystem of its own: the old program would go on choosing, before any new one."""
+    front, daemon, before = pinned(steering, opened, home)
+    second = listener(opened)
+    pins = Pins(home / "bpf" / "own" / "cache", (before.directory,))
+    successor = steering(daemon, second, pins=pins)
+    successor.listen(front)
+    successor.steer(target(second))
+    assert meets(front.getsockname(), front, daemon, second) is second
+    assert pins.exist()
+    successor.close()
+    assert not pins.exist()
+    assert meets(front.getsockname(), front, daemon, second) is front
+
+
+def test_of_pins_in_two_places_one_is_used_and_the_other_one_ends(
+    steering: Callable[..., SkLookup], opened: Opened, home: Path
+) -> None:
+    front, daemon, before = pinned(steering, opened, home)
+    dead = steering(daemon, pins=Pins(home / "bpf" / "own" / "cache"))
+    dead.listen(front)
+    dead.steer(target(daemon))
+    dead.leave()
+    second = listener(opened)
+    successor = steering(daemon, second, pins=Pins(home / "bpf" / "own" / "cache", (before.directory,)))
+    successor.listen(front)
+    successor.steer(target(second))
+    assert not before.exist()
+    eventually(lambda: meets(front.getsockname(), front, daemon, second) is second)
+
+
+def test_another_users_directory_in_the_place_of_pins_is_in_the_way_of_nothing_else(
+    steering: Callable[..., SkLookup], opened: Opened, home: Path
+) -> None:
+    front, daemon = listener(opened), listener(opened)
+    pins = pins_of(home, "cache")
+    assert pins
+    pins.directory.mkdir(parents=True)
+    for directory in (pins.directory, pins.directory.parent):
+        os.chown(directory, 65534, 65534)
+    found = steering(daemon, pins=pins)
+    found.listen(front)
+    found.steer(target(daemon))
+    assert not pins.exist()
+    assert meets(front.getsockname(), front, daemon) is daemon
+    found.close()
+    assert pins.directory.is_dir()
+
+
 def test_a_directory_that_others_may_write_is_not_trusted_and_steering_goes_on_unpinned(
     steering: Callable[..., SkLookup], opened: Opened, home: Path
 ) -> None:
@@ -383,12 +434,17 @@ def test_a_home_uses_its_own_bpf_filesystem_before_the_systems(tmp_path: Path) -
     system = "35 1 0:29 / /sys/fs/bpf rw,nosuid shared:9 - bpf bpf rw,mode=700\n"
     another = "34 1 0:28 / /sys/fs rw - sysfs sysfs rw\n"
     mounts.write_text(another + system + own)
-    assert bpffs_of(tmp_path, mounts=mounts) == tmp_path.resolve() / "bpf"
+    own_first = [tmp_path.resolve() / "bpf", Path("/sys/fs/bpf")]
+    assert all_bpffs(tmp_path, mounts=mounts) == own_first
+    pins = pins_of(tmp_path, "cache", mounts=mounts)
+    assert pins
+    assert [place.parent.parent for place in (pins.directory, *pins.others)] == own_first
     mounts.write_text(another + system)
-    assert bpffs_of(tmp_path, mounts=mounts) == Path("/sys/fs/bpf")
+    assert all_bpffs(tmp_path, mounts=mounts) == [Path("/sys/fs/bpf")]
     mounts.write_text(another)
-    assert bpffs_of(tmp_path, mounts=mounts) is None
-    assert bpffs_of(tmp_path, mounts=tmp_path / "none") is None
+    assert all_bpffs(tmp_path, mounts=mounts) == []
+    assert all_bpffs(tmp_path, mounts=tmp_path / "none") == []
+    assert pins_of(tmp_path, "cache", mounts=mounts) is None
 
 
 def test_a_path_is_read_as_the_kernel_writes_it_whatever_is_in_it(tmp_path: Path) -> None:
@@ -397,7 +453,7 @@ def test_a_path_is_read_as_the_kernel_writes_it_whatever_is_in_it(tmp_path: Path
     path = os.fsencode(home.resolve() / "bpf").replace(b"\\", b"\\134").replace(b" ", b"\\040")
     mounts = tmp_path / "mountinfo"
     mounts.write_bytes(b"36 1 0:30 / " + path + b" rw - bpf bpf rw\n37 1 0:31 / /\xff rw - ext4 x rw\n")
-    assert bpffs_of(home, mounts=mounts) == home.resolve() / "bpf"
+    assert all_bpffs(home, mounts=mounts) == [home.resolve() / "bpf"]
 
 
 @contextlib.contextmanager

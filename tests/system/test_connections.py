@@ -131,6 +131,20 @@ def test_only_what_came_to_one_of_the_addresses_counts() -> None:
     assert at_addresses([ANY], [("127.0.0.1", 81)]) == []
 
 
+def test_a_client_of_ipv4_that_a_daemon_of_both_families_accepted_counts_at_the_wildcard_of_ipv4(
+    opened: ExitStack,
+) -> None:
+    """It travels as an IPv4-mapped address (ipv6(7)); uncounted, its daemon would be stopped under it."""
+    daemon = opened.enter_context(socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True))
+    port = daemon.getsockname()[1]
+    opened.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+    opened.enter_context(daemon.accept()[0])
+    found = connections_at(port)
+    assert at_addresses(found, [("0.0.0.0", port)]) == found
+    assert at_addresses(found, [("127.0.0.1", port)]) == found
+    assert at_addresses(found, [("::", port)]) == []
+
+
 # -- who spoke last --------------------------------------------------------------------------------------------------
 
 

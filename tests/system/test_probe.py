@@ -261,6 +261,26 @@ def test_a_queue_that_is_not_full_is_no_fault(opened: ExitStack) -> None:
     assert probe(daemon, ALIVE, timeout_s=0.2).ok
 
 
+def test_at_an_address_that_it_shares_its_own_full_queue_is_a_fault_and_nobody_elses(
+    opened: ExitStack, started: Started
+) -> None:
+    sock, daemon = here(opened, backlog=3)
+    fill(opened, sock, 3)
+    assert not probe(replace(daemon, source="127.47.77.1"), ALIVE, timeout_s=0.2).ok
+    other = started.demo()
+    owner = replace(other.daemon, port=daemon.port, source="127.47.77.1")
+    assert "accepts none" not in probe(owner, ProbeSpec("alive", verify_owner=False), timeout_s=0.2).reason
+
+
+def test_where_no_queue_is_full_a_daemons_descriptors_are_not_walked_through(
+    opened: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock, daemon = here(opened, backlog=3)
+    opened.enter_context(socket.create_connection(sock.getsockname(), TIMEOUT_S))
+    monkeypatch.setattr("turnout.system.probe.listeners_of", lambda _: pytest.fail("all of them were looked at"))
+    assert probe(replace(daemon, source="127.47.77.1"), ALIVE, timeout_s=0.2).ok
+
+
 def test_a_busy_daemon_whose_queue_is_always_full_but_moves_is_well(
     opened: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

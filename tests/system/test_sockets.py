@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from turnout.system import sock_diag, sockets
 from turnout.system.sockets import (
     Listener,
     accept_queue,
+    accept_queues,
     accepted_at,
     command_of,
     established_to,
@@ -370,3 +372,18 @@ def test_whether_the_descriptors_of_a_process_may_be_looked_at_is_known() -> Non
         os._exit(may_be_looked_at(other) * 1 + may_be_looked_at(os.getpid()) * 2)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 2, "nobody may look at its own, and not at another user's"
+
+
+def test_where_no_descriptor_is_left_nothing_is_taken_for_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens, nobody is connected, nobody hides anything: that is what a daemon without clients looks like."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(sock_diag, "_netlink", refuse)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    for ask in (lambda: listening_at(LOOPBACK, 1), lambda: established_to(1), lambda: accept_queues(LOOPBACK, 1)):
+        with pytest.raises(OSError, match="Too many open files"):
+            ask()
+    assert not may_be_looked_at(os.getpid())

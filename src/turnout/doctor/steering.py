@@ -15,7 +15,7 @@ from turnout.core.model import Desired
 from turnout.doctor.finding import Found, bad, ok, warn
 from turnout.doctor.scene import Scene, Subject
 from turnout.errors import SteeringError
-from turnout.planes.pins import OWN_BPFFS, SYSTEM_BPFFS, Pins, bpffs_of, home_directory, is_ours
+from turnout.planes.pins import OWN_BPFFS, SYSTEM_BPFFS, Pins, all_bpffs, home_directory, is_ours, pins_of
 from turnout.planes.sk_lookup import NO_RIGHT
 from turnout.system.process import provably_dead
 
@@ -29,7 +29,8 @@ _OR_RELAY: Final = 'or say plane = "relay"'
 
 def check_steering(scene: Scene) -> Iterator[Found]:
     """What a direct plane needs, where one was named; and pins that steer what nobody serves."""
-    bpffs = bpffs_of(scene.home.root, mounts=scene.proc / "self/mountinfo")
+    places = all_bpffs(scene.home.root, mounts=scene.proc / "self/mountinfo")
+    bpffs = places[0] if places else None
     named = [(subject, subject.settings.plane) for subject in scene.subjects if subject.settings]
     if any(plane == "sk_lookup" for _, plane in named):
         found = list(_needs(scene, bpffs))
@@ -42,8 +43,8 @@ def check_steering(scene: Scene) -> Iterator[Found]:
             yield warn("steering", f"plane reuseport relays here: {lacks}", 'say plane = "relay", or "auto"')
         else:
             yield ok("steering", "plane reuseport has all that it needs here")
-    if bpffs is not None:
-        yield from _left_over(scene, bpffs, home_directory(bpffs, scene.home.root))
+    for place in places:
+        yield from _left_over(scene, place, home_directory(place, scene.home.root))
 
 
 def why_no_better(scene: Scene, settings: Settings) -> str:
@@ -113,7 +114,8 @@ def _pinned(scene: Scene, bpffs: Path | None, subject: Subject) -> Iterator[Foun
     if bpffs is None or told.get("plane") != "sk_lookup" or told.get("plane_trouble"):
         return
     steers = subject.snapshot is not None and subject.snapshot.active is not None
-    if steers and not Pins.of(bpffs, scene.home.root, subject.name).exist():
+    pins = pins_of(scene.home.root, subject.name, mounts=scene.proc / "self/mountinfo")
+    if steers and not (pins and pins.exist()):
         what = f"what the router steers by is not pinned in {bpffs}: it began before it could be, and ends with it"
         yield warn("steering", what, "turnout router --replace", service=subject.name)
 

@@ -52,7 +52,8 @@ def choose(
         takes_part: whether the daemon shares the fixed address with the router, by a socket that it is given or by
             itself; only then it can be reached without a proxy and without privileges.
         tried: makes a group of listeners and a connection to it; answers why that does not work here, empty where it
-            does. Asked only where it matters.
+            does. Asked only where it matters. A daemon that takes part has no port of its own: without a group it would
+            not even start, named or not, and behind a relay it is given one.
 
     Raises:
         ConfigError: the plane that was named cannot run here, or not with these demands.
@@ -67,7 +68,8 @@ def choose(
                 f"{' and '.join(demands)}: only a relay can enforce that, and plane {wanted} has none in the way",
                 hint='plane = "relay" or "auto"',
             )
-        return Chosen(wanted, "it was named")
+        why = tried() if wanted == "reuseport" else ""
+        return Chosen("relay", f"reuseport does not work here: {why}") if why else Chosen(wanted, "it was named")
     if lacks:
         return Chosen("stream", f"no {lacks} here, which the relay needs")
     if not takes_part:

@@ -19,7 +19,7 @@ from typing import Final
 from turnout.errors import SteeringError
 from turnout.planes.plane import Carried, Census, Counters, Plane, Target
 from turnout.planes.policy import DEFAULT_POLICY, Policy, needs_relay
-from turnout.planes.steering import Kernel, Steering
+from turnout.planes.steering import Kernel, Steering, in_words
 
 LOOK_S: Final = 0.1  # how soon a daemon that stopped accepting is seen
 AGAIN_FIRST_S: Final = 0.1
@@ -145,7 +145,7 @@ class Direct:
 
     def _fail(self, error: OSError | SteeringError) -> None:
         """It cannot be had at the moment: try it again, less and less often."""
-        self._withdraw(str(error))
+        self._withdraw(in_words(error))
         self._again_at = self._clock() + self._again_s
         self._again_s = min(AGAIN_MOST_S, 2 * self._again_s)
 
@@ -156,7 +156,7 @@ class Direct:
             try:
                 self._steering.steer(None)
             except (OSError, SteeringError) as error:
-                why = why or str(error)
+                why = why or in_words(error)
                 self._steering.close()
         if self._steered is not None:
             self._leaving[self._steered.boot_id] = _Left(self._clock())

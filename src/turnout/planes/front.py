@@ -6,21 +6,20 @@ Who moves the bytes is not its concern: it hands over a client and a daemon that
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import socket
 from collections.abc import Callable
 from typing import Final
 
-from turnout.core.proxy_protocol import header
 from turnout.core.slots import CHOOSING
+from turnout.planes.headroom import Headroom
 from turnout.planes.hold import Hold, Waiting
 from turnout.planes.listeners import Listeners
 from turnout.planes.plane import Counters, Target
 from turnout.planes.policy import Policy
 from turnout.planes.readiness import EOUT, Readiness
 from turnout.planes.sources import Sources, connect_from, may_be_a_source
-from turnout.planes.tcp import INHERITS, is_loopback, listens, reset_on_close, set_up
+from turnout.planes.tcp import INHERITS, introduce, is_loopback, listens, reset_on_close, set_up
 
 ACCEPTS_PER_WAKEUP: Final = 64
 BACKLOG: Final = 1 << 16  # more than any accept queue has (listen(2))
@@ -33,8 +32,6 @@ _NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, err
 _NONBLOCK: Final = getattr(socket, "SOCK_NONBLOCK", 0)
 _STREAM: Final = socket.SOCK_STREAM | _NONBLOCK
 _UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
-
-
 Begin = Callable[[Waiting, socket.socket, Target], None]
 IsThere = Callable[[Target], bool]
 
@@ -75,6 +72,7 @@ class Front:
     ) -> None:
         self._listeners = Listeners(loop, readiness, counters)
         self.listeners = self._listeners.by_fd
+        self._headroom = Headroom()
         self.connecting: dict[int, Waiting] = {}  # by the daemon's descriptor
         self.waiting: dict[int, Waiting] = {}  # by the client's descriptor
         self.full = False  # the limit of connections is reached: the plane calls `room` when one ends
@@ -181,6 +179,8 @@ class Front:
 
     def _accept_from(self, listener: socket.socket, most: int) -> bool:
         """At most so many; False: no descriptors are left."""
+        if (headroom := self._headroom).short and not headroom.is_over(listener.fileno()):
+            most = 0
         for _ in range(most):
             try:
                 client, peer = listener.accept()
@@ -208,7 +208,11 @@ class Front:
             # to the daemon at once, unless others were here first
             elif self._target is None or len(self._hold) or not self._connect(waiting):
                 self._keep(waiting)
-        return True
+            if client.fileno() >= headroom.first and headroom.is_short(client.fileno()):
+                break
+        if headroom.short:
+            self._listeners.pause()
+        return not headroom.short
 
     def _room(self) -> int:
         """How many connections may be added before the limit is reached."""
@@ -230,7 +234,7 @@ class Front:
         target = self._target
         assert target is not None
         try:
-            daemon = socket.socket(self._family, _STREAM)
+            daemon = self._headroom.checked(socket.socket(self._family, _STREAM))
         except OSError:
             self._listeners.pause()
             self._short_until = self._clock() + SHORTAGE_S
@@ -313,10 +317,8 @@ class Front:
 
     def _introduce(self, waiting: Waiting, daemon: socket.socket) -> bool:
         """Tell the daemon who its client is, before any byte of his; False: one of the two is gone."""
-        with contextlib.suppress(OSError):
-            told = header(waiting.client.getpeername()[:2], waiting.client.getsockname()[:2])
-            if daemon.send(told) == len(told):  # into an empty send buffer: it takes all of it, or is broken
-                return True
+        if introduce(waiting.client, daemon):
+            return True
         if waiting.daemon_fd >= 0:
             self._readiness.unregister(waiting.daemon_fd)
         waiting.daemon = None

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,8 +25,8 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 _OCTAL: Final = re.compile(rb"\\([0-3][0-7]{2})")
 
 
-def bpffs_of(home: Path, *, mounts: Path = _MOUNTS) -> Path | None:
-    """The bpf filesystem that a home uses: ``HOME/bpf`` where one is mounted there, else the system's; None: neither.
+def all_bpffs(home: Path, *, mounts: Path = _MOUNTS) -> list[Path]:
+    """The bpf filesystems that a home may use: first ``HOME/bpf`` where one is mounted there, then the system's.
 
     Args:
         home: the state directory.
@@ -35,14 +35,14 @@ def bpffs_of(home: Path, *, mounts: Path = _MOUNTS) -> Path | None:
     try:
         lines = mounts.read_bytes().splitlines()
     except OSError:
-        return None
+        return []
     # of fields 5 (where) and, behind a lone hyphen, the type; blanks in a path are octal
     there = {
         _OCTAL.sub(lambda found: bytes([int(found[1], 8)]), line.split()[4])
         for line in lines
         if line.partition(b" - ")[2].partition(b" ")[0] == b"bpf"
     }
-    return next((path for path in (home.resolve() / OWN_BPFFS, SYSTEM_BPFFS) if os.fsencode(path) in there), None)
+    return [path for path in (home.resolve() / OWN_BPFFS, SYSTEM_BPFFS) if os.fsencode(path) in there]
 
 
 def _hash(text: str) -> str:
@@ -57,13 +57,16 @@ def home_directory(bpffs: Path, home: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """The pinned objects of one service. Owns its directory.
+    """The pinned objects of one service. Owns its directories.
 
     Args:
-        directory: that.
+        directory: where they are made.
+        others: where an earlier router may have made them, when that was the place for it. What is there goes on
+            steering whatever is made here: the kernel runs every program of a network namespace, the oldest first.
     """
 
     directory: Path
+    others: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, bpffs: Path, home: Path, service: str) -> Pins:
@@ -72,14 +75,16 @@ class Pins:
     @property
     def unfinished(self) -> Path:
         """Where they are made, until they are whole; one that died in the middle of it leaves that."""
-        return self.directory.with_name(f"{self.directory.name}-new")
+        return _unfinished(self.directory)
 
     def exist(self) -> bool:
         """Whether something was pinned and not removed."""
-        return _is_there(self.directory)
+        return any(map(_is_there, (self.directory, *self.others)))
 
     def open(self, names: Sequence[str], get: Callable[[str], int]) -> dict[str, int]:
-        """Descriptors of all these objects, the caller's to close.
+        """Descriptors of all these objects, the caller's to close; of those elsewhere, only if there are none here.
+
+        What is not used is removed.
 
         Args:
             names: which.
@@ -88,11 +93,14 @@ class Pins:
         Raises:
             OSError: one of them cannot be had; then none is open.
         """
-        is_ours(self.directory)
+        places = (self.directory, *self.others)
+        used = next(filter(_is_there, places), self.directory)
+        is_ours(used)
         found: dict[str, int] = {}
         try:
             for name in names:
-                found[name] = get(str(self.directory / name))
+                found[name] = get(str(used / name))
+            _remove(place for place in places if place != used)
         except OSError:
             for fd in found.values():
                 os.close(fd)
@@ -124,26 +132,47 @@ class Pins:
 
     def remove(self) -> None:
         """Remove what is pinned; that alone ends what a dead router still steered. Raises OSError: no right to."""
-        for left in (self.directory, self.unfinished):
+        _remove((self.directory, *self.others))
+
+
+def pins_of(home: Path, service: str, *, mounts: Path = _MOUNTS) -> Pins | None:
+    """The pins of one service; None where there is no bpf filesystem.
+
+    Args:
+        home: the state directory.
+        service: its name.
+        mounts: as for :func:`all_bpffs`.
+    """
+    places = [Pins.of(bpffs, home, service).directory for bpffs in all_bpffs(home, mounts=mounts)]
+    return Pins(places[0], tuple(places[1:])) if places else None
+
+
+def _unfinished(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}-new")
+
+
+def _remove(directories: Iterable[Path]) -> None:
+    """Remove what is pinned in each of these, and what was to be. Raises OSError: no right to."""
+    for directory in directories:
+        for left in (directory, _unfinished(directory)):
             if _is_there(left):
                 with contextlib.suppress(FileNotFoundError):
                     shutil.rmtree(left)
         with contextlib.suppress(OSError):  # other services have theirs in it
-            self.directory.parent.rmdir()
-
-
-def pins_of(home: Path, service: str) -> Pins | None:
-    """The pins of one service; None where there is no bpf filesystem."""
-    bpffs = bpffs_of(home)
-    return Pins.of(bpffs, home, service) if bpffs else None
+            directory.parent.rmdir()
 
 
 def _is_there(directory: Path) -> bool:
-    """Whether it is. systemd mounts the system's for root alone: who may not look into it has pinned nothing there."""
+    """Whether it is, and of our making.
+
+    systemd mounts the system's for root alone: who may not look into it has pinned nothing there. Where everybody may
+    write, a directory of that name that another user made is in the way of nothing but pins.
+    """
     try:
-        return directory.is_dir()
-    except PermissionError:
+        found = directory.lstat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def is_ours(directory: Path) -> None:

@@ -25,6 +25,7 @@ from turnout.planes import bpf
 from turnout.planes.bpf import Op
 from turnout.planes.pins import Pins
 from turnout.planes.plane import Target
+from turnout.planes.steering import in_words
 
 # struct bpf_sk_lookup, linux/bpf.h: where each field is
 _FAMILY: Final = 8
@@ -99,7 +100,7 @@ def lacking() -> str:
     try:
         trial.begin()
     except (OSError, SteeringError) as error:
-        return str(error)
+        return in_words(error)
     finally:
         trial.close()
     return ""
@@ -199,7 +200,7 @@ class SkLookup:
         except OSError as error:
             self._let_go()
             if error.errno in _REFUSED:
-                raise SteeringError(f"{error.strerror or error}: {NO_RIGHT}") from error
+                raise SteeringError(f"{in_words(error)}: {NO_RIGHT}") from error
             raise
 
     def _adopt(self) -> bool:

@@ -7,6 +7,8 @@ import fcntl
 import os
 from typing import Final
 
+from turnout.planes.headroom import Headroom
+
 PIPE_BYTES: Final = 1 << 20
 MIN_PIPE_BYTES: Final = 65536  # 16 pages, the default of pipe(7); fewer are not worth it
 NONBLOCK: Final = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
@@ -36,12 +38,13 @@ class PipePool:
         kept: how many idle ones are kept for the next burst.
     """
 
-    __slots__ = ("_idle", "_kept", "_most", "denied", "leased")
+    __slots__ = ("_headroom", "_idle", "_kept", "_most", "denied", "leased")
 
     def __init__(self, *, most: int = 512, kept: int = 32) -> None:
         self._most = most
         self._kept = kept
         self._idle: list[Pipe] = []
+        self._headroom = Headroom()
         self.leased = 0
         self.denied = 0
 
@@ -75,6 +78,10 @@ class PipePool:
         try:
             read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
+            return None
+        if write_fd >= self._headroom.first and self._headroom.is_short(write_fd):
+            os.close(read_fd)
+            os.close(write_fd)
             return None
         # beyond fs.pipe-user-pages-soft an unprivileged user gets one or two pages and may not grow them (pipe(7))
         with contextlib.suppress(OSError):

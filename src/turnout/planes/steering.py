@@ -6,7 +6,13 @@ import socket
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Protocol
 
+from turnout.errors import SteeringError
 from turnout.planes.plane import Carried, Target
+
+
+def in_words(error: OSError | SteeringError) -> str:
+    """Why it could not be had, for people: without the number."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 class Steering(Protocol):

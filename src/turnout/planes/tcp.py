@@ -9,6 +9,8 @@ import struct
 import sys
 from typing import Final
 
+from turnout.core.proxy_protocol import header
+
 RESET_LINGER: Final = struct.pack("ii", 1, 0)  # socket(7): close() then sends a reset
 NO_LINGER: Final = struct.pack("ii", 0, 0)
 INHERITS: Final = sys.platform == "linux"  # an accepted socket has these options from its listener (tcp(7))
@@ -74,3 +76,11 @@ def peer_of(sock: socket.socket) -> str:
     except OSError:
         return ""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def introduce(client: socket.socket, daemon: socket.socket) -> bool:
+    """Tell a daemon who its client is, before any byte of his; False: one of the two is gone."""
+    with contextlib.suppress(OSError):
+        told = header(client.getpeername()[:2], client.getsockname()[:2])
+        return daemon.send(told) == len(told)  # into an empty send buffer: it takes all of it, or is broken
+    return False

@@ -204,5 +204,5 @@ def _is_at(connection: Connection, host: str, port: int) -> bool:
     if connection.port != port:
         return False
     if host in {"0.0.0.0", "::"}:  # noqa: S104  # compared, not bound
-        return connection.family == (socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return (":" in connection.host) == (":" in host)  # a socket of IPv6 may have a client of IPv4
     return connection.host == host

@@ -258,12 +258,14 @@ def _queue(daemon: Daemon, deadline: float) -> ProbeResult | None:
 
 
 def _fullest(daemon: Daemon) -> tuple[int, int] | None:
-    """Its accept queue, and how much may be in it; at an address that it shares with others, its own alone."""
+    """Its accept queue, and how much may be in it; at an address that it shares with others, its own if it is full."""
     if not daemon.source:
         return accept_queue(daemon.host, daemon.port)
-    own = {listener.inode for listener in listeners_of(tree_of(daemon.identity))}
-    queues = [queue for queue in accept_queues(daemon.host, daemon.port) if queue.inode in own]
-    return max(((queue.waiting, queue.most) for queue in queues), key=lambda queue: queue[0] - queue[1], default=None)
+    full = [queue for queue in accept_queues(daemon.host, daemon.port) if queue.waiting > queue.most]
+    # whose it is takes a walk through all descriptors of a daemon, which may have thousands of clients
+    own = {listener.inode for listener in listeners_of(tree_of(daemon.identity))} if full else set[int]()
+    queues = [(queue.waiting, queue.most) for queue in full if queue.inode in own]
+    return max(queues, key=lambda queue: queue[0] - queue[1], default=None)
 
 
 def _talk(daemon: Daemon, spec: ProbeSpec, deadline: float) -> ProbeResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -33,6 +34,7 @@ _SKV6ONLY: Final = 11  # INET_DIAG_SKV6ONLY
 _HEADER: Final = struct.Struct("=IHHII")
 MESSAGE: Final = struct.Struct("=BBBB2s2s16s16sI8sIIIII")  # struct inet_diag_msg
 _NETLINK_TIMEOUT_S: Final = 1.0
+_NO_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,11 @@ def spell(raw: bytes) -> str:
 
 
 def table(states: int, port: int = 0) -> list[Row]:
-    """The sockets in any of ``states``, with ``port`` at this end (0: any)."""
+    """The sockets in any of ``states``, with ``port`` at this end (0: any); none where the system does not tell.
+
+    Raises:
+        OSError: no descriptors or no memory are left, so there may be some.
+    """
     try:
         rows = list(_from_netlink(states, port))
     except OSError:  # no such netlink family, or not for us: gVisor, some containers
@@ -172,7 +178,9 @@ def _from_proc() -> Iterator[Row]:
     for name in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]
-        except OSError:
+        except OSError as error:
+            if error.errno in _NO_RESOURCES:
+                raise
             continue
         yield from map(_proc_row, map(str.split, lines))
 

@@ -146,17 +146,17 @@ def descriptors_of(pid: int) -> list[tuple[int, int]]:
 def may_be_looked_at(pid: int) -> bool:
     """Whether the descriptors of a process may be read (PTRACE_MODE_READ_FSCREDS, proc_pid_fd(5)); also if it is gone.
 
-    They may not where it runs as another user, or was started with capabilities that we lack.
+    They may not where it runs as another user, or was started with capabilities that we lack, or we can open nothing.
     """
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
                 Path(entry).readlink()
                 break
-    except PermissionError:
-        return False
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
+    except OSError:
+        return False
     return True
 
 
