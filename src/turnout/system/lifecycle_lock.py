@@ -13,14 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, cast
-
-from filelock import FileLock
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from turnout.errors import LockTimeoutError, StateUnwritableError
 from turnout.system.files import PRIVATE
 from turnout.system.flock import advice, command_of, holder_pid, take
 from turnout.system.process import is_suspended, own_identity
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 LOCK: Final = "lifecycle.lock"
 DEFAULT_TIMEOUT_S: Final = 8.0
