@@ -53,6 +53,9 @@ class Stand:
         return found | dict(Processes(lambda: others).of(inodes))
 
     def has(self, boot_id: str, inodes: Collection[int]) -> bool:
+        """Asked for each connection: not by a walk through the descriptors of a process that has thousands."""
+        if any(self.boots.get(inode) == boot_id for inode in inodes):
+            return True
         return any(holder[0] == boot_id for holders in self.of(inodes).values() for holder in holders)
 
     def hides(self, boot_id: str) -> bool:
@@ -128,6 +131,7 @@ class Stage:
         self.loop.call_soon_threadsafe(function, *args)
 
     def daemon(self, boot_id: str, *, point: bool = True) -> Daemon:
+        self._take_notice()
         found = Daemon(boot_id, stand=self.stand, group=self.group)
         if self.group:
             self._take_spares(self.group)
@@ -150,9 +154,15 @@ class Stage:
     def joined(self, boot_id: str) -> tuple[socket.socket, Target]:
         """A listener for a daemon in a process of its own that shares the address."""
         assert self.group
+        self._take_notice()
         listener, member = self.group.join(boot_id)
         self._take_spares(self.group)
         return listener, Target(boot_id, *self.address, source=source_of(member.slot))
+
+    def _take_notice(self) -> None:
+        """Of who left: keeper and router do so as soon as a daemon has ended."""
+        if self.group and self.group.look():
+            self._take_spares(self.group)
 
     def _take_spares(self, group: Group) -> None:
         for spare in group.spares:

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from turnout.core.slots import HOME, MOST, source_of
+from turnout.core.slots import HOME, source_of
 from turnout.errors import SpawnError
-from turnout.group import Group
+from turnout.group import LISTENERS_MOST, Group
 from turnout.joining import Member
 from turnout.listener import bind
 from turnout.planes.chooser import attach
@@ -221,7 +221,7 @@ def test_every_daemon_keeps_its_place_whoever_joins_and_dies(
     accept_all(group)
     group.seen(group.version, HOME)
     group.look()
-    assert len(group.spares) < (3 if acknowledged else MOST)
+    assert len(group.spares) < (3 if acknowledged else LISTENERS_MOST)
 
 
 def test_a_gap_is_not_filled_while_clients_may_still_be_directed_to_it(group: Group, home: socket.socket) -> None:

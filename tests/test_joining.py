@@ -12,8 +12,8 @@ import pytest
 from support import eventually, scaled
 from test_group import accept_all, lands
 from turnout.core.model import Daemon
-from turnout.core.slots import HOME, MOST, source_of
-from turnout.group import Group
+from turnout.core.slots import HOME, source_of
+from turnout.group import LISTENERS_MOST, Group
 from turnout.keeper_link import KeeperLink
 from turnout.listener import bind
 from turnout.listening import Listening
@@ -201,7 +201,7 @@ def test_whoever_joins_and_dies_each_keeps_its_place_and_places_do_not_run_out(g
         assert lands(group.home, group.address)
         highest = max(member.slot for member in group.members.values())
         assert len(listening_at(*group.address)) - 1 - highest >= len(alive), "nobody who dies moves another"
-    assert len(group.spares) < MOST / 8
+    assert len(group.spares) < LISTENERS_MOST / 4
     for sock in alive.values():
         sock.close()
 

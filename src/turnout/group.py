@@ -33,7 +33,7 @@ from typing import Any, Final, Self
 from turnout.choosing import choose, comes_from
 from turnout.core.listen import reachable
 from turnout.core.model import Identity
-from turnout.core.slots import HOME, MOST
+from turnout.core.slots import HOME
 from turnout.errors import SpawnError
 from turnout.joining import Joining, Member
 from turnout.listener import bind
@@ -47,6 +47,7 @@ from turnout.system.spawn_record import SpawnRecord
 ARRIVES_S: Final = 0.002  # loopback delivers within the call that connects, mostly;
 LATE_S: Final = 1.0  # a machine under load takes its time
 PLACINGS: Final = 5  # each one that fails takes another daemon that left meanwhile
+LISTENERS_MOST: Final = 128  # a router gets those of all services with one message, of 253 at most (unix(7))
 TAKEN_S: Final = 1.0  # for a daemon to accept
 SEEN_S: Final = 1.0  # for a router to say that it knows of a death: it looks every 0.1 s
 TICK_S: Final = 0.01  # of the clock by which the kernel knows the age of a handshake, at most
@@ -251,8 +252,10 @@ class Group:
             attach(self.home, self.home_slot)
 
     def _last(self) -> socket.socket:
-        if len(self._inodes()) >= MOST:
-            raise SpawnError(f"{MOST} listeners share port {self._port} already", hint="stop daemons that drain")
+        if len(self._inodes()) >= LISTENERS_MOST:
+            raise SpawnError(
+                f"{LISTENERS_MOST} listeners share port {self._port} already", hint="stop daemons that drain"
+            )
         return bind(self._host, self._port, shared=True)
 
     def _forget_gone(self, here: set[int]) -> bool:
