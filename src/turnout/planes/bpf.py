@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import platform
 import struct
@@ -214,10 +215,15 @@ def _bpf(command: int, attr: bytes, what: str) -> int:
     number = SYSTEM_CALLS.get(platform.machine())
     if number is None:
         raise SteeringError(f"bpf(2) is not known for {platform.machine()}")
-    libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(attr, _ATTR_BYTES)
-    done: int = libc.syscall(number, command, buffer, _ATTR_BYTES)
+    done: int = _libc().syscall(number, command, buffer, _ATTR_BYTES)
     if done < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"cannot {what}: {os.strerror(code)}")
     return done
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    """Opened once: to make it anew costs more than the call."""
+    return ctypes.CDLL(None, use_errno=True)
