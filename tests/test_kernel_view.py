@@ -17,7 +17,7 @@ from support import eventually
 from turnout import kernel_view
 from turnout.core.model import Daemon, Identity
 from turnout.errors import SteeringError
-from turnout.kernel_view import UNCLAIMED_S, Holder, KernelView
+from turnout.kernel_view import UNCLAIMED_S, Holder, KernelView, Owners
 from turnout.planes.plane import Target
 from turnout.system import connections, sockets
 from turnout.system.process import identify
@@ -275,19 +275,54 @@ def test_why_a_listener_cannot_be_had_is_said(scene: Scene, monkeypatch: pytest.
     assert "CAP_SYS_PTRACE" in str(caught.value.hint)
 
 
-def test_it_is_not_settled_before_a_look_that_began_later(scene: Scene) -> None:
+class Time:
+    """A clock, and a view by it."""
+
+    def __init__(self, scene: Scene, port: int, owners: Owners | None = None) -> None:
+        self.now = 100.0
+        self.view = KernelView(
+            lambda: [("127.0.0.1", port)], lambda: scene.daemons, owners=owners, fresh_s=0.1, clock=lambda: self.now
+        )
+
+    def look(self, boot_id: str = "one") -> int | None:
+        """How many that daemon has by a new look; None: it cannot be told."""
+        self.now += 0.2
+        served = self.view.served(boot_id)
+        return None if served is None else len(served)
+
+
+def test_it_is_not_settled_before_two_looks_that_began_later(scene: Scene) -> None:
     daemon = scene.forking("one")
-    now = 100.0
-    view = KernelView(lambda: [("127.0.0.1", daemon.port)], lambda: scene.daemons, fresh_s=1.0, clock=lambda: now)
-    assert view.served("one") == []
+    time = Time(scene, daemon.port)
+    assert time.look() == 0
     daemon.connect()
     daemon.accept()
-    now = 100.5
-    assert view.served("one") == [], "an old look, that lacks one"
-    assert not view.settled(100.2)
-    now = 101.5
-    assert len(view.served("one") or ()) == 1
-    assert view.settled(100.2)
+    time.now += 0.05
+    since = time.now
+    assert time.view.served("one") == [], "an old look, that lacks one"
+    assert not time.view.settled(since)
+    assert time.look() == 1
+    assert not time.view.settled(since)
+    assert time.look() == 1
+    assert time.view.settled(since)
+
+
+def test_a_look_that_failed_settles_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = scene.forking("one")
+    time = Time(scene, daemon.port)
+    since = time.now
+
+    def refuse(_: int) -> None:
+        raise OSError("no such protocol family")
+
+    for good in (True, False, True):
+        with monkeypatch.context() as patched:
+            if not good:
+                patched.setattr(kernel_view, "connections_at", refuse)
+            assert time.look() == (0 if good else None)
+        assert not time.view.settled(since)
+    assert time.look() == 0
+    assert time.view.settled(since)
 
 
 def test_what_nobody_is_seen_to_have_is_waited_for_a_moment(scene: Scene) -> None:
@@ -295,28 +330,40 @@ def test_what_nobody_is_seen_to_have_is_waited_for_a_moment(scene: Scene) -> Non
     daemon = scene.forking("one")
     daemon.connect()
     daemon.accept()
-    now = 100.0
-    view = KernelView(
-        lambda: [("127.0.0.1", daemon.port)], lambda: scene.daemons, owners=Nobodys(), fresh_s=0, clock=lambda: now
-    )
-    assert view.served("one") == []
-    assert not view.settled(0.0)
-    now += UNCLAIMED_S
-    assert view.served("one") == []
-    assert view.settled(0.0), "a stranger has it"
+    time = Time(scene, daemon.port, Nobodys())
+    for _ in range(3):
+        assert time.look() == 0
+        assert not time.view.settled(100.0)
+    time.now += UNCLAIMED_S
+    assert time.look() == 0
+    assert time.view.settled(100.0), "a stranger has it"
+
+
+def test_what_comes_and_goes_all_the_time_keeps_nothing_from_being_settled(scene: Scene) -> None:
+    """A connection that ends before it was found whose it is, and the next one at the next look."""
+    daemon = scene.forking("one")
+    time = Time(scene, daemon.port, Nobodys())
+    for _ in range(3):
+        client = daemon.connect()
+        daemon.accept("fork")
+        assert time.look() == 0
+        client.close()
+        eventually(lambda: not connections.connections_at(daemon.port))
+    assert time.view.settled(100.0)
 
 
 def test_of_a_daemon_that_hides_what_it_has_nothing_is_known_rather_than_zero(scene: Scene) -> None:
     daemon = scene.forking("one")
     owners = Nobodys()
     owners.hidden.add("one")
-    view = KernelView(lambda: [("127.0.0.1", daemon.port)], lambda: scene.daemons, owners=owners, fresh_s=0)
-    assert view.served("one") == [], "there is none that may be its own"
+    time = Time(scene, daemon.port, owners)
+    assert time.look() == 0, "there is none that may be its own"
     daemon.connect()
     daemon.accept()
-    assert view.served("one") is None
-    assert view.served("other") == []
-    assert view.settled(0.0), "who has it will not be known later either"
+    time.look()
+    assert time.look() is None
+    assert time.view.served("other") == []
+    assert time.view.settled(100.0), "who has it will not be known later either"
 
 
 def test_where_the_kernel_does_not_tell_nothing_is_known_rather_than_zero(

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -135,7 +135,7 @@ class KernelView:
         self._others: set[int] = set()  # connections that nobody here has: the router's own, mostly
         self._unclaimed: dict[int, float] = {}  # that nobody was seen to have: by cookie, since when
         self._hides: dict[str, bool] = {}  # by boot, at this look
-        self._looked_at = -1.0
+        self._looked_at = self._looked_before = -1.0  # when the last look began, and the one before it
         self._full: set[str] = set()  # boots whose accept queue was full
         self._listeners: dict[int, str] = {}  # whose a listener at a shared address is, by inode
         self._listeners_at = -1.0
@@ -255,19 +255,26 @@ class KernelView:
 
     def served(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
         self._look()
-        if self._failed or (self._unclaimed and self._may_hide(boot_id)):
+        if self._failed or (any(self._lasting()) and self._may_hide(boot_id)):
             return None
         now = self._clock()
         return [_carried(one, now, peers=peers) for one in self._known.values() if one.boot_id == boot_id]
 
     def settled(self, since: float) -> bool:
-        """What stays unclaimed is a stranger's, or that of a daemon which hides what it has: :meth:`served` says so."""
-        if self._failed or self._looked_at <= since:
+        """Two looks, for a connection that only the last one has may be new, and end before it is found whose it is.
+
+        What stays unclaimed is a stranger's, or that of a daemon which hides what it has: :meth:`served` says so.
+        """
+        if self._failed or self._looked_before <= since:
             return False
         now = self._clock()
-        if all(now - first >= UNCLAIMED_S for first in self._unclaimed.values()):
+        if all(now - first >= UNCLAIMED_S for first in self._lasting()):
             return True
         return any(map(self._may_hide, self._daemons()))
+
+    def _lasting(self) -> Iterator[float]:
+        """Since when connections are unclaimed that an earlier look than the last one had, too."""
+        return (first for first in self._unclaimed.values() if first <= self._looked_before)
 
     def _may_hide(self, boot_id: str) -> bool:
         found = self._hides.get(boot_id)
@@ -302,7 +309,8 @@ class KernelView:
             self._failed = error.strerror or str(error)
             rows = []
         self._take_in(connections.at_addresses(rows, addresses), began)
-        self._looked_at = began
+        self._looked_before = -1.0 if self._failed else self._looked_at
+        self._looked_at = -1.0 if self._failed else began
         took_s = self._clock() - began
         self._fresh_until = began + (max(self._fresh_s, LOOK_SHARE * took_s) if self._fresh_s else 0.0)
 
