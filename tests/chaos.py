@@ -275,7 +275,8 @@ class Chaos:
             squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             squatter.bind(self.turnout.address)
             squatter.listen()
-            refused = self.turnout.run("up", code=1, timeout_s=150)
+            # a start that the dead router had begun may still have the lock
+            refused = self.turnout.run("up", "--lock-timeout", "30", code=1, timeout_s=150)
             assert f"pid {os.getpid()}" in refused.stderr, refused.stderr
 
     def _hit_old(self, number: int) -> None:

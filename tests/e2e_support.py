@@ -33,7 +33,7 @@ version = "{version}"
 observe = "{observe}"
 health = {{ probe = "{probe}", interval = "{interval}", timeout = "{timeout}", failures = 3{extra} }}
 stop = {{ signal = "{stop_signal}", grace = "5s" }}
-drain = {{ grace = "1s", deadline = "{deadline}" }}
+drain = {{ grace = "1s", deadline = "{deadline}", max_draining = {draining} }}
 """
 
 
@@ -96,8 +96,12 @@ class Turnout:
         interval: str = "100ms",
         timeout: str = "2s",
         stop_signal: str = "TERM",
+        draining: int = 3,
     ) -> None:
-        """Write a turnout.toml with short times into the directory that the verbs run in."""
+        """Write a turnout.toml with short times into the directory that the verbs run in.
+
+        ``draining``: more at once are hastened, which ends connections that are quiet.
+        """
         text = FAST.format(
             port=self.port,
             command=json.dumps(command),
@@ -109,6 +113,7 @@ class Turnout:
             interval=interval,
             timeout=timeout,
             stop_signal=stop_signal,
+            draining=draining,
         )
         (self.home.root.parent / "turnout.toml").write_text(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import select
@@ -127,6 +128,7 @@ def old_writer(path: Path) -> None:
 
 def unprivileged(path: Path) -> None:
     """Drop what root may, then try to write."""
+    importlib.import_module("filelock")  # it is loaded late, and others may not read where it lies
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(65534, 65534, 65534)

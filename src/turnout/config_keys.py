@@ -77,7 +77,10 @@ MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
             " cut that are quiet: the last bytes went to the client a second ago or more, none are half-sent; a few"
             " at a time."
         ),
-        "drain.max_draining": "When more old daemons drain at once, the oldest is hastened.",
+        "drain.max_draining": (
+            "When more old daemons drain at once, the oldest is hastened: its connections are cut at quiet moments,"
+            " whatever the deadline."
+        ),
         "hold.max": "How many connections may wait while something is on its way; further ones are reset at once.",
         "hold.timeout": (
             "How long each of them waits before it is reset. With `recreate` more than `stop.grace` plus"

@@ -36,7 +36,9 @@ class Web:
         nginx = program("nginx", package="nginx")
         script = str(TESTS / "nginx_daemon.py")
         command = [sys.executable, "-P", script, nginx, "{listen_port}", version, str(self._directory), "on"]
-        self.turnout.configure(command, version=version, observe="300ms", deadline="none", stop_signal="QUIT")
+        self.turnout.configure(
+            command, version=version, observe="300ms", deadline="none", draining=30, stop_signal="QUIT"
+        )
         self.turnout.tune(env='{ NGINX = "{fd};" }')
 
     def uvicorn(self, version: str) -> None:
@@ -44,7 +46,7 @@ class Web:
         wheel("uvicorn")
         command = [sys.executable, "-m", "uvicorn", "--app-dir", str(TESTS), "--fd", "{fd}", "--lifespan", "off"]
         command += ["--log-level", "warning", "--no-access-log", "asgi_app:app"]
-        self.turnout.configure(command, version=version, observe="300ms", deadline="none")
+        self.turnout.configure(command, version=version, observe="300ms", deadline="none", draining=30)
         self.turnout.tune(env=f'{{ VERSION = "{version}" }}')
 
 
@@ -83,7 +85,7 @@ def test_an_untouched_redis_is_deployed_under_redis_benchmark(home_with_bpffs: T
         assert "rror" not in said, said
 
     command = [redis, "--port", "{port}", "--bind", "127.0.0.1", "--save", ""]
-    turnout.configure(command, version="v0", observe="300ms", deadline="none")
+    turnout.configure(command, version="v0", observe="300ms", deadline="none", draining=30)
     turnout.tune(plane='"sk_lookup"')
     turnout.run("up")
     with (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from turnout.core.membership import register_daemon
 from turnout.core.model import Snapshot, State
 from turnout.core.outcome import Outcome, Reason
 from turnout.errors import LockTimeoutError, RegistryDamagedError, RegistryUnsupportedError, StateUnwritableError
+from turnout.system.flock import command_of
 from turnout.system.registry import RegistryFile
 
 
@@ -202,7 +204,8 @@ def test_a_held_lock_is_an_error_that_names_the_process_and_changes_nothing(
     path: Path, holder: subprocess.Popen[str]
 ) -> None:
     before = path.read_bytes()
-    with pytest.raises(LockTimeoutError, match=f"pid {holder.pid} .*registry_child.*nothing was changed") as caught:
+    named = re.escape(command_of(holder.pid))
+    with pytest.raises(LockTimeoutError, match=rf"pid {holder.pid} \({named}\).*nothing was changed") as caught:
         opened(path, lock_timeout_s=0.1).update(begin)
     assert caught.value.exit_code == 6
     assert path.read_bytes() == before
