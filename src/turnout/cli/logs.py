@@ -10,13 +10,11 @@ import click
 
 from turnout.candidate_error import log_tail
 from turnout.cli.options import choice, reading, resolve
-from turnout.errors import NotRunningError
+from turnout.errors import NotRunningError, UsageError
 from turnout.service import Service
 from turnout.system.home import Home
 
 POLL_S = 0.1
-
-
 EXAMPLES = """
 \b
 Examples:
@@ -48,10 +46,12 @@ def logs(*, follow: bool, lines: int, boot: str | None, which: str | None, **opt
 
     path_now = current()
     if path_now is None or not path_now.exists():
-        newest = sorted(service.home.logs.glob("*.log")) if service.home.logs.is_dir() else []
-        if not newest:
+        found = sorted(service.home.logs.glob("*.log"))
+        if not found:
             raise NotRunningError(f"there is no log of {settings.name} yet", hint="turnout up")
-        path_now = newest[-1]
+        if boot:
+            raise UsageError(f"there is no log of boot {boot}", hint=f"the newest is {found[-1].stem}")
+        path_now = found[-1]
     _print(path_now, lines, current if follow else None)
 
 
@@ -59,8 +59,7 @@ def _print(path: Path, lines: int, current: Any) -> None:
     if not path.exists():
         raise NotRunningError(f"there is no {path}", hint="turnout up")
     tail = log_tail(path, lines=lines, bound_bytes=max(65536, lines * 512)) if lines else ""
-    if tail:
-        click.echo(tail)
+    click.echo(tail, nl=bool(tail))
     offset = path.stat().st_size
     while current:
         with path.open("rb") as file:
