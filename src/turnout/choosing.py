@@ -6,10 +6,14 @@ import contextlib
 import select
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
 from turnout.core.slots import source_of
 from turnout.planes.tcp import reset_on_close
+
+ARRIVES_S: Final = 0.002  # loopback delivers within the call that connects, mostly;
+LATE_S: Final = 1.0  # a machine under load takes its time
 
 
 def choose(address: tuple[str, int], slot: int) -> socket.socket:
@@ -34,6 +38,20 @@ def choose(address: tuple[str, int], slot: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def place_of(address: tuple[str, int], slots: Sequence[int], listener: socket.socket) -> int | None:
+    """The place of a listener from which nobody accepts yet. None: it is none of these, as far as can be found out.
+
+    Args:
+        address: of the group.
+        slots: the places that it may have, the likely ones first: each of them gets a connection until one comes.
+        listener: it does not block.
+    """
+    for slot in slots:
+        if comes_from(address, [slot], listener, within_s=ARRIVES_S) is not None:
+            return slot
+    return comes_from(address, slots, listener, within_s=LATE_S)
 
 
 def comes_from(

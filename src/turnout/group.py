@@ -30,7 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-from turnout.choosing import choose, comes_from
+from turnout.choosing import LATE_S, choose, comes_from, place_of
 from turnout.core.listen import reachable
 from turnout.core.model import Identity
 from turnout.core.slots import HOME
@@ -44,8 +44,6 @@ from turnout.system.process import is_alive
 from turnout.system.sockets import listening_at
 from turnout.system.spawn_record import SpawnRecord
 
-ARRIVES_S: Final = 0.002  # loopback delivers within the call that connects, mostly;
-LATE_S: Final = 1.0  # a machine under load takes its time
 PLACINGS: Final = 5  # each one that fails takes another daemon that left meanwhile
 LISTENERS_MOST: Final = 128  # a router gets those of all services with one message, of 253 at most (unix(7))
 TAKEN_S: Final = 1.0  # for a daemon to accept
@@ -353,9 +351,10 @@ class Group:
 
         Until then it may be the last listener, and moves to the place of any daemon that leaves.
         """
+        sock.setblocking(False)
         for _ in range(PLACINGS):
             self._forget_gone(self._inodes())
-            slot = self._find(sock, likely)
+            slot = place_of(self.address, sorted(self.free(), key=lambda slot: slot != likely), sock)
             if slot is None:
                 continue
             member = self.members[boot_id] = Member(slot, _inode(sock))
@@ -366,15 +365,6 @@ class Group:
             f"the kernel does not choose by place among the listeners of port {self._port}",
             hint='plane = "relay"; is a firewall or a program of another kind attached?',
         )
-
-    def _find(self, sock: socket.socket, likely: int) -> int | None:
-        """The place of a listener from which nobody accepts yet."""
-        sock.setblocking(False)
-        slots = sorted(self.free(), key=lambda slot: slot != likely)
-        for slot in slots:
-            if comes_from(self.address, [slot], sock, within_s=ARRIVES_S) is not None:
-                return slot
-        return comes_from(self.address, slots, sock, within_s=LATE_S)
 
     def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
         """The places of daemons that run, by who accepts what chooses a place; who accepts nothing is not found."""
