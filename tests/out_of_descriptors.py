@@ -27,7 +27,7 @@ def run_out(stage: Stage) -> None:
     stage.point_at(daemon, patience_s=0.25)  # as while nothing is on its way: a shortage is waited out all the same
     client, far = stage.pair(daemon)
     waiting = [socket.socket() for _ in range(8)]
-    filling = leave_one()
+    filling = leave_one(stage)
     for sock in waiting:
         sock.settimeout(20)
         sock.connect(stage.address)  # the kernel completes it; the plane cannot accept it
@@ -50,14 +50,16 @@ def run_out(stage: Stage) -> None:
         sock.close()
 
 
-def leave_one() -> list[int]:
-    """Take every descriptor that the process may have but one."""
+def leave_one(stage: Stage) -> list[int]:
+    """Take every descriptor that the process may have but one; also those that the plane's loop has yet to close."""
     used = len(list(Path("/proc/self/fd").iterdir()))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     filling: list[int] = []
-    with contextlib.suppress(OSError):
-        while True:
-            filling.append(os.dup(1))
+    for _ in range(5):
+        with contextlib.suppress(OSError):
+            while True:
+                filling.append(os.dup(1))
+        stage.call(lambda: None)
     os.close(filling.pop())
     return filling
 

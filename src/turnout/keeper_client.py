@@ -50,6 +50,7 @@ class KeeperClient:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._asked = 0
 
     @classmethod
     def connect(cls, home: Home) -> KeeperClient:
@@ -160,7 +161,8 @@ class KeeperClient:
         poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
 
     def _ask(self, message: Message, *, timeout_s: float = ANSWER_TIMEOUT_S, refusable: bool = False) -> Message:
-        answer = self._channel.request({**message, "id": 1}, timeout_s=timeout_s)
+        self._asked += 1
+        answer = self._channel.request({**message, "id": self._asked}, timeout_s=timeout_s)
         if answer.get("ok") or (refusable and answer.get("error") == "bind"):
             return answer
         kind = getattr(errors, str(answer.get("error")), ProtocolError)

@@ -73,6 +73,9 @@ class Channel:
     def request(self, message: Mapping[str, Any], fds: Sequence[int] = (), *, timeout_s: float) -> Message:
         """Ask and wait for the one answer; for clients that ask one thing at a time.
 
+        An answer that names another question (``re``, as this one's ``id``) is late: whoever asked was interrupted
+        (Ctrl-C), and goes on with another question on the same connection.
+
         Raises:
             TimedOutError: no answer within ``timeout_s`` seconds.
             NotRunningError: the peer closed the connection instead.
@@ -80,7 +83,7 @@ class Channel:
         deadline = time.monotonic() + timeout_s
         try:
             self.send(message, fds)
-            while not self._ready:
+            while not self._has_answer(message.get("id")):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimedOutError(f"no answer to {message.get('op')!r} within {timeout_s:g} s")
@@ -97,6 +100,16 @@ class Channel:
         answer, got = self._ready.popleft()
         _close_all(got)
         return answer
+
+    def _has_answer(self, number: object) -> bool:
+        """Whether the next message is the answer to that question; those to earlier ones are dropped."""
+        while self._ready:
+            answer, got = self._ready[0]
+            if answer.get("re") in {number, None}:
+                return True
+            self._ready.popleft()
+            _close_all(got)
+        return False
 
     def close(self) -> None:
         for _, fds in self._ready:
