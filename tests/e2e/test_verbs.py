@@ -66,8 +66,7 @@ def test_logs_show_the_active_daemons_output_and_follow_a_switch(turnout: Turnou
     follow.send_signal(signal.SIGINT)
     follow.communicate(timeout=20)
     assert follow.returncode == 130
-    newest = turnout.active()["boot_id"]
-    assert f"the newest is {newest}" in turnout.run("logs", "--boot", "never", code=2).stderr
+    assert "no log of boot never" in turnout.run("logs", "--boot", "never", code=2).stderr
     assert "router" in turnout.run("logs", "--router").stdout
     assert "keeper" in turnout.run("logs", "--keeper").stdout
 

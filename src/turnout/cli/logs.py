@@ -46,11 +46,11 @@ def logs(*, follow: bool, lines: int, boot: str | None, which: str | None, **opt
 
     path_now = current()
     if path_now is None or not path_now.exists():
-        found = sorted(service.home.logs.glob("*.log"))
+        found = sorted(service.home.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise NotRunningError(f"there is no log of {settings.name} yet", hint="turnout up")
         if boot:
-            raise UsageError(f"there is no log of boot {boot}", hint=f"the newest is {found[-1].stem}")
+            raise UsageError(f"there is no log of boot {boot}", hint="turnout status --all")
         path_now = found[-1]
     _print(path_now, lines, current if follow else None)
 
