@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from e2e_support import Turnout, under_load
+from programs import missing
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
+from turnout.planes import sk_lookup
 from turnout.system.sockets import descriptors_of, listening_at
 
 
@@ -37,6 +39,13 @@ def holders(address: tuple[str, int]) -> dict[int, set[int]]:
                 if inode in found:
                     found[inode].add(int(entry.name))
     return found
+
+
+def needs_sk_lookup() -> None:
+    """Skip the test, with the reason, where the kernel or our rights do not let the plane work."""
+    lacks = sk_lookup.lacking()
+    if lacks:
+        missing("sk_lookup", f"plane sk_lookup cannot run here: {lacks}")
 
 
 def router(turnout: Turnout) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from direct_support import needs_sk_lookup
 from e2e_support import Turnout, redis_server
 from programs import missing
-from turnout.planes import sk_lookup
 from turnout.testing import free_port
 
 
@@ -32,9 +32,7 @@ def redis() -> str:
 @pytest.fixture
 def home_with_bpffs(turnout: Turnout) -> Iterator[Turnout]:
     """What plane sk_lookup needs, and a bpf filesystem of the home's own for what it pins."""
-    lacks = sk_lookup.lacking()
-    if lacks:
-        missing("sk_lookup", f"plane sk_lookup cannot run here: {lacks}")
+    needs_sk_lookup()
     turnout.home.create()
     bpffs = turnout.home.root / "bpf"
     bpffs.mkdir()

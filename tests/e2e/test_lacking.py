@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from direct_support import router
+from direct_support import needs_sk_lookup, router
 from e2e_support import Turnout, line_daemon, under_load
-from programs import missing
 from support import eventually
-from turnout.planes import sk_lookup
 from turnout.planes.pins import SYSTEM_BPFFS, all_bpffs
 
 TESTS = Path(__file__).parent.parent
@@ -89,9 +87,7 @@ def test_a_kernel_without_sk_lookup_relays_and_doctor_names_the_kernel_it_takes(
 def test_a_container_that_forbids_bpf_relays_and_doctor_names_the_filter(
     without: Callable[[str, int], Turnout],
 ) -> None:
-    lacks = sk_lookup.lacking()
-    if lacks:
-        missing("sk_lookup", f"plane sk_lookup cannot run here anyway: {lacks}")
+    needs_sk_lookup()
     turnout = without("bpf", errno.EPERM)
     told = serves(turnout, steers(turnout))
     assert "plane sk_lookup relays here: cannot make a map: Operation not permitted" in told
@@ -101,9 +97,7 @@ def test_a_container_that_forbids_bpf_relays_and_doctor_names_the_filter(
 def test_a_container_that_forbids_to_take_a_listener_relays_and_doctor_says_so(
     without: Callable[[str, int], Turnout],
 ) -> None:
-    lacks = sk_lookup.lacking()
-    if lacks:
-        missing("sk_lookup", f"plane sk_lookup cannot run here anyway: {lacks}")
+    needs_sk_lookup()
     turnout = without("pidfd_getfd", errno.EPERM)
     told = serves(turnout, steers(turnout))
     assert "plane sk_lookup relays at the moment: process" in told
@@ -111,9 +105,7 @@ def test_a_container_that_forbids_to_take_a_listener_relays_and_doctor_says_so(
 
 
 def test_without_a_bpf_filesystem_the_kernel_steers_and_doctor_says_for_how_long(turnout: Turnout) -> None:
-    lacks = sk_lookup.lacking()
-    if lacks:
-        missing("sk_lookup", f"plane sk_lookup cannot run here anyway: {lacks}")
+    needs_sk_lookup()
     if all_bpffs(turnout.home.root):
         pytest.skip(f"there is one at {SYSTEM_BPFFS}, and it is the machine's")
     configure = steers(turnout)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from direct_support import needs_sk_lookup
 from programs import missing
 from support import eventually
 from turnout.errors import SteeringError
@@ -32,9 +33,7 @@ def opened() -> Iterator[Opened]:
 @pytest.fixture
 def steering(opened: Opened) -> Callable[..., SkLookup]:
     """Makes steerings; the listener of a target is the one of this process at its port."""
-    lacks = sk_lookup.lacking()
-    if lacks:
-        missing("sk_lookup", f"plane sk_lookup cannot run here: {lacks}")
+    needs_sk_lookup()
 
     def make(*daemons: socket.socket, pins: Pins | None = None) -> SkLookup:
         by_port = {daemon.getsockname()[1]: daemon for daemon in daemons}
