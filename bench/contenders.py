@@ -14,9 +14,9 @@ from typing import Final
 
 from bench.arena import HERE, KINDS, Arena, BenchError, Way, wait_for
 from turnout import __version__
-from turnout.config import plane_name
+from turnout.config.keys import KEYS
 from turnout.errors import TurnoutError
-from turnout.planes import sk_lookup
+from turnout.planes.direct import sk_lookup
 from turnout.testing import free_port
 
 REFERENCE: Final = "reference"  # what the guard measures against; it competes with nobody
@@ -98,7 +98,7 @@ def command(arena: Arena, plane: str, kind: str) -> list[str]:
 
 def plane_missing(plane: str) -> str:
     try:
-        plane_name(plane)
+        KEYS["plane"].read(plane)
     except TurnoutError as error:
         return f"turnout {__version__}: {error.message}"
     return sk_lookup.lacking() if plane == "sk_lookup" else ""

@@ -16,10 +16,10 @@ from bench.cases import EXCHANGES
 from bench.contenders import named
 from bench.measure import Figures, column, placed, run_once
 from bench.usage import cpu_us, memory_bytes
-from turnout.core.encoding import dumps
 from turnout.core.model import Daemon, Snapshot
-from turnout.system.home import Home
-from turnout.system.registry import RegistryFile
+from turnout.state.home import Home
+from turnout.state.registry.encoder import dumps
+from turnout.state.registry.file import RegistryFile
 from turnout.testing import free_port
 
 ONE = EXCHANGES[0]

@@ -23,10 +23,10 @@ from typing import Any, Final
 
 from bench.arena import HERE, Arena, BenchError, wait_for
 from bench.contenders import haproxy_config, needs, nginx_config, nginx_missing, plane_missing
-from turnout.core.encoding import dumps
 from turnout.core.model import Deployment, Snapshot
-from turnout.system.home import Home
-from turnout.system.registry import RegistryFile
+from turnout.state.home import Home
+from turnout.state.registry.encoder import dumps
+from turnout.state.registry.file import RegistryFile
 from turnout.testing import free_port
 
 NAMES: Final = ("A", "B")
@@ -211,8 +211,8 @@ def start_registry(
 ) -> Switcher:
     """Two daemons of one service, the second active, its window open and its drain without an end."""
     home, port = home or arena.directory / f"switch-{plane}-{free_port()}", free_port()
+    config = home.with_suffix(".toml")
     for number, letter in enumerate(NAMES):
-        config = home.with_suffix(f".{letter}.toml")
         config.write_text(
             f'[service.name]\nlisten = "127.0.0.1:{port}"\nplane = "{plane}"\nobserve = "600s"\n'
             f'command = ["{arena.serve}", "{{port}}", "name", "{letter}"]\nversion = "{letter}"\n'

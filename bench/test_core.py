@@ -10,13 +10,13 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.test_registry import registry_of
-from turnout.core.codec import loads
 from turnout.core.deployment import begin_deploy, finish_deploy, mark_candidate_healthy, switch_active
 from turnout.core.drain import Decision, DrainPolicy, Remaining, decide
-from turnout.core.encoding import dumps
 from turnout.core.model import Deployment, DrainCause, Identity, Snapshot, State
 from turnout.planes.plane import Counters
 from turnout.planes.pump import Flow, Pump
+from turnout.state.registry.decoder import loads
+from turnout.state.registry.encoder import dumps
 
 OWNER = Identity(4711, 123456, "2b4b6d80-0000-4000-8000-000000000000", 4026531836)
 SIZE = 64

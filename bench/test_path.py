@@ -11,7 +11,7 @@ import pytest
 import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from turnout.planes.plane import Target
+from turnout.planes.plane import Upstream
 from turnout.planes.relay import Relay
 
 SIZE = 64
@@ -55,7 +55,7 @@ def address(request: pytest.FixtureRequest) -> Iterator[tuple[str, int]]:
 
     async def serve() -> None:
         relay = Relay(asyncio.get_running_loop())
-        relay.point_at(Target("b", *echo.address), patience_s=1.0)
+        relay.set_upstream(Upstream("b", *echo.address), patience_s=1.0)
         relay.add_listener(front)
         ready.set()
         await done.wait()

@@ -10,12 +10,12 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from turnout import Daemon, Registry
-from turnout.core.codec import loads
 from turnout.core.deployment import set_desired
-from turnout.core.encoding import dumps
 from turnout.core.model import Deployment, Desired, Identity, Snapshot, Workspace
-from turnout.system.registry import RegistryFile
-from turnout.system.watcher import Watcher
+from turnout.state.registry.decoder import loads
+from turnout.state.registry.encoder import dumps
+from turnout.state.registry.file import RegistryFile
+from turnout.system.file_watcher import Watcher
 
 
 def registry_of(count: int) -> Snapshot:

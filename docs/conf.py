@@ -21,7 +21,7 @@ smartquotes = False  # -- begins an option here
 # private modules and types of others are named in signatures; their pages are not ours
 nitpick_ignore_regex = [
     ("py:.*", r"(pathlib\.|os\.|socket\.|enum\.|collections\.).*"),
-    ("py:.*", r"turnout\.(planes|system)\..*"),
+    ("py:.*", r"turnout\.(planes|system|state|core\.connection_policy)\..*"),
 ]
 
 # headings get anchors, so that a link into a page is checked, too

@@ -1,10 +1,11 @@
-"""Imports point one way: errors, core, then the machine, then what decides with it, then the command line."""
+"""The import rules that hold the packages apart. Each test lists every offender."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,49 +13,109 @@ import pytest
 import turnout
 
 SOURCE = Path(turnout.__file__).parent
-# Each layer imports from those below it and from its own. A module that is not listed belongs to the fourth.
-LAYERS = (
-    {"errors"},
-    {"core"},
-    {"system", "planes", "metrics", "config", "config_check", "config_file", "config_keys"},
-    {"testing"},
-    set[str](),  # rollout, supervisor, admin, keeper, router, dashboard and what they are made of
-    {"cli", "demo"},
-    {"__main__", "entry"},
-)
-ABOVE = 4
-# What would let core touch the world: it gets the time, and decides; somebody else acts.
-WORLD = {
-    "asyncio",
-    "concurrent",
-    "ctypes",
-    "datetime",
-    "fcntl",
-    "io",
-    "logging",
-    "mmap",
-    "multiprocessing",
-    "os",
-    "pathlib",
-    "psutil",
-    "random",
-    "secrets",
-    "select",
-    "selectors",
-    "shutil",
-    "signal",
-    "socket",
-    "subprocess",
-    "sys",
-    "tempfile",
-    "threading",
-    "time",
-    "uvloop",
+SYSTEM = {"system", "system.net", "system.probes"}
+# What each package may import beside itself, errors and the version; a name means that module, or that package without
+# the packages inside it, unless they are named too. ARCHITECTURE.md has this table for people.
+MAY_IMPORT: dict[str, set[str]] = {
+    "core": set(),
+    "system": {"core"},
+    "system.net": {"core", "system"},
+    "system.probes": {"core", "system", "system.net"},
+    "reuseport": {"core", "system", "system.net"},
+    "config": {"core", *SYSTEM},
+    "planes": {"core", "reuseport.program", "system.net.tcp", "system.net.ports"},
+    # which plane runs here: it knows all of them
+    "planes.selection": {"core", "planes", "planes.stream", "planes.direct"},
+    "planes.stream": {"core", "planes", "system.net.tcp"},
+    "planes.direct": {"core", "planes", "reuseport.program", "system.net.tcp"},
+    "state": {"core", "config", "state.registry", *SYSTEM},
+    "state.registry": {"core", "system"},
+    "registry": {"core", "config", "state", "state.registry", *SYSTEM},
+    "control": {"core", "config", "state", "state.registry", *SYSTEM},
+    "status": {"core", "config", "state", "state.registry", "control", "system"},
+    "lifecycle": {
+        *(
+            "core",
+            "config",
+            "state",
+            "state.registry",
+            "control",
+            "reuseport.recovery",
+            "planes.direct.bpf_pins",
+            *SYSTEM,
+        ),
+    },
+    "keeper": {"core", "config.keys", "reuseport", "state.home", "state.keeper_lock", "system", "system.net"},
+    "router": {
+        *(
+            "core",
+            "config",
+            "state",
+            "state.registry",
+            "status",
+            "planes",
+            "planes.selection",
+            "planes.stream",
+            "planes.direct",
+        ),
+        *("reuseport.program", "reuseport.feature_test", "router.drain", "router.follow", "router.health", *SYSTEM),
+    },
+    "router.drain": {"core", "config", "state", "state.registry", "planes", "router", "router.follow", *SYSTEM},
+    "router.follow": {"core", "config", "state", "state.registry", "planes", "router", *SYSTEM},
+    "router.health": {"core", "config", "state", "state.registry", "planes", "router", "router.follow", *SYSTEM},
+    "doctor": {
+        *("core", "config", "state", "state.registry", "control", "status", "planes", "planes.direct", "reuseport"),
+        *SYSTEM,
+        *("planes.selection", "lifecycle.build_selection"),
+    },
+    "dashboard": {"core", "config", "state", "state.registry", "control", "status", "system", "system.net"},
+    "demo": {"core", "config", "state", "control", "lifecycle", "system.net"},
+    "testing": {"core", "planes", "system"},
+}  # cli may import everything but the router
+# The three processes know each other by their sockets and files alone; a plane knows neither files nor settings.
+NEVER = {
+    "keeper": {"router", "lifecycle"},
+    "router": {"keeper", "lifecycle"},
+    "lifecycle": {"keeper", "router"},
+    "planes": {"state", "config"},
 }
-
-
-def layer_of(part: str) -> int:
-    return next((number for number, names in enumerate(LAYERS) if part in names), ABOVE)
+PURE = (
+    *("core", "planes.flow", "state.registry.decoder", "state.registry.encoder", "state.registry.fields"),
+    "state.registry.merge",
+)
+# What would let a pure module reach the machine: it is given the time, and decides.
+MACHINE = {
+    *(
+        "asyncio",
+        "concurrent",
+        "ctypes",
+        "datetime",
+        "fcntl",
+        "io",
+        "logging",
+        "mmap",
+        "multiprocessing",
+        "os",
+        "pathlib",
+    ),
+    *(
+        "psutil",
+        "random",
+        "secrets",
+        "select",
+        "selectors",
+        "shutil",
+        "signal",
+        "socket",
+        "subprocess",
+        "sys",
+        "tempfile",
+    ),
+    *("threading", "time", "uvloop"),
+}
+STANDARD_LIBRARY_ONLY = (
+    *("keeper.keeper", "reuseport.group", "system.process", "system.spawn", "system.control_channel", "demo.daemon"),
+)
 
 
 def imports_in(source: str, package: tuple[str, ...]) -> set[str]:
@@ -67,100 +128,72 @@ def imports_in(source: str, package: tuple[str, ...]) -> set[str]:
             base = node.module.split(".") if node.module else []
             if node.level:
                 base = [*package[: len(package) - node.level + 1], *base]
-            # a name taken from a package may be a module of it
-            found |= {".".join([*base, alias.name]) for alias in node.names}
+            found |= {".".join([*base, alias.name]) for alias in node.names}  # a name of a package may be a module
     return found
 
 
-def modules() -> dict[str, set[str]]:
+def read_modules() -> dict[str, set[str]]:
     """Each module of turnout, dotted and without the leading ``turnout``, with what it imports."""
     found: dict[str, set[str]] = {}
     for path in sorted(SOURCE.rglob("*.py")):
         parts = path.relative_to(SOURCE).with_suffix("").parts
-        package = ("turnout", *parts[:-1])
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = imports_in(path.read_text(), package)
+        found[name] = imports_in(path.read_text(), ("turnout", *parts[:-1]))
     return found
 
 
-MODULES = modules()
+MODULES = read_modules()
 
 
-def inside(name: str) -> set[str]:
-    """What a module imports of turnout itself, without the leading ``turnout``."""
-    return {found.partition(".")[2] for found in MODULES[name] if found.startswith("turnout.")}
+def own_imports(name: str) -> Iterator[str]:
+    """The modules of turnout that a module imports, without the leading ``turnout``."""
+    for found in MODULES[name]:
+        top, _, inner = found.partition(".")
+        if top == "turnout" and inner:
+            yield inner if inner in MODULES else inner.rpartition(".")[0]
 
 
-def part(name: str) -> str:
-    return name.partition(".")[0]
+def package_of(name: str) -> str:
+    """The innermost package of the table that a module is in; empty for the command line and the top level."""
+    parts = name.split(".")
+    return next((".".join(parts[:n]) for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in MAY_IMPORT), "")
 
 
-def test_the_source_was_found() -> None:
-    assert {"errors", "core.model", "system.process", "system.spawn", "cli"} <= MODULES.keys()
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_a_module_imports_from_its_own_layer_and_those_below(name: str) -> None:
-    mine = layer_of(part(name))
-    # the package itself holds nothing but the version
-    wrong = {found for found in inside(name) if found != "__version__" and layer_of(part(found)) > mine}
-    assert not wrong
+def allowed(name: str, imported: str) -> bool:
+    package = package_of(name)
+    if not package or imported in {"", "errors"}:
+        return True
+    may = MAY_IMPORT[package]
+    return package_of(imported) in {package, *may} or any(inside(imported, one) for one in may if one not in MAY_IMPORT)
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_the_machine_and_the_planes_know_nothing_of_each_other(name: str) -> None:
-    apart = {"system": {"planes"}, "planes": {"system"}}
-    assert not {found for found in inside(name) if part(found) in apart.get(part(name), set())}
+def test_each_package_imports_only_what_the_table_allows() -> None:
+    assert {package for package in MAY_IMPORT if package not in MODULES} == set()
+    assert not [f"{name} -> {found}" for name in MODULES for found in own_imports(name) if not allowed(name, found)]
 
 
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if part(name) in {"core", "errors"}))
-def test_core_touches_nothing_of_the_world(name: str) -> None:
-    assert not {found for found in MODULES[name] if part(found) in WORLD}
+def test_the_processes_do_not_import_one_another_and_only_the_router_imports_the_router() -> None:
+    assert not [
+        f"{name} -> {found}"
+        for name in MODULES
+        for found in own_imports(name)
+        for package, others in NEVER.items()
+        if inside(name, package) and any(inside(found, other) for other in others)
+    ]
+    users = {name for name in MODULES if any(inside(found, "router") for found in own_imports(name))}
+    assert not {name for name in users if not inside(name, "router")}
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_nothing_imports_tests_benchmarks_or_their_tools(name: str) -> None:
-    outside = {"bench", "tests", "support", "pytest", "hypothesis", "pytest_benchmark"}
-    assert not {found for found in MODULES[name] if part(found) in outside}
+def test_what_is_pure_does_not_reach_the_machine() -> None:
+    pure = [name for name in (*MODULES, "errors") if name == "errors" or any(inside(name, package) for package in PURE)]
+    assert not [f"{name} -> {found}" for name in pure for found in MODULES[name] if found.partition(".")[0] in MACHINE]
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_nothing_starts_the_benchmarks_either(name: str) -> None:
-    path = SOURCE / Path(*name.split(".")) if name else SOURCE
-    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    words = {node.value for node in ast.walk(ast.parse(source.read_text())) if isinstance(node, ast.Constant)}
-    theirs = ("bench/", "bench.arena", "bench.guard", "bench.janitor", "python -m bench")
-    assert not {word for word in words if isinstance(word, str) and word.startswith(theirs)}
-
-
-def test_the_benchmarks_import_turnout_and_not_the_other_way_round() -> None:
-    bench = Path(__file__).parents[1] / "bench"
-    used = set().union(*(imports_in(path.read_text(), ("bench",)) for path in bench.glob("*.py")))
-    assert any(name.startswith("turnout.") for name in used)
-    assert not {name for found in MODULES.values() for name in found if name == "bench" or name.startswith("bench.")}
-
-
-def test_the_fakes_are_used_by_nothing_that_runs() -> None:
-    users = {name for name in MODULES if any(part(found) == "testing" for found in inside(name))}
-    assert users == set()
-
-
-def test_only_the_router_knows_both_how_bytes_move_and_who_decides() -> None:
-    def knows(name: str, module: str) -> bool:
-        return any(found == module or found.startswith(f"{module}.") for found in inside(name))
-
-    both = {name for name in MODULES if knows(name, "planes.relay") and knows(name, "supervisor")}
-    assert both <= {"router"}
-    builders = {name for name in MODULES if part(name) != "planes" and knows(name, "planes.relay")}
-    assert builders <= {"router"}
-
-
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_no_module_has_a_name_that_says_nothing(name: str) -> None:
-    assert not set(name.split(".")) & {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
-
-
-@pytest.mark.parametrize("name", ["keeper", "system.process", "system.spawn", "demo.daemon"])
+@pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
 def test_what_must_be_small_needs_the_standard_library_alone(name: str) -> None:
     code = (
         "import importlib, sys\n"
@@ -172,6 +205,27 @@ def test_what_must_be_small_needs_the_standard_library_alone(name: str) -> None:
     command = [sys.executable, "-P", "-c", code, f"turnout.{name}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_runs_needs_neither_tests_nor_benchmarks_nor_fakes() -> None:
+    outside = {"bench", "tests", "support", "pytest", "hypothesis", "pytest_benchmark"}
+    assert not [
+        f"{name} -> {found}" for name in MODULES for found in MODULES[name] if found.partition(".")[0] in outside
+    ]
+    assert not [name for name in MODULES if "testing" in own_imports(name)]
+    theirs = ("bench/", "bench.arena", "bench.guard", "bench.janitor", "python -m bench")
+    started = {
+        f"{path.relative_to(SOURCE)}: {node.value}"
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(theirs)
+    }
+    assert not started
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    nothing = {"utils", "util", "helpers", "helper", "common", "manager", "base", "misc"}
+    assert not [name for name in MODULES if set(name.split(".")) & nothing]
 
 
 @pytest.mark.parametrize(

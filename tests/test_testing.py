@@ -8,11 +8,11 @@ import pytest
 from turnout.core.deployment import begin_deploy
 from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon
-from turnout.planes.plane import Census, Plane, Target
+from turnout.planes.plane import Plane, TrafficStats, Upstream
 from turnout.testing import FakeClock, FakePlane, FakeProcesses, MemoryRegistry, Pointed, demo_command, free_port
 
-A = Target("a", "127.0.0.1", 20001)
-B = Target("b", "127.0.0.1", 20002)
+A = Upstream("a", "127.0.0.1", 20001)
+B = Upstream("b", "127.0.0.1", 20002)
 
 
 def test_the_clock_passes_only_when_told_to() -> None:
@@ -42,12 +42,12 @@ def test_a_reused_pid_is_another_process() -> None:
 def test_the_plane_is_one_and_remembers_where_it_was_pointed() -> None:
     fake = FakePlane()
     plane: Plane = fake
-    plane.point_at(A, patience_s=1.0)
+    plane.set_upstream(A, patience_s=1.0)
     fake.connect(3)
-    plane.point_at(B, patience_s=0.0)
+    plane.set_upstream(B, patience_s=0.0)
     fake.connect()
     assert fake.pointed == [Pointed(A, 1.0), Pointed(B, 0.0)]
-    assert plane.census() == {"a": Census(3, 0, 0), "b": Census(1, 0, 0)}
+    assert plane.traffic() == {"a": TrafficStats(3, 0, 0), "b": TrafficStats(1, 0, 0)}
     assert plane.cut("a") == 3
     assert plane.cut("nobody") == 0
     assert plane.connections() == 1
@@ -55,14 +55,23 @@ def test_the_plane_is_one_and_remembers_where_it_was_pointed() -> None:
     assert plane.connections() == 0
 
 
+def test_the_plane_still_has_the_names_of_0_1_0() -> None:
+    plane = FakePlane()
+    plane.point_at(A, patience_s=1.0)
+    plane.connect()
+    assert plane.census() == plane.traffic() == {"a": TrafficStats(1, 0, 0)}
+    assert plane.carried("a") == plane.open_connections("a")
+    assert (plane.trouble, plane.target) == ("", A)
+
+
 def test_the_plane_holds_while_nobody_serves_and_resets_when_told_not_to_wait() -> None:
     plane = FakePlane()
-    plane.point_at(None, patience_s=1.0)
+    plane.set_upstream(None, patience_s=1.0)
     plane.connect(2)
     assert plane.counters.held_now == 2
-    plane.point_at(A, patience_s=1.0)
+    plane.set_upstream(A, patience_s=1.0)
     assert (plane.counters.held_now, plane.connections()) == (0, 2)
-    plane.point_at(None, patience_s=0.0)
+    plane.set_upstream(None, patience_s=0.0)
     plane.connect()
     assert plane.counters.reset_unrouted == 1
 

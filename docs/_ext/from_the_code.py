@@ -16,12 +16,16 @@ from sphinx.util.docutils import SphinxDirective
 
 from turnout import errors
 from turnout.cli.schema import described
-from turnout.config_file import file_schema, keys
-from turnout.config_keys import MEANINGS
+from turnout.config.file import file_schema, schema_of
+from turnout.config.keys import KEYS, Takes
 from turnout.core import deployment
 from turnout.core.model import State
 
 Row = Sequence[str]
+TAKES: Mapping[Takes, str] = {
+    Takes.BUILD: "`turnout up`, which starts another build",
+    Takes.WITH_BUILD: "beside a changed build, the `turnout up` that starts it; else the running router",
+}
 
 
 class _Generated(SphinxDirective):
@@ -42,14 +46,23 @@ class Settings(_Generated):
     """Every key of turnout.toml: type, default, meaning."""
 
     def markdown(self) -> Iterator[str]:
-        tables: Mapping[str, Any] = file_schema()["$defs"]
-        defaults = keys()
-        rows: list[Row] = []
-        for key in MEANINGS:
-            table, _, name = key.rpartition(".")
-            shape = tables[f"_Raw{table.title() or 'Service'}"]["properties"][name]
-            rows.append((f"`{key}`", _type(shape), _default(defaults[key]), _cell(shape["description"])))
+        schema = file_schema()
+        rows = [
+            (f"`{key.name}`", _type(schema_of(schema, key)), _default(key.default), _cell(key.meaning))
+            for key in KEYS.values()
+        ]
         yield from _table(("key", "type", "default", "meaning"), rows)
+
+
+class Changes(_Generated):
+    """What puts a changed key in force, beside those that the running router takes over at once."""
+
+    def markdown(self) -> Iterator[str]:
+        rows: list[Row] = []
+        for takes in Takes:
+            names = ", ".join(f"`{key.name}`" for key in KEYS.values() if key.takes is takes)
+            rows.append((names, TAKES.get(takes) or f"`{'`, then `'.join(takes.split(', then '))}`"))
+        yield from _table(("changed", "takes"), rows[1:])
 
 
 class Schema(_Generated):
@@ -94,7 +107,7 @@ class Metrics(_Generated):
 
     def markdown(self) -> Iterator[str]:
         try:
-            found = importlib.import_module("turnout.metrics")
+            found = importlib.import_module("turnout.status.metrics")
         except ModuleNotFoundError:
             yield "This version has none; `turnout status --json` has the same figures."
             return
@@ -160,6 +173,7 @@ def examples_as_typed(_app: Sphinx, context: click.Context, lines: list[str]) ->
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx calls this."""
     app.add_directive("turnout-settings", Settings)
+    app.add_directive("turnout-changes", Changes)
     app.add_directive("turnout-schema", Schema)
     app.add_directive("turnout-exit-codes", ExitCodes)
     app.add_directive("turnout-transitions", Transitions)

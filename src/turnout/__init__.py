@@ -9,22 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from turnout.core.model import (
-        Cause,
-        Daemon,
-        Deployment,
-        Desired,
-        DrainCause,
-        Identity,
-        Snapshot,
-        State,
-        Workspace,
-    )
+    from turnout.core.model import Cause, Daemon, Deployment, Desired, DrainCause, Identity, Snapshot, State, Workspace
     from turnout.core.outcome import Outcome, Reason
     from turnout.errors import TurnoutError
     from turnout.registry import Registry, this_process
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Cause",
     "Daemon",

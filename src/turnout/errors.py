@@ -7,7 +7,9 @@ conflict, 124 timed out, 130 interrupted.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
+
+REPORT_FD: Final = "TURNOUT_ERROR_FD"  # names the descriptor on which a verb reports its error to the router
 
 
 class TurnoutError(Exception):
@@ -57,7 +59,7 @@ class RolledBackError(TurnoutError):
 
 
 class ConflictError(TurnoutError):
-    """Somebody else changes this service, or changed it meanwhile; nothing was changed here."""
+    """Another verb or program changes this service, or changed it meanwhile; nothing was changed here."""
 
     exit_code = 6
 
@@ -72,6 +74,10 @@ class TimedOutError(TurnoutError):
     exit_code = 124
 
 
+class StillRunningError(TimedOutError):
+    """Processes of a daemon outlived SIGKILL: they hang in the kernel, or belong to another user."""
+
+
 class InterruptedByUserError(TurnoutError):
     """Ctrl-C or SIGTERM; what was begun has been undone."""
 
@@ -79,15 +85,19 @@ class InterruptedByUserError(TurnoutError):
 
 
 class AddressInUseError(TurnoutError):
-    """The listen address belongs to somebody else; the message names the process."""
+    """The listen address belongs to another process, which the message names."""
 
 
 class SpawnError(TurnoutError):
     """The daemon could not be started: no such command, not executable, no such directory."""
 
 
+class NotBegunError(SpawnError):
+    """The daemon could not be started for want of something that is not its own: a process, a descriptor, a port."""
+
+
 class CandidateError(TurnoutError):
-    """The candidate started but never became healthy; what is active was not touched."""
+    """The candidate never became healthy, or it failed its observe window and nothing could be restored."""
 
 
 class StateUnwritableError(TurnoutError):

@@ -56,28 +56,32 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
-from turnout.config import DEFAULT_LISTEN, DEFAULT_SERVICE, parse_address
+from turnout.config.settings import DEFAULT_LISTEN, DEFAULT_SERVICE, parse_address
 from turnout.core import deployment, membership
-from turnout.core.listen import reachable
+from turnout.core.addresses import reachable
 from turnout.core.model import Cause, Daemon, DrainCause, Identity, Snapshot
 from turnout.core.outcome import Outcome
-from turnout.core.resolve import upstream
 from turnout.errors import UsageError
-from turnout.service import Service, remembered
-from turnout.system.home import Home
-from turnout.system.journal import Journal
+from turnout.state.home import Home
+from turnout.state.journal import Journal
+from turnout.state.registry.file import RegistryFile
+from turnout.state.service import Service, remembered
 from turnout.system.process import own_identity, provably_dead
-from turnout.system.registry import Change, RegistryFile
 
 DEFAULT_THRESHOLD = 3
+P = ParamSpec("P")
 
 
 class Registry:
     """One registry file as a program sees it. Keeps nothing open; threads and processes may share it.
 
     Every method that changes something answers an :class:`~turnout.core.outcome.Outcome`: whether it was applied, the
-    reason, and the registry as it now stands. An event that has taken effect before answers ``already``.
+    reason, and the registry as it now stands. An event that has taken effect before answers ``already``. Throughout,
+    ``generation`` is that of the rollout, as :meth:`begin_deploy` answers it; an event of another one is refused
+    (``stale_generation``). ``boot_id`` is a daemon's key, ``candidate`` that of the rollout's daemon, and ``reason`` is
+    for people.
 
     Args:
         path: the file. None: that of ``service``, as turnout keeps it in TURNOUT_HOME.
@@ -101,20 +105,16 @@ class Registry:
         lock_timeout_s: float = 8.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        listen = parse_address(DEFAULT_LISTEN)
-        journal: Journal | None = None
         home = Home.find().service(service)
-        file = RegistryFile(Path(home.registry if path is None else path), lock_timeout_s=lock_timeout_s)
-        if path is None:
-            settings = remembered(home)
-            if settings is not None:  # else turnout has never served it; a daemon may well register before that
-                listen = settings.listen[0]
-                opened = Service.open(home, settings, lock_timeout_s=lock_timeout_s)
-                file, journal = opened.registry, opened.journal
-        self._file = file
-        self._journal = journal
-        self._listen = listen
+        self._file = RegistryFile(Path(home.registry if path is None else path), lock_timeout_s=lock_timeout_s)
+        self._journal: Journal | None = None
+        self._listen = parse_address(DEFAULT_LISTEN)
         self._clock = clock
+        settings = remembered(home) if path is None else None
+        if settings is not None:  # else turnout has never served it; a daemon may well register before that
+            self._listen = settings.listen[0]
+            opened = Service.open(home, settings, lock_timeout_s=lock_timeout_s)
+            self._file, self._journal = opened.registry, opened.journal
 
     @property
     def path(self) -> Path:
@@ -131,7 +131,7 @@ class Registry:
         return self._file.read().snapshot
 
     def resolve(self) -> tuple[str, int]:
-        """The fixed address, host and port: the one to use for whoever wants to notice no rollout."""
+        """The fixed address, host and port, for clients that are not to notice a rollout."""
         return reachable(self._listen.host), self._listen.port
 
     def resolve_upstream(self, workspace: str | None = None) -> Daemon | None:
@@ -163,20 +163,12 @@ class Registry:
         return self._file.update(lambda snap: membership.announce_daemon(snap, daemon))
 
     def heartbeat(self, boot_id: str) -> Outcome:
-        """Say that a daemon is still there. It keeps ``last_seen_ts`` current, and nothing depends on it.
-
-        Args:
-            boot_id: the daemon's key; ``unknown_daemon`` where nobody registered it.
-        """
+        """Keep a daemon's ``last_seen_ts`` current; nothing depends on it. ``unknown_daemon``: it is not registered."""
         now = self._clock()
         return self._file.update(lambda snap: membership.beat(snap, boot_id, now=now))
 
     def unregister(self, boot_id: str) -> Outcome:
-        """Remove a daemon's entry.
-
-        Args:
-            boot_id: the daemon's key; refused (``still_named``) while the deployment names it.
-        """
+        """Remove a daemon's entry; refused (``still_named``) while the deployment names it."""
         return self._file.update(lambda snap: membership.forget_daemon(snap, boot_id))
 
     def map_workspace(self, root: str, boot_id: str) -> Outcome:
@@ -184,7 +176,7 @@ class Registry:
 
         Args:
             root: the key, for a language server a project's directory. It never influences routing.
-            boot_id: the daemon; ``unknown_daemon`` where nobody registered it.
+            boot_id: the daemon; ``unknown_daemon`` where it is not registered.
         """
         now = self._clock()
         return self._file.update(lambda snap: membership.map_workspace(snap, root, boot_id, now=now))
@@ -205,57 +197,39 @@ class Registry:
 
         Args:
             candidate: the boot id of the daemon to switch to.
-            expected_active_boot_id: refuse with ``active_changed`` if another one is active.
+            expected_active_boot_id: refuse with ``active_changed`` if another daemon is active.
             expected_generation: refuse with ``generation_changed`` if the deployment stands elsewhere.
             supersede: end another rollout first, instead of being refused with ``in_progress``.
             cause: why.
             owner: the process that carries the rollout to its switch; this one if None. When it dies before that, the
                 router aborts the rollout, or else the next verb of turnout.
         """
-        carrier = own_identity() if owner is None else owner
         return self._decide(
             "begin",
-            lambda snap: deployment.begin_deploy(
-                snap,
-                candidate,
-                owner=carrier,
-                expected_active_boot_id=expected_active_boot_id,
-                expected_generation=expected_generation,
-                supersede=supersede,
-                cause=cause,
-            ),
+            deployment.begin_deploy,
+            candidate,
+            owner=own_identity() if owner is None else owner,
+            expected_active_boot_id=expected_active_boot_id,
+            expected_generation=expected_generation,
+            supersede=supersede,
+            cause=cause,
         )
 
     def retire_active(self, generation: int, boot_id: str) -> Outcome:
-        """Take the active daemon out of service for a candidate that cannot run beside it: new connections are held.
-
-        Args:
-            generation: that of the rollout.
-            boot_id: the active daemon.
-        """
-        return self._decide("retire", lambda snap: deployment.retire_active(snap, generation, boot_id))
+        """Take the active daemon out of service for a candidate that cannot run beside it: new connections are held."""
+        return self._decide("retire", deployment.retire_active, generation, boot_id)
 
     def mark_candidate_healthy(self, generation: int, candidate: str) -> Outcome:
-        """The candidate passed its probe.
-
-        Args:
-            generation: that of the rollout.
-            candidate: the daemon of the rollout, registered by now.
-        """
-        return self._decide("mark", lambda snap: deployment.mark_candidate_healthy(snap, generation, candidate))
+        """The candidate passed its probe; it has to be registered by now."""
+        return self._decide("mark", deployment.mark_candidate_healthy, generation, candidate)
 
     def switch_active(self, generation: int, candidate: str, *, window: bool = True) -> Outcome:
         """New connections go to the candidate from here on.
 
-        Args:
-            generation: that of the rollout.
-            candidate: the daemon of the rollout.
-            window: keep the previous daemon warm and count failures; else it drains at once.
+        ``window``: keep the previous daemon warm and count failures; else it drains at once.
         """
         now = self._clock()
-        return self._decide(
-            "switch", lambda snap: deployment.switch_active(snap, generation, candidate, now=now, window=window)
-        )
+        return self._decide("switch", deployment.switch_active, generation, candidate, now=now, window=window)
 
     def record_health_failure(
         self,
@@ -271,81 +245,57 @@ class Registry:
         Args:
             generation: that of the rollout.
             boot_id: the daemon that was checked.
-            reason: what the check said.
+            reason: the result of the check.
             threshold: failures in a row that lead to a rollback, 1 or more.
             restore: the previous daemon, if the caller has just seen it pass a probe: the failure that reaches the
                 threshold then brings it back in the same write.
         """
+        failure = deployment.record_health_failure
         return self._decide(
-            "health_failure",
-            lambda snap: deployment.record_health_failure(
-                snap, generation, boot_id, reason=reason, threshold=threshold, restore=restore
-            ),
+            "health_failure", failure, generation, boot_id, reason=reason, threshold=threshold, restore=restore
         )
 
     def record_health_success(self, generation: int, boot_id: str) -> Outcome:
-        """A check passed: the count of failures is zero again.
-
-        Args:
-            generation: that of the rollout.
-            boot_id: the daemon that was checked.
-        """
-        return self._decide("health_ok", lambda snap: deployment.record_health_success(snap, generation, boot_id))
+        """A check of the active daemon passed: the count of failures is zero again."""
+        return self._decide("health_ok", deployment.record_health_success, generation, boot_id)
 
     def rollback_active(self, generation: int, restore: str, *, reason: str) -> Outcome:
-        """Back to the previous daemon; inside the window only.
-
-        Args:
-            generation: that of the rollout.
-            restore: the previous daemon, which the caller has just seen pass a probe.
-            reason: why, for people.
-        """
-        return self._decide(
-            "rollback", lambda snap: deployment.rollback_active(snap, generation, restore, reason=reason)
-        )
+        """Back to ``restore``, the previous daemon, which has just passed a probe; inside the window only."""
+        return self._decide("rollback", deployment.rollback_active, generation, restore, reason=reason)
 
     def finish_deploy(self, generation: int) -> Outcome:
-        """The window is over: the previous daemon drains.
+        """The window is over: the previous daemon drains."""
+        return self._decide("finish", deployment.finish_deploy, generation)
 
-        Args:
-            generation: that of the rollout.
+    def fail_window(self, generation: int, boot_id: str, *, reason: str) -> Outcome:
+        """End a window that the active daemon failed, where neither the previous daemon nor its build can be restored.
+
+        The daemon stays active.
         """
-        return self._decide("finish", lambda snap: deployment.finish_deploy(snap, generation))
+        return self._decide("window_failed", deployment.fail_window, generation, boot_id, reason=reason)
 
     def abort_deploy(self, generation: int, *, reason: str, restore: str = "") -> Outcome:
         """End a rollout before its switch; what is active was never touched.
 
-        Args:
-            generation: that of the rollout.
-            reason: why.
-            restore: the daemon that it retired, if that still runs and is to serve again.
+        ``restore``: the daemon that it retired, if that still runs and is to serve again.
         """
-        return self._decide(
-            "abort", lambda snap: deployment.abort_deploy(snap, generation, reason=reason, restore=restore)
-        )
+        return self._decide("abort", deployment.abort_deploy, generation, reason=reason, restore=restore)
 
     def deactivate(
         self, generation: int, boot_id: str, *, reason: str, cause: DrainCause = DrainCause.STOPPED
     ) -> Outcome:
-        """Nothing is active any more.
+        """Nothing is active any more. ``cause`` decides about the connections that the daemon still has."""
+        return self._decide("deactivate", deployment.deactivate, generation, boot_id, reason=reason, cause=cause)
 
-        Args:
-            generation: that of the deployment as the caller knows it.
-            boot_id: the active daemon.
-            reason: why, for people.
-            cause: what it means for the connections that the daemon still has.
-        """
-        return self._decide(
-            "deactivate", lambda snap: deployment.deactivate(snap, generation, boot_id, reason=reason, cause=cause)
-        )
-
-    def _decide(self, event: str, change: Change) -> Outcome:
-        """Apply a deployment event; the journal of a service has those of every program."""
-        outcome = self._file.update(change)
+    def _decide(
+        self, name: str, event: Callable[Concatenate[Snapshot, P], Outcome], *args: P.args, **kwargs: P.kwargs
+    ) -> Outcome:
+        """Apply a deployment event, and write it to the journal: that of a service has those of every program."""
+        outcome = self._file.update(lambda snap: event(snap, *args, **kwargs))
         if self._journal and outcome.applied:
             block = outcome.deployment
             self._journal.write(
-                event,
+                name,
                 generation=block.generation,
                 revision=block.revision,
                 active=block.active_boot_id,
@@ -358,3 +308,19 @@ class Registry:
 def this_process() -> Identity:
     """What proves that a process is this one, also when its pid was given to another; for :meth:`Registry.register`."""
     return own_identity()
+
+
+def upstream(snap: Snapshot, workspace: str | None, is_alive: Callable[[Daemon], bool]) -> Daemon | None:
+    """The daemon behind the fixed address.
+
+    That is the active daemon of the deployment; else the daemon that ``workspace`` is mapped to; else the daemon that
+    started last. The latter two must be alive and not draining.
+    """
+    if snap.active:
+        return snap.active
+    mapped = snap.workspaces.get(workspace) if workspace is not None else None
+    chosen = snap.daemons.get(mapped.boot_id) if mapped else None
+    if chosen and not chosen.draining and is_alive(chosen):
+        return chosen
+    newest_first = sorted(snap.daemons.values(), key=lambda daemon: (daemon.start_ts, daemon.boot_id), reverse=True)
+    return next((daemon for daemon in newest_first if not daemon.draining and is_alive(daemon)), None)

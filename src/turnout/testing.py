@@ -13,23 +13,24 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
+from turnout.core.connection_policy import Policy
 from turnout.core.model import Identity, Snapshot
 from turnout.core.outcome import Outcome
-from turnout.planes.plane import Carried, Census, Counters, Target
-from turnout.planes.policy import Policy
+from turnout.planes.plane import ConnectionInfo, Counters, TrafficStats, Upstream
+from turnout.system.files import undone_on_error
 
 BOOT: str = "00000000-0000-4000-8000-000000000000"
 # Below those that turnout gives to daemons (20000 on) and that the kernel gives to clients (32768 on, ip(7)).
 _FREE_PORTS: Final = range(10000, 20000)
-# A socket each; who still wants one of so many before the last has bound it long since.
+# A socket each; a caller of so many ports has bound the first of them long since.
 _claims: deque[socket.socket] = deque(maxlen=64)
 
 
 def free_port() -> int:
     """A TCP port for something to be started a moment later: a fixed address, a peer.
 
-    Nobody who asks here, on this machine, is given the same one while this process runs and has not asked for 64 more;
-    turnout gives none of these to daemons. A port that was bound and closed again could go to anybody meanwhile.
+    No other call on this machine returns the same port while this process runs and has not asked for 64 more; turnout
+    gives none of these to daemons. A port that was bound and closed again could go to any process meanwhile.
 
     Raises:
         RuntimeError: none of 10,000 is free.
@@ -54,17 +55,13 @@ def free_port() -> int:
 def _claim(port: int) -> socket.socket:
     """A name that one socket of this machine can have at a time, and that goes with the process (unix(7), abstract)."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        if sys.platform == "linux":
-            sock.bind(f"\0turnout.testing.port.{port}")
-    except OSError:
-        sock.close()
-        raise
+    with undone_on_error(sock.close):
+        sock.bind(f"\0turnout.testing.port.{port}")
     return sock
 
 
 class FakeClock:
-    """Seconds that pass only when told to. Give ``clock.now`` and ``clock.sleep`` to whoever asks for a clock."""
+    """Seconds that pass by :meth:`advance` and :meth:`sleep` alone. Pass ``clock.now`` and ``clock.sleep`` on."""
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now
@@ -80,7 +77,7 @@ class FakeClock:
         self._now += seconds
 
     def sleep(self, seconds: float) -> None:
-        """What would have waited: the time passes at once, and is noted in ``slept``."""
+        """Let the time pass at once, and note it in ``slept``."""
         self.slept.append(seconds)
         self.advance(max(0.0, seconds))
 
@@ -94,13 +91,13 @@ class FakeProcesses:
         self._alive: dict[int, Identity] = {}
 
     def start(self, pid: int | None = None) -> Identity:
-        """A new process; with ``pid`` given, one that gets that number, as after a reuse."""
+        """A new process; with ``pid`` given, it gets that number, as after a reuse."""
         number = next(self._pids) if pid is None else pid
         self._alive[number] = Identity(number, next(self._ticks), BOOT, 1)
         return self._alive[number]
 
     def end(self, identity: Identity) -> None:
-        """That process ends; another one that has its pid by now does not."""
+        """That process ends; another process that has its pid by now does not."""
         if self.is_alive(identity):
             del self._alive[identity.pid]
 
@@ -121,14 +118,14 @@ class FakeProcesses:
 
 @dataclass(frozen=True, slots=True)
 class Pointed:
-    """One call of :meth:`FakePlane.point_at`."""
+    """One call of :meth:`FakePlane.set_upstream`."""
 
-    target: Target | None
+    target: Upstream | None
     patience_s: float
 
 
 class FakePlane:
-    """A plane (:class:`turnout.planes.plane.Plane`) that carries nothing and remembers what it was told.
+    """A plane (:class:`turnout.planes.plane.Plane`) that carries nothing and records the calls.
 
     Connections are made up by :meth:`connect` and :meth:`disconnect`. Listeners stay their givers'.
     """
@@ -137,28 +134,28 @@ class FakePlane:
 
     def __init__(self) -> None:
         self.counters = Counters()
-        self.trouble = ""
+        self.degraded_reason = ""
         self.policy = Policy()
         self.pointed: list[Pointed] = []
         self.cuts: list[str] = []
         self.listeners: list[socket.socket] = []
         self.accepting = True
         self.closed = False
-        self._census: dict[str, Census] = {}
+        self._traffic: dict[str, TrafficStats] = {}
 
     @property
-    def target(self) -> Target | None:
+    def target(self) -> Upstream | None:
         """Where new connections go now."""
         return self.pointed[-1].target if self.pointed else None
 
     def apply(self, policy: Policy) -> None:
         self.policy = policy
 
-    def point_at(self, target: Target | None, *, patience_s: float) -> None:
-        self.pointed.append(Pointed(target, patience_s))
-        if target and self.counters.held_now:
+    def set_upstream(self, upstream: Upstream | None, *, patience_s: float) -> None:
+        self.pointed.append(Pointed(upstream, patience_s))
+        if upstream and self.counters.held_now:
             held, self.counters.held_now = self.counters.held_now, 0
-            self._open(target, held)
+            self._open(upstream, held)
 
     def connect(self, count: int = 1) -> None:
         """``count`` clients come, to the daemon that it points at; held or reset where there is none."""
@@ -171,34 +168,36 @@ class FakePlane:
         else:
             self.counters.reset_unrouted += count
 
-    def _open(self, target: Target, count: int) -> None:
-        known = self._census.get(target.boot_id, Census(0, 0, 0))
-        self._census[target.boot_id] = replace(known, connections=(known.connections or 0) + count)
+    def _open(self, upstream: Upstream, count: int) -> None:
+        known = self._traffic.get(upstream.boot_id, TrafficStats(0, 0, 0))
+        self._traffic[upstream.boot_id] = replace(known, connections=(known.connections or 0) + count)
 
     def disconnect(self, boot_id: str, count: int = 1) -> None:
         """``count`` connections of that daemon end by themselves."""
-        known, there = self._census[boot_id], self.relayed(boot_id)
+        known, there = self._traffic[boot_id], self.relayed(boot_id)
         if count > there:
             raise ValueError(f"{boot_id} has {there} connections")
-        self._census[boot_id] = replace(known, connections=there - count)
+        self._traffic[boot_id] = replace(known, connections=there - count)
         self.counters.closed += count
 
-    def census(self) -> Mapping[str, Census]:
-        return dict(self._census)
+    def traffic(self) -> Mapping[str, TrafficStats]:
+        return dict(self._traffic)
 
     def connections(self) -> int:
-        return sum(census.connections or 0 for census in self._census.values())
+        return sum(stats.connections or 0 for stats in self._traffic.values())
 
     def relayed(self, boot_id: str) -> int:
-        return self._census.get(boot_id, Census(0, 0, 0)).connections or 0
+        return self._traffic.get(boot_id, TrafficStats(0, 0, 0)).connections or 0
 
     def waiting(self) -> int:
         return self.counters.held_now
 
-    def carried(self, boot_id: str, *, peers: bool = False) -> Sequence[Carried] | None:
-        """As many as the census says, numbered from 0, all of them quiet."""
+    def open_connections(self, boot_id: str, *, peers: bool = False) -> Sequence[ConnectionInfo] | None:
+        """As many as :meth:`traffic` counts, numbered from 0, all of them quiet."""
         peer = "127.0.0.1:1" if peers else ""
-        return [Carried(n, peer, 0.0, 0, 0, answered=True, half_sent=False) for n in range(self.relayed(boot_id))]
+        return [
+            ConnectionInfo(n, peer, 0.0, 0, 0, answered=True, half_sent=False) for n in range(self.relayed(boot_id))
+        ]
 
     def cut(self, boot_id: str, ids: Collection[int] | None = None) -> int:
         self.cuts.append(boot_id)
@@ -222,8 +221,15 @@ class FakePlane:
     def close(self) -> None:
         self.stop_accepting()
         self.closed = True
-        for boot_id in self._census:
+        for boot_id in self._traffic:
             self.disconnect(boot_id, self.relayed(boot_id))
+
+    # the names that they had in 0.1.0
+    point_at, census, carried = set_upstream, traffic, open_connections
+
+    @property
+    def trouble(self) -> str:
+        return self.degraded_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +258,7 @@ class MemoryRegistry:
 
 
 class Misbehaviour(Enum):
-    """What daemons do to whoever starts them, each as flags for :func:`demo_command`. Some take a value of your own."""
+    """The ways in which a daemon misbehaves, as flags for :func:`demo_command`. Some take a value of your own."""
 
     EXITS_AT_ONCE = ("--exit-after", "0")
     EXITS_WELL = ("--exit-after", "0", "--exit-code", "0")

@@ -24,9 +24,9 @@ from turnout.cli import cli
 from turnout.core.deployment import begin_deploy
 from turnout.core.model import Cause, State
 from turnout.errors import TurnoutError
+from turnout.system.net.ports import choose_port
+from turnout.system.net.sockets import who_listens
 from turnout.system.process import own_identity
-from turnout.system.sockets import who_listens
-from turnout.system.spawn import choose_port
 
 
 def state_of(turnout: Turnout) -> dict[str, bytes]:
@@ -129,6 +129,15 @@ def test_a_dry_run_of_attach_names_the_daemon_and_its_process(turnout: Turnout) 
         foreign.kill()
         foreign.wait()
     assert "nothing listens on" in would(turnout, "attach", *listen, f"127.0.0.1:{port}", code=3)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--listen", "here"), ("--plane", "warp"), ("--strategy", "canary"), ("--observe", "soon")]
+)
+def test_each_setting_that_has_a_flag_counts_for_a_service_that_attach_sets_up(
+    turnout: Turnout, flag: str, value: str
+) -> None:
+    assert repr(value) in would(turnout, "attach", "127.0.0.1:1", flag, value, code=2)
 
 
 @pytest.mark.parametrize("dry", [True, False], ids=["dry-run", "in earnest"])

@@ -14,13 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from turnout.cli import cli
-from turnout.cli.complain import wants_json
+from turnout.cli.commands import VERBS
+from turnout.cli.error_output import wants_json
 from turnout.cli.error_report import ErrorOutput
-from turnout.cli.figures import moment, size, span
-from turnout.cli.lazy import VERBS
+from turnout.cli.formatting import moment, size, span
 from turnout.cli.options import changing
 from turnout.cli.schema import SCHEMAS, described
-from turnout.cli.terminal import in_colour
+from turnout.cli.streams import in_colour
 from turnout.core.printable import clean
 
 HEAVY = {"uvloop", "rich", "starlette", "uvicorn", "prometheus_client", "psutil", "asyncio", "msgspec"}
@@ -62,7 +62,13 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("module", ["status", "history", "wait", "logs", "config"])
 def test_a_verb_that_reads_loads_nothing_that_changes_serves_or_draws(module: str) -> None:
     """It is typed at 3 a.m., and by monitors every few seconds."""
-    needless = {*HEAVY - {"msgspec"}, "filelock", "turnout.lifecycle", "turnout.rollout", "turnout.foresight"}
+    needless = {
+        *HEAVY - {"msgspec"},
+        "filelock",
+        "turnout.lifecycle.verbs",
+        "turnout.lifecycle.rollout",
+        "turnout.lifecycle.dry_run",
+    }
     code = f"import sys, turnout.cli.{module}; print(sorted({needless} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[]\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -14,11 +15,13 @@ from click.testing import CliRunner, Result
 
 from e2e_support import Turnout, ask
 from turnout.cli import cli
+from turnout.cli.config_origins import Configuration
+from turnout.cli.detection import Proposal, proposals, running
 from turnout.cli.init import written
-from turnout.config_file import keys, load_file
-from turnout.detection import Proposal, proposals, running
-from turnout.origins import Configuration, duration_text
-from turnout.system.sockets import Holder
+from turnout.config.file import load_file
+from turnout.config.keys import KEYS
+from turnout.config.values import duration_text
+from turnout.system.net.sockets import PortHolder
 
 
 def none(_program: str) -> str | None:
@@ -70,6 +73,27 @@ def test_an_nginx_conf_gets_its_port_by_a_template(tmp_path: Path) -> None:
     assert service.settings.stop_signal == "QUIT"
 
 
+@pytest.mark.parametrize(
+    ("line", "run"),
+    [
+        ("python3 app.py > log 2>&1", "exec python3 app.py > log 2>&1"),
+        ("./serve --motto 'a; b'", "exec ./serve --motto 'a; b'"),
+        ("MODE=production python3 app.py", "MODE=production python3 app.py"),
+        ("cd backend && python3 app.py", "cd backend && python3 app.py"),
+        ("./migrate; exec ./serve", "./migrate; exec ./serve"),
+        ("./serve | tee log", "./serve | tee log"),
+        ("(ulimit -n 99; ./serve)", "(ulimit -n 99; ./serve)"),
+        ("exec ./serve", "exec ./serve"),
+        ("if true; then ./serve; fi", "if true; then ./serve; fi"),
+        ("./serve 'open", "./serve 'open"),
+    ],
+)
+def test_a_line_of_a_procfile_means_what_it_means_to_a_shell(tmp_path: Path, line: str, run: str) -> None:
+    (tmp_path / "Procfile").write_text(f"web: {line}\n")
+    (one,) = proposals(tmp_path, which=none)
+    assert one.command == ("sh", "-c", run)
+
+
 def test_a_redis_that_is_only_installed_is_proposed_without_persistence(tmp_path: Path) -> None:
     (tmp_path / "turnout.toml").write_text(
         written(proposals(tmp_path, which=lambda name: f"/bin/{name}" if name == "redis-server" else None), [])
@@ -80,13 +104,13 @@ def test_a_redis_that_is_only_installed_is_proposed_without_persistence(tmp_path
 
 
 def test_what_runs_already_is_offered_to_attach(tmp_path: Path) -> None:
-    holder = Holder(77, "redis-server *:6379\nevil = 1", listening=True)
+    holder = PortHolder(77, "redis-server *:6379\nevil = 1", listening=True)
     found = running(lambda _host, port: holder if port == 6379 else None)
     assert [(one.name, one.port) for one in found] == [("redis", 6379)]
     text = written([], found)
     assert "turnout attach 127.0.0.1:6379" in text
     assert list(tomllib.loads(text)) == ["service"]
-    unlistening = Holder(77, "curl", listening=False)
+    unlistening = PortHolder(77, "curl", listening=False)
     assert running(lambda _host, _port: unlistening) == []
 
 
@@ -153,7 +177,7 @@ def test_config_says_of_each_value_where_it_comes_from(tmp_path: Path, file: Pat
     seen = settings_of(
         invoke(tmp_path, "config", "--json", "-c", str(file), "--observe", "5s", TURNOUT_LISTEN="127.0.0.1:4711")
     )
-    assert set(seen) == set(keys()), "every key there is"
+    assert set(seen) == set(KEYS), "every key there is"
     assert (seen["observe"]["value"], seen["observe"]["origin"], seen["observe"]["where"]) == (
         "5s",
         "flag",
@@ -208,3 +232,13 @@ def test_config_knows_what_an_earlier_run_left(turnout: Turnout) -> None:
 )
 def test_durations_are_told_as_a_file_would_have_them(seconds: float | None, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_a_byte_order_mark_is_no_part_of_a_procfile(tmp_path: Path) -> None:
+    (tmp_path / "Procfile").write_text("web: ./server $PORT\n", encoding="utf-8-sig")
+    assert [proposal.name for proposal in proposals(tmp_path, which=none)] == ["web"]
+
+
+def test_a_fifo_of_the_name_of_a_procfile_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "Procfile")
+    assert "Procfile" not in str(proposals(tmp_path, which=none))

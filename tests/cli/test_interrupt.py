@@ -42,7 +42,7 @@ def test_an_interrupt_that_an_import_swallows_comes_again() -> None:
 def interrupted_at_import(tmp_path: Path, number: int, *args: str, **more: object) -> subprocess.CompletedProcess[str]:
     """The command, with a click in the path that has the signal come while it is imported."""
     (tmp_path / "click.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nfor _ in range(1000): pass\n")
-    begin = "from turnout.entry import main; main()"
+    begin = "from turnout.__main__ import main; main()"
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     argv = [sys.executable, "-c", begin, *args]
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=env, **more)  # type: ignore[call-overload,no-any-return]  # one option

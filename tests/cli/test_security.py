@@ -20,13 +20,13 @@ from process_support import Started
 from registry_support import write_both
 from support import eventually
 from turnout.cli import cli
-from turnout.config import Settings, dump_settings, parse_address
+from turnout.config.settings import Settings, dump_settings, parse_address
 from turnout.core.deployment import begin_deploy, mark_candidate_healthy, switch_active
 from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon, Deployment, Snapshot
 from turnout.core.outcome import Outcome
-from turnout.system.home import Home
-from turnout.system.journal import Journal
+from turnout.state.home import Home
+from turnout.state.journal import Journal
 from turnout.system.process import identify, own_identity
 
 NOBODY = 65534

@@ -17,9 +17,9 @@ from e2e_support import Turnout, line_daemon
 from metrics_support import Scrape, scrape
 from process_support import Started
 from support import eventually
-from turnout.admin import RouterClient
 from turnout.cli import cli
-from turnout.cli.figures import moment
+from turnout.cli.formatting import moment
+from turnout.control.router_client import RouterClient
 from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
@@ -30,8 +30,8 @@ from turnout.core.deployment import (
 from turnout.core.membership import register_daemon
 from turnout.core.model import Cause, Snapshot
 from turnout.core.outcome import Outcome
+from turnout.status.schema import DeploymentStatus, Role, Status
 from turnout.system.process import own_identity
-from turnout.telemetry import DeploymentStatus, Role, Status
 from turnout.testing import free_port
 
 # the contract of DESIGN: names and types of the rollout's fields
@@ -178,13 +178,18 @@ class Tour:
         return found
 
     def paged(self, revision: int, *, alive: bool) -> dict[str, Any]:
-        """What a page is sent, once it is of this revision, and of a router that is there, or no more."""
+        """What a page is sent, once it is of this revision, and of a router that is there, or no more.
+
+        A router that goes has let go of its service a moment before it stops answering: the metrics say which it was.
+        """
         events = self.dashboard.events()
         try:
             while True:
                 found: dict[str, Any] = events.next("look")["status"]
                 (service,) = found["services"] or [None]
-                if service and (service["deployment"]["revision"], service["router"]["alive"]) == (revision, alive):
+                if not service or found["metrics"]["served"] is not alive:
+                    continue
+                if (service["deployment"]["revision"], service["router"]["alive"]) == (revision, alive):
                     return found
         finally:
             events.close()

@@ -13,6 +13,7 @@ from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
     deactivate,
+    fail_window,
     finish_deploy,
     mark_candidate_healthy,
     record_health_failure,
@@ -85,6 +86,7 @@ def fire(event: Event, snap: Snapshot) -> Outcome:
         Event.SUCCESS: lambda: record_health_success(snap, generation, block.active_boot_id),
         Event.ROLLBACK: lambda: rollback_active(snap, generation, block.old_boot_id, reason="x"),
         Event.FINISH: lambda: finish_deploy(snap, generation),
+        Event.FAIL_WINDOW: lambda: fail_window(snap, generation, block.active_boot_id, reason="x"),
         Event.ABORT: lambda: abort_deploy(snap, generation, reason="x"),
         Event.DEACTIVATE: lambda: deactivate(snap, generation, block.active_boot_id, reason="x"),
     }[event]()
@@ -121,6 +123,7 @@ def test_a_stale_generation_changes_nothing(event: Event, off: int) -> None:
             Event.SUCCESS: lambda s: record_health_success(s, s.deployment.generation - off, "b"),
             Event.ROLLBACK: lambda s: rollback_active(s, s.deployment.generation - off, "a", reason=""),
             Event.FINISH: lambda s: finish_deploy(s, s.deployment.generation - off),
+            Event.FAIL_WINDOW: lambda s: fail_window(s, s.deployment.generation - off, "b", reason="x"),
             Event.ABORT: lambda s: abort_deploy(s, s.deployment.generation - off, reason=""),
             Event.DEACTIVATE: lambda s: deactivate(s, s.deployment.generation - off, "b", reason=""),
         }
@@ -235,6 +238,17 @@ def test_without_a_restore_the_streak_stays_at_the_threshold_and_what_is_active_
     assert (
         must(record_health_failure(snap, 2, "b", reason="", threshold=3, restore="a")).deployment.active_boot_id == "a"
     )
+
+
+def test_a_failed_window_with_nothing_to_restore_keeps_the_active_daemon_and_says_why() -> None:
+    snap = window()
+    failed = must(fail_window(snap, 2, "b", reason="both are dead"))
+    block = failed.deployment
+    assert (block.state, block.active_boot_id, block.old_boot_id) == (State.IDLE, "b", "")
+    assert block.rollback_reason == "both are dead"
+    assert failed.daemons["a"].draining
+    refused(finish_deploy(failed, 2), failed, Reason.WRONG_STATE)
+    refused(fail_window(snap, 2, "a", reason=""), snap, Reason.NOT_ACTIVE)
 
 
 def test_a_success_sets_the_count_to_zero() -> None:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from support import scaled
-from turnout.core.codec import loads
 from turnout.core.deployment import (
     abort_deploy,
     begin_deploy,
@@ -20,10 +19,11 @@ from turnout.core.deployment import (
     rollback_active,
     switch_active,
 )
-from turnout.core.encoding import dumps
 from turnout.core.membership import forget_daemon, map_workspace, register_daemon
 from turnout.core.model import Cause, Daemon, DrainCause, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, Reason
+from turnout.state.registry.decoder import loads
+from turnout.state.registry.encoder import dumps
 
 THRESHOLD = 3
 BOOTS = ("a", "b", "c", "d")

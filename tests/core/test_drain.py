@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turnout.core.drain import Decision, DrainPolicy, DrainStep, Remaining, decide
+from turnout.core.drain import Decision, DrainPolicy, Remaining, decide
 from turnout.core.model import DrainCause
 
 POLICY = DrainPolicy(grace_s=30, deadline_s=150)  # spread over 60 s
@@ -23,7 +23,7 @@ def quiet(count: int) -> tuple[Remaining, ...]:
 
 def test_nothing_is_cut_in_the_grace_and_each_is_told_how_long_it_lasts() -> None:
     decision = at(10, QUIET)
-    assert (decision.step, decision.cut) == (DrainStep.WAIT, ())
+    assert (decision.stop, decision.cut) == (False, ())
     assert decision.why == {1: "grace for 20 s more"}
 
 
@@ -55,7 +55,7 @@ def test_not_all_are_cut_in_one_instant_but_spread_over_time_longest_idle_first(
 
 
 def test_at_the_deadline_everything_is_cut_and_the_daemon_stopped() -> None:
-    assert at(150, Remaining(1, 0.0, answered=False, half_sent=True)) == Decision(DrainStep.STOP, None)
+    assert at(150, Remaining(1, 0.0, answered=False, half_sent=True)) == Decision(stop=True, cut=None)
 
 
 def test_without_a_deadline_nothing_is_cut_until_somebody_hastens_it() -> None:
@@ -76,10 +76,10 @@ def test_in_haste_there_is_no_grace_and_no_spreading_but_the_busy_still_get_thei
 
 
 def test_without_connections_it_is_stopped_and_uncountable_ones_wait_for_the_deadline() -> None:
-    assert at(1).step is DrainStep.STOP
-    for now, step in ((149, DrainStep.WAIT), (150, DrainStep.STOP)):
+    assert at(1).stop
+    for now, stop in ((149, False), (150, True)):
         decision = decide(POLICY, DrainCause.REPLACED, since=0, now=now, remaining=None, most=0, healthy=True)
-        assert decision.step is step
+        assert decision.stop is stop
 
 
 remaining = st.lists(
@@ -94,7 +94,7 @@ def test_every_connection_is_either_cut_or_told_why_not(
     here: list[Remaining], now: float, cause: DrainCause, gone: int
 ) -> None:
     decision = at(now, *here, cause=cause, most=len(here) + gone)
-    if decision.step is DrainStep.STOP:
+    if decision.stop:
         return
     cut = set(decision.cut or ())
     assert cut | set(decision.why) == {one.id for one in here}
@@ -105,6 +105,6 @@ def test_every_connection_is_either_cut_or_told_why_not(
 def test_one_whose_successor_waits_for_its_end_gets_no_grace_and_few_seconds() -> None:
     assert at(0.1, QUIET, cause=DrainCause.RETIRED).cut == (1,)
     asked = Remaining(2, idle_s=50, answered=False, half_sent=False)
-    assert at(4.9, asked, cause=DrainCause.RETIRED).step is DrainStep.WAIT
-    assert at(5.0, asked, cause=DrainCause.RETIRED) == Decision(DrainStep.STOP, None)
-    assert at(0.1, cause=DrainCause.RETIRED) == Decision(DrainStep.STOP)
+    assert not at(4.9, asked, cause=DrainCause.RETIRED).stop
+    assert at(5.0, asked, cause=DrainCause.RETIRED) == Decision(stop=True, cut=None)
+    assert at(0.1, cause=DrainCause.RETIRED) == Decision(stop=True)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy_header import Told, decode
-from turnout.core.proxy_protocol import LOCAL_HEADER, header
+from turnout.core.model import Daemon
+from turnout.core.proxy_protocol import LOCAL_HEADER, expects_header, header
 
 PORTS = st.integers(0, 65535)
 V4, V6 = st.ip_addresses(v=4), st.ip_addresses(v=6)
@@ -37,3 +38,19 @@ def test_a_known_header_is_what_the_specification_says_byte_for_byte() -> None:
 def test_addresses_of_two_families_are_refused() -> None:
     with pytest.raises(ValueError, match="family"):
         header(("127.0.0.1", 1), ("::1", 2))
+
+
+@pytest.mark.parametrize(
+    ("daemon", "configured", "expects"),
+    [
+        (None, "v2", True),
+        (None, "none", False),
+        (Daemon("a"), "v2", True),
+        (Daemon("a", proxy_protocol="none"), "v2", False),
+        (Daemon("a", proxy_protocol="v2"), "none", True),
+    ],
+)
+def test_a_header_is_expected_as_the_daemon_was_started_and_else_as_the_settings_say(
+    daemon: Daemon | None, configured: str, *, expects: bool
+) -> None:
+    assert expects_header(daemon, configured) is expects

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from turnout.core.self_loop import names_own_port
+from turnout.core.addresses import names_own_port
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from dashboard_support import EVIL, Served
 from e2e_support import Turnout
 from process_support import Started
 from registry_support import write_both
-from turnout.config import Settings, dump_settings, parse_address
+from turnout.config.settings import Settings, dump_settings, parse_address
 from turnout.core.model import Daemon, Deployment, Snapshot
-from turnout.system.journal import Journal
+from turnout.state.journal import Journal
 from turnout.testing import free_port
 
 

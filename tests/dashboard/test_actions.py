@@ -47,6 +47,9 @@ else:
         signal.pause()
 """
 
+# the environment is the one that the service was deployed with, not that of the dashboard
+DEPLOY_FLAGS = ["-c", "its.toml", "--service", "good", "--detach", "--recorded"]
+
 
 class Stage:
     """Actions with a verb that is a script; what they publish, and what the verb said of itself."""
@@ -113,7 +116,7 @@ def test_a_verb_is_fenced_by_the_generation_that_was_seen_and_its_words_are_show
         async with stage.actions.running():
             stage.actions.begin("good", "deploy", 7)
             await stage.until(stage.ended("good"))
-        assert stage.argv == ["deploy", "-c", "its.toml", "--service", "good", "--detach", "--if-generation", "7"]
+        assert stage.argv == ["deploy", *DEPLOY_FLAGS, "--if-generation", "7"]
         done = stage.newest("good")
         assert (done["state"], done["fault"]) == ("done", None)
         assert done["lines"] == ["[ 0.01s] begin", "switched"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import os
 import socket
 import time
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -15,7 +17,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from dashboard_support import Served
-from turnout.dashboard.deadlines import MAX_WAITING, DeadlineProtocol
+from turnout.dashboard.deadlines import MAX_STRANGERS, MAX_WAITING, DeadlineProtocol
 from turnout.dashboard.server import MAX_CONNECTIONS
 
 LONG_S = 60.0
@@ -30,6 +32,13 @@ class Hasty(DeadlineProtocol):
 class Patient(DeadlineProtocol):
     request_s = 4 * LONG_S
     unread_s = 4 * LONG_S
+
+
+class WithToken(Patient):
+    """Its token is "t"."""
+
+    def has_token(self, authorization: Sequence[bytes]) -> bool:
+        return list(authorization) == [b"t"]
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -196,7 +205,7 @@ def test_of_too_many_that_have_not_asked_the_oldest_is_dropped(caplog: pytest.Lo
         assert b"done" in await everything(asked)
 
     served(scenario, Patient)
-    assert caplog.messages == ["dropped a connection: others wait to ask"]
+    assert caplog.messages == ["dropped a connection: too many connections whose request is not whole"]
 
 
 def test_a_request_is_served_while_others_hold_as_many_connections_as_there_may_be(lied_to: Served) -> None:
@@ -219,3 +228,116 @@ def test_an_order_of_which_half_came_changes_nothing_and_is_no_fault_of_the_serv
     while "an order ended in the middle" not in lied_to.log():
         assert time.monotonic() < deadline, lied_to.log()
     assert "Traceback" not in lied_to.log()
+
+
+# -- connections without the token -------------------------------------------------------------------------------------
+
+WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+OWNERS = b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: t\r\n\r\n"
+
+
+def users(monkeypatch: pytest.MonkeyPatch, *uids: int) -> None:
+    """The users of the connections to come, the last one of all others."""
+    left = list(uids)
+
+    def uid_of(_here: tuple[str, int], _peer: tuple[str, int]) -> int:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    monkeypatch.setattr("turnout.dashboard.deadlines.uid_of", uid_of)
+
+
+def test_of_too_many_connections_without_the_token_the_oldest_is_dropped_and_none_that_had_it() -> None:
+    async def scenario(ask: Any, state: ServerState) -> None:
+        owner, writer = await ask(OWNERS)
+        await owner.readuntil(b"done")
+        strangers = [await ask(WHOLE) for _ in range(MAX_STRANGERS)]
+        for reader, _ in strangers:
+            await reader.readuntil(b"done")
+        assert len(state.connections) == MAX_STRANGERS + 1
+        newest, _ = await ask(WHOLE)
+        await newest.readuntil(b"done")
+        assert b"done" not in await everything(strangers[0][0]), "it has ended"
+        assert len(state.connections) == MAX_STRANGERS + 1
+        writer.write(OWNERS)
+        await owner.readuntil(b"done")
+
+    served(scenario, WithToken)
+
+
+def test_a_connection_whose_last_request_lacks_the_token_counts_as_one_without() -> None:
+    async def scenario(ask: Any, state: ServerState) -> None:
+        reader, writer = await ask(OWNERS)
+        await reader.readuntil(b"done")
+        (connection,) = state.connections
+        assert isinstance(connection, DeadlineProtocol)
+        assert connection.trusted
+        writer.write(WHOLE)
+        await reader.readuntil(b"done")
+        assert not connection.trusted
+
+    served(scenario, WithToken)
+
+
+@pytest.mark.parametrize("sent", [b"GET", WHOLE], ids=["that wait to ask", "that were answered"])
+def test_a_user_with_many_connections_pushes_out_none_of_another_user(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    """The owner's new connection has not shown its token yet; whoever else connects comes after it."""
+    users(monkeypatch, 1000, 4711)
+
+    async def scenario(ask: Any, state: ServerState) -> None:
+        owner, writer = await ask(b"")
+        await until(lambda: state.connections)
+        others = [await ask(sent) for _ in range(2 * MAX_STRANGERS)]
+        await everything(others[0][0])
+        writer.write(OWNERS)
+        assert (await owner.readuntil(b"done")).startswith(b"HTTP/1.1 200")
+
+    served(scenario, WithToken)
+
+
+def test_of_two_users_with_as_many_connections_it_is_not_our_own_who_loses_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half = MAX_WAITING // 2
+    users(monkeypatch, *[os.geteuid()] * half, *[4711] * (half + 1), os.geteuid())
+
+    async def scenario(ask: Any, state: ServerState) -> None:
+        own = [await ask(b"GET") for _ in range(half)]
+        await until(lambda: len(state.connections) == half)
+        others = [await ask(b"GET") for _ in range(half + 1)]
+        assert await everything(others[0][0]) == b""
+        await ask(b"GET")
+        assert await everything(own[0][0]) == b"", "now our own has more"
+
+    served(scenario, Patient)
+
+
+def test_who_is_polite_and_has_no_token_keeps_no_connection_and_nobody_out(lied_to: Served) -> None:
+    head = f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{lied_to.port}\r\n\r\n".encode()
+    with ExitStack() as stack:
+        held: list[socket.socket] = []
+        for _ in range(2 * MAX_CONNECTIONS):
+            sock = stack.enter_context(socket.create_connection(("127.0.0.1", lied_to.port), timeout=LONG_S))
+            sock.sendall(head)
+            held.append(sock)
+        for _ in range(5):
+            assert lied_to.ask("GET", "/status.json").status == 200
+        answer = bytearray()
+        while data := held[-1].recv(65536):  # to the end: it is not kept
+            answer += data
+        assert b"200 OK" in answer
+        assert b"connection: close" in bytes(answer).lower()
+
+
+def test_with_the_token_a_connection_is_kept(lied_to: Served) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", lied_to.port, timeout=LONG_S)
+    try:
+        for _ in range(2):
+            connection.request("GET", "/status.json", headers={"Authorization": f"Bearer {lied_to.token}"})
+            response = connection.getresponse()
+            response.read()
+            assert response.status == 200
+            assert not response.will_close
+    finally:
+        connection.close()

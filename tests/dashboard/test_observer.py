@@ -11,19 +11,18 @@ import msgspec
 import pytest
 
 from registry_support import write_both
-from turnout.cli.options import Choice
+from turnout.cli.options import CommonOptions
 from turnout.cli.status import look
-from turnout.config import Settings, dump_settings, parse_address
+from turnout.config.settings import Settings, dump_settings, parse_address
 from turnout.core.model import Daemon, Deployment, Snapshot
-from turnout.core.printable import clean
-from turnout.dashboard.observer import Observer
+from turnout.dashboard.observer import Observer, View
 from turnout.errors import StateUnwritableError
-from turnout.service import Service
-from turnout.system.builds import Build, Rollout
-from turnout.system.home import Home
-from turnout.system.journal import Event
+from turnout.state.builds import Build, Rollout
+from turnout.state.home import Home
+from turnout.state.journal import JournalEvent
+from turnout.state.service import Service
+from turnout.status.schema import Problem, ServiceStatus, Status
 from turnout.system.process import own_identity
-from turnout.telemetry import Problem, ServiceStatus, Status
 
 
 class Words:
@@ -36,19 +35,16 @@ class Words:
     def look(self) -> Status:
         if self.error:
             raise self.error
-        seen = look(Choice())
+        seen = look(CommonOptions())
         return msgspec.structs.replace(
             seen, services=[msgspec.structs.replace(one, problems=self.problems) for one in seen.services]
         )
 
-    def sentence(self, event: Event) -> str:
+    def sentence(self, event: JournalEvent) -> str:
         return f"said of {event.event}"
 
-    def verdict(self, generation: int, events: Sequence[Event]) -> str:
+    def verdict(self, generation: int, events: Sequence[JournalEvent]) -> str:
         return f"{generation} had {len(events)}"
-
-    def clean(self, text: str) -> str:
-        return clean(text)
 
     def rates(self, service: ServiceStatus, now: float) -> dict[str, tuple[float, float]]:
         return {service.name: (now, 0.0)}
@@ -62,7 +58,7 @@ class Clock:
         return self.now
 
 
-BAD = Problem(severity="bad", what="it burns", mend="run")
+BAD = Problem(severity="bad", what="it burns", hint="run")
 
 
 @pytest.fixture
@@ -90,7 +86,8 @@ def clock() -> Clock:
 
 @pytest.fixture
 def observer(service: Service, words: Words, clock: Clock) -> Observer:
-    return Observer(Home.find(), words, now=clock, monotonic=clock)
+    view = View(words.look, words.sentence, words.verdict, words.rates)
+    return Observer(Home.find(), view, now=clock, monotonic=clock)
 
 
 def parts(observer: Observer) -> dict[str, Any]:
@@ -186,3 +183,31 @@ def test_nothing_is_written_by_looking(observer: Observer, service: Service) -> 
     before = {path: path.read_bytes() for path in Home.find().root.rglob("*") if path.is_file()}
     parts(observer)
     assert {path: path.read_bytes() for path in Home.find().root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"ts":1,"event":"x","generation":Infinity,"revision":1}',
+        b'{"ts":1,"event":"begin","generation":1,"revision":1,"cause":["x"]}',
+        b'{"ts":1,"event":"x","generation":' + b"9" * 5000 + b',"revision":1}',
+        b"[" * 100_000,
+        b'{"ts":1,"event":"x\\ud800","generation":1,"revision":1,"evidence":"\\udfff"}',
+    ],
+)
+def test_what_another_program_wrote_into_the_journal_ends_no_look(
+    observer: Observer, service: Service, line: bytes
+) -> None:
+    service.journal.path.write_bytes(line + b"\n")
+    service.journal.write("switch", generation=1, revision=2, active="a")
+    timeline = parts(observer)["timeline"]["default"]
+    assert timeline[0]["steps"][-1]["text"] == "said of switch"
+
+
+def test_a_version_that_no_encoding_has_is_told_as_valid_json(observer: Observer, service: Service) -> None:
+    daemon = Daemon("a\ud800", port=1, version="v\udcff\u202e")
+    write_both(service.registry.path, Snapshot({daemon.boot_id: daemon}, deployment=Deployment(generation=1)))
+    look = observer.look()["look"]
+    assert "v\ufffd" in look.decode()  # strictly: no half pairs
+    assert "\u202e" not in look.decode()
+    assert json.loads(look)["status"]["services"][0]["daemons"][0]["version"] == "v\ufffd\u202e"

@@ -16,7 +16,7 @@ from dashboard_support import Served
 from e2e_support import Turnout, ask, line_daemon
 from registry_support import write_both
 from support import eventually
-from turnout.config import Settings, dump_settings, parse_address
+from turnout.config.settings import Settings, dump_settings, parse_address
 from turnout.core.model import Deployment, Desired, Snapshot
 
 PICTURES = Path(__file__).parents[2] / "artifacts"
@@ -268,6 +268,10 @@ def test_every_service_has_a_tab_that_says_how_it_is(browser: Chromium, turnout:
         browser.until("#mend-text", "turnout up --service cache")
         browser.click("[data-key=search]")
         browser.until("#headline", "Stopped by hand")
+        failed = Deployment(generation=1, desired=Desired.STOPPED, rollback_reason="it did not become healthy")
+        write_both(turnout.home.service("search").registry, Snapshot({}, deployment=failed))
+        browser.until("#headline", "The first start failed: it did not become healthy")
+        browser.until("#mend-text", "turnout why 1 --service search")
         browser.until("#detail", "127.0.0.1:47777 refuses what comes")
         assert browser.value("document.querySelector('[data-key=cache]').ariaLabel").startswith("cache: Nothing runs")
         browser.picture(PICTURES / "two-services.png")

@@ -192,6 +192,24 @@ def test_ctrl_c_right_after_the_link_ends_it_as_quietly(tmp_path: Path, monkeypa
     assert (done.exit_code, done.output) == (130, "")
 
 
+def test_ctrl_c_before_the_server_has_taken_it_leaves_no_task_behind(tmp_path: Path) -> None:
+    """The link is printed in the loop's first task: an interrupt because of it cancels a task that has begun."""
+    program = (
+        "import asyncio, signal, sys\nfrom pathlib import Path\n"
+        "from turnout.dashboard.server import serve\nfrom turnout.state.home import Home\n"
+        "home = Home(Path(sys.argv[1]))\nhome.create()\n"
+        "class View: look = {}\n"
+        "def announce(url): asyncio.get_running_loop(); signal.raise_signal(signal.SIGINT)\n"
+        "try: serve(home, View(), port=0, announce=announce)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-X", "dev", "-P", "-c", program, str(tmp_path / "home")],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
 def test_ctrl_c_in_the_middle_of_a_deploy_takes_the_candidate_along(turnout: Turnout) -> None:
     turnout.configure(line_daemon("--version", "v1"))
     turnout.run("up")

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from turnout.cli.story import sentence, verdict
+from turnout.cli.journal_text import sentence, verdict
 from turnout.dashboard.frame import RolloutView
 from turnout.dashboard.timeline import ROLLOUTS, STEPS, rollouts
-from turnout.system.journal import Event
+from turnout.state.journal import JournalEvent
 
 
-def event(kind: str, generation: int, ts: float = 0.0, **evidence: Any) -> Event:
-    return Event(ts, kind, generation, 1, evidence)
+def event(kind: str, generation: int, ts: float = 0.0, **evidence: Any) -> JournalEvent:
+    return JournalEvent(ts, kind, generation, 1, evidence)
 
 
-def told(*events: Event, newest: int = 0, observed: bool = False) -> list[RolloutView]:
+def told(*events: JournalEvent, newest: int = 0, observed: bool = False) -> list[RolloutView]:
     return rollouts(
         events, versions={1: "v1", 2: "v2"}, newest=newest, observed=observed, sentence=sentence, verdict=verdict
     )
@@ -39,7 +39,7 @@ STAYED = [event("begin", 1, 10, cause="start"), event("switch", 1, 11, active="a
     ],
 )
 def test_how_a_rollout_went_is_read_from_its_last_word(
-    events: list[Event], result: str, ended_ts: float | None
+    events: list[JournalEvent], result: str, ended_ts: float | None
 ) -> None:
     (one,) = told(*events, newest=1)
     assert (one.result, one.ended_ts) == (result, ended_ts)

@@ -13,9 +13,10 @@ import pytest
 
 from process_support import Running, Started, line_of
 from support import eventually, scaled
+from turnout.system.net.ports import choose_port
+from turnout.system.net.sockets import listeners_of, who_listens
 from turnout.system.process import identify, is_alive, state_of
-from turnout.system.sockets import listeners_of, who_listens
-from turnout.system.spawn import choose_port, fill_port
+from turnout.system.spawn import fill_port
 from turnout.testing import demo_command
 
 TIMEOUT_S = 20.0
@@ -67,6 +68,12 @@ def reply(running: Running, line: bytes, version: bytes = b"v1") -> bytes:
 def test_each_line_is_answered_with_version_pid_and_the_line(started: Started) -> None:
     running = started.demo(version="v7")
     assert talk(running, b"PING\nhello you\n") == reply(running, b"PING", b"v7") + reply(running, b"hello you", b"v7")
+
+
+def test_a_version_may_be_any_bytes(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")  # as tox sets it: what is printed is then checked strictly
+    running = started.demo(version=os.fsdecode(b"v\xff"))
+    assert talk(running, b"a\n") == reply(running, b"a", b"v\xff")
 
 
 def test_a_last_line_without_an_end_and_an_empty_one_are_answered(started: Started) -> None:

@@ -12,7 +12,8 @@ from markdown_it import MarkdownIt
 from doc_blocks import READ, ROOT, RUN, Block, Story, commands, pages, stories
 from doc_story import fits, stage
 from support import report
-from turnout.config_file import keys, load_file
+from turnout.config.file import load_file
+from turnout.config.keys import KEYS
 
 STORIES = [story for page in pages() for story in stories(page)]
 BLOCKS = [block for story in STORIES for block in story.blocks]
@@ -104,7 +105,7 @@ def test_the_readmes_table_of_settings_has_keys_and_defaults_that_are_so() -> No
     assert len(rows) > 5
     for names, defaults, _ in rows:
         told, named = re.findall(r"`([^`]+)`", defaults), re.findall(r"`([^`]+)`", names)
-        known = {key: default for key, default in keys().items() if key in named}
+        known = {name: key.default for name, key in KEYS.items() if name in named}
         assert set(known) == set(named), "every key is one"
         for default, key in zip(told, named, strict=False):
             if key != "stop.signal":  # null: the command decides, and TERM is what it comes to

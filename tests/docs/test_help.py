@@ -10,7 +10,7 @@ import click
 import pytest
 
 from turnout.cli import cli
-from turnout.cli.lazy import VERBS
+from turnout.cli.commands import VERBS
 
 
 def epilogs() -> Iterator[str]:

@@ -19,11 +19,11 @@ from doctor_support import tool
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually
 from turnout import __version__
+from turnout.control.keeper_client import KeeperInfo
 from turnout.core.deployment import begin_deploy, deactivate
 from turnout.core.model import Cause
+from turnout.doctor.context import Context
 from turnout.doctor.processes import check_keeper, check_router
-from turnout.doctor.scene import Scene
-from turnout.keeper_client import Hello
 from turnout.system.process import identify
 from turnout.testing import free_port
 
@@ -43,7 +43,7 @@ def turnout(tmp_path: Path) -> Iterator[Turnout]:
 def doctor(turnout: Turnout) -> dict[str, dict[str, Any]]:
     """What is not ok, by check; the machine's own limits are not the matter here."""
     told = json.loads(turnout.run("doctor", "--json", code=None).stdout)
-    machine = {"disk", "clock", "descriptors", "pipes", "backlog", "ports"}
+    machine = {"disk", "clock", "descriptors", "pipes", "backlog", "ports", "homes"}
     return {one["check"]: one for one in told["findings"] if one["verdict"] != "ok" and one["check"] not in machine}
 
 
@@ -170,18 +170,18 @@ def test_a_build_in_quarantine_is_named_with_the_word_that_insists(turnout: Turn
 @pytest.mark.parametrize("version", ["0.0.9", "99.0"])
 def test_a_keeper_or_router_of_another_version_is_named(turnout: Turnout, version: str) -> None:
     """Both are asked for real; the answer's version alone is put in the place of theirs."""
-    scene = Scene(turnout.home)
-    router, keeper = scene.router, scene.keeper
+    context = Context(turnout.home)
+    router, keeper = context.router, context.keeper
     assert router is not None
     assert keeper is not None
-    assert [found.finding.verdict for found in (*check_router(scene), *check_keeper(scene))] == ["ok", "ok"]
-    other = Scene(turnout.home)
+    assert [found.finding.verdict for found in (*check_router(context), *check_keeper(context))] == ["ok", "ok"]
+    other = Context(turnout.home)
     other.__dict__["asked_router"] = ({**router, "version": version}, "")
-    other.__dict__["keeper"] = Hello(keeper.pid, version, keeper.router_pid, keeper.attached, keeper.services)
+    other.__dict__["keeper"] = KeeperInfo(keeper.pid, version, keeper.router_pid, keeper.attached, keeper.services)
     found = [found.finding for found in (*check_router(other), *check_keeper(other))]
     assert [finding.verdict for finding in found] == ["warn", "warn"]
     assert all(version in finding.evidence and __version__ in finding.evidence for finding in found)
-    assert found[0].mend == "turnout router --replace"
+    assert found[0].hint == "turnout router --replace"
 
 
 def test_a_router_with_few_descriptors_is_named_and_can_be_given_more(tmp_path: Path) -> None:

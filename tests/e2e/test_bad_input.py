@@ -12,8 +12,8 @@ import pytest
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually
+from turnout.control.keeper_client import KeeperClient
 from turnout.errors import NotRunningError
-from turnout.keeper_client import KeeperClient
 
 
 def assert_one_line(stderr: str) -> str:

@@ -61,6 +61,21 @@ def test_one_that_never_listens_is_given_up_after_its_time_and_killed(serving: T
     assert "does not listen" in said
 
 
+NEVER_ACCEPTS = (
+    "import socket, sys, time\n"
+    "number = int(sys.argv[1])\n"
+    "own = socket.socket(fileno=number) if sys.argv[2:] else socket.create_server(('127.0.0.1', number), backlog=511)\n"
+    "time.sleep(600)\n"
+)
+
+
+@pytest.mark.parametrize("listener", [["{port}"], ["{fd}", "inherited"]])
+def test_one_that_listens_and_never_accepts_gets_no_client(serving: Turnout, listener: list[str]) -> None:
+    said = deploy(serving, [sys.executable, "-c", NEVER_ACCEPTS, *listener], start_timeout='"2s"')
+    assert "within 2 s" in said
+    assert "accept" in said
+
+
 def test_one_that_listens_on_another_port_is_told_which_and_what_to_add(serving: Turnout) -> None:
     said = deploy(serving, misbehaving_command(Misbehaviour.LISTENS_ELSEWHERE))
     assert "listens on port" in said
@@ -159,19 +174,43 @@ def test_grandchildren_of_a_daemon_end_with_it_and_processes_of_others_do_not(tu
     assert foreign.returncode == 0
 
 
-def test_a_grandchild_with_an_environment_of_its_own_is_nobodys_to_kill(turnout: Turnout, tmp_path: Path) -> None:
-    """As a session that somebody opened through a login server: it must survive that server's next deploy."""
+@pytest.mark.parametrize("verb", ["stop", "down"])
+def test_a_grandchild_with_a_session_and_an_environment_of_its_own_ends_with_its_daemon(
+    turnout: Turnout, tmp_path: Path, verb: str
+) -> None:
     note = tmp_path / "pid"
-    daemon = " ".join(line_daemon("--version", "v1"))
-    script = f"env -i /bin/sh -c 'setsid sleep 600 & echo $! > {note}.new; mv {note}.new {note}'; exec {daemon}"
-    turnout.configure(["sh", "-c", script])
+    turnout.configure(["sh", "-c", f"{escape_to(note)}; exec {' '.join(line_daemon('--version', 'v1'))}"])
     turnout.run("up")
     pid = int(note.read_text())
-    try:
-        turnout.run("stop")
-        assert _runs(pid)
-    finally:
-        os.kill(pid, signal.SIGKILL)
+    turnout.run(verb)
+    assert not _runs(pid), "the verb is over when it is gone"
+
+
+def test_a_candidate_that_exits_leaves_no_grandchild_with_a_session_and_an_environment_of_its_own(
+    serving: Turnout, tmp_path: Path
+) -> None:
+    note = tmp_path / "pid"
+    deploy(serving, ["sh", "-c", f"{escape_to(note)}; exit 3"])
+    assert not _runs(int(note.read_text()))
+
+
+def test_doctor_shows_what_a_dead_daemon_left_behind_and_down_ends_it(turnout: Turnout, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    turnout.configure(["sh", "-c", f"{escape_to(note)}; exec {' '.join(line_daemon('--version', 'v1'))}"])
+    turnout.run("up")
+    pid = int(note.read_text())
+    turnout.kill(turnout.keeper_pid())  # nobody is there to end it
+    turnout.kill(turnout.active()["pid"])
+    said = turnout.run("doctor", code=1).stdout
+    assert f"left behind: pid {pid} (sleep" in said
+    assert f"kill {pid}" in said
+    turnout.run("down")
+    assert not _runs(pid)
+
+
+def escape_to(note: Path) -> str:
+    """A line of a shell that leaves a process without a parent, in a session of its own, with nothing of ours in it."""
+    return f"env -i /bin/sh -c 'setsid sleep 600 & echo $! > {note}.new; mv {note}.new {note}'"
 
 
 def _runs(pid: int) -> bool:

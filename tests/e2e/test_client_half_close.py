@@ -17,7 +17,7 @@ from programs import missing, program
 from repeated import POLITE, output_of, over_and_over
 from support import eventually, report, scaled
 
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parents[1] / "support"
 PAYLOAD = b"".join(block(number) for number in range(4))
 
 
@@ -38,7 +38,7 @@ def test_nc_that_ends_its_stream_gets_the_digest_of_all_of_it_over_switches(turn
     seen: set[str] = set()
 
     def deploy(version: str, verb: str) -> None:
-        command = [sys.executable, "-P", str(TESTS / "digest_daemon.py"), "{port}", version]
+        command = [sys.executable, "-P", str(SUPPORT / "digest_daemon.py"), "{port}", version]
         turnout.configure(command, version=version, observe="200ms", deadline="none")
         turnout.run(verb)
 

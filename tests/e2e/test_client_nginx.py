@@ -14,11 +14,11 @@ from e2e_support import Turnout, edit, retarget
 from programs import program
 from repeated import POLITE, output_of, over_and_over
 from support import eventually, report, scaled
-from turnout.system.sockets import who_listens
-from turnout.system.spawn import choose_port
+from turnout.system.net.ports import choose_port
+from turnout.system.net.sockets import who_listens
 from wrk import fetched, requests_of
 
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parents[1] / "support"
 PAYLOAD = b"".join(block(number) for number in range(4))
 
 
@@ -46,7 +46,7 @@ def test_wrk_and_downloads_meet_no_error_while_one_nginx_replaces_another(turnou
     requests: list[int] = []
 
     def deploy(version: str, verb: str) -> None:
-        command = [sys.executable, "-P", str(TESTS / "nginx_daemon.py"), nginx, "{port}", version, str(site)]
+        command = [sys.executable, "-P", str(SUPPORT / "nginx_daemon.py"), nginx, "{port}", version, str(site)]
         turnout.configure(command, version=version, observe="300ms", deadline="none", stop_signal="QUIT")
         turnout.run(verb)
 
@@ -82,7 +82,7 @@ def test_wrk_meets_no_error_and_downloads_are_whole_over_50_switches_between_two
     """By the file, as another program switches: as fast as the router follows."""
     nginx, wrk = program("nginx", package="nginx"), program("wrk", package="wrk")
     switches = scaled(50, 1000)
-    daemon = [sys.executable, "-P", str(TESTS / "nginx_daemon.py"), nginx]
+    daemon = [sys.executable, "-P", str(SUPPORT / "nginx_daemon.py"), nginx]
     with choose_port(avoid={turnout.port}) as reserved:
         port = reserved.port
     turnout.configure([*daemon, "{port}", "ours", str(site)], version="ours")

@@ -18,7 +18,7 @@ from postgres_support import readable_copy
 from repeated import POLITE, output_of, over_and_over
 from support import report, scaled
 
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parents[1] / "support"
 NOBODY = 65534
 ACCOUNTS = 100_000  # pgbench -i -s 1
 
@@ -93,7 +93,7 @@ def test_psql_and_pgbench_meet_no_error_over_switches_between_two_servers(
     servers: set[str] = set()  # by when they were started: behind sk_lookup all have the fixed port
 
     def deploy(version: str, verb: str) -> None:
-        script = str(TESTS / "postgres_daemon.py")
+        script = str(SUPPORT / "postgres_daemon.py")
         command = [sys.executable, "-P", script, str(postgres.root), str(postgres.template), "{port}"]
         turnout.configure(command, version=version, observe="300ms", deadline="none", stop_signal="INT", draining=30)
         turnout.tune(plane=f'"{plane}"')

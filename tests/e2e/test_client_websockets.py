@@ -14,7 +14,7 @@ from programs import wheel
 from repeated import over_and_over
 from support import eventually, report, scaled
 
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 @pytest.mark.timeout(600)
@@ -27,7 +27,7 @@ def test_a_websocket_outlives_switches_and_new_ones_reach_the_new_daemon(turnout
     seen: set[str] = set()
 
     def deploy(version: str, verb: str) -> None:
-        command = [sys.executable, "-P", str(TESTS / "websocket_daemon.py"), "{port}", version]
+        command = [sys.executable, "-P", str(SUPPORT / "websocket_daemon.py"), "{port}", version]
         turnout.configure(command, version=version, observe="200ms", deadline="none")
         turnout.run(verb)
 

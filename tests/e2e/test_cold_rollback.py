@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually
 from turnout.core.model import Identity, State
 from turnout.demo.load import Load, line_exchange
-from turnout.system.builds import Builds
+from turnout.state.builds import Builds
 from turnout.system.process import is_alive
 
 
@@ -47,6 +50,43 @@ def test_a_failed_daemon_whose_previous_one_is_gone_is_replaced_by_a_new_rollout
     events = [event["event"] for event in turnout.journal()]
     assert "rollback_refused" in events
     assert "cold_rollback" in events
+
+
+def test_a_rollback_that_cannot_begin_is_explained_and_begins_once_it_can(turnout: Turnout) -> None:
+    _in_window(turnout)
+    builds = turnout.home.service("default").builds
+    builds.rename(builds.with_suffix(".away"))
+    builds.mkdir()  # root reads whatever has permissions
+    v2 = turnout.active()
+    turnout.kill(v2["pid"])
+    restart = eventually(lambda: (found := turnout.status()["restart"]) and found["blocked"] and found, timeout_s=30)
+    assert restart["rolls_back"]
+    (problem,) = turnout.status()["problems"]
+    assert "failed its observe window" in problem["what"]
+    assert f"the rollback cannot begin: cannot read {builds}" in problem["what"]
+    assert "cannot begin for now, and is tried again: cannot read" in turnout.run("why").stdout
+    refused = turnout.run("rollback", code=1).stderr
+    assert f"mv {builds} {builds}.unreadable" in refused
+    builds.rmdir()
+    builds.with_suffix(".away").rename(builds)
+    eventually(lambda: turnout.snapshot().deployment.generation == 3, timeout_s=60, why="it was not tried again")
+    assert ask(turnout.address) == "v1"
+    eventually(lambda: _builds(turnout).quarantined(_builds(turnout).rollouts()[1].build))
+    eventually(lambda: "rollback_unblocked" in [event["event"] for event in turnout.journal()])
+    assert [event["event"] for event in turnout.journal()].count("rollback_blocked") == 1, "not at each attempt"
+
+
+def test_what_an_unreadable_list_of_builds_has_typed_lets_up_work(turnout: Turnout) -> None:
+    _in_window(turnout)
+    builds = turnout.home.service("default").builds
+    builds.unlink()
+    builds.mkdir()
+    turnout.kill(turnout.active()["pid"])
+    refused = turnout.run("up", code=1).stderr
+    command = next(part for part in re.split(r"hint: |; or: |, which", refused) if part.startswith("mv "))
+    subprocess.run(["sh", "-c", command], check=True)
+    turnout.run("up")
+    assert ask(turnout.address) == "v2"
 
 
 def test_a_deploy_that_waits_for_its_verdict_hears_of_a_cold_rollback_as_of_any_other(turnout: Turnout) -> None:

@@ -10,12 +10,14 @@ import pytest
 
 from e2e_support import Turnout, ask, edit, line_daemon, retarget, under_load
 from support import eventually
-from turnout.cli.options import Choice, resolve
+from turnout.cli.options import CommonOptions, resolve
 from turnout.core.model import State
-from turnout.core.step import Step
-from turnout.drainer import STRAY_EVERY_S
+from turnout.core.rollout_step import RolloutStep
 from turnout.errors import ConflictError
-from turnout.lifecycle import Lifecycle
+from turnout.lifecycle.progress import Progress
+from turnout.lifecycle.verb_request import VerbRequest
+from turnout.lifecycle.verbs import Lifecycle
+from turnout.router.drain.drainer import STRAY_EVERY_S
 from turnout.system.flock import take
 
 ADDRESS_IN_USE = "OSError: [Errno 98] Address already in use"
@@ -31,23 +33,31 @@ def running(turnout: Turnout, monkeypatch: pytest.MonkeyPatch) -> Turnout:
     return turnout
 
 
-def verb(turnout: Turnout, name: str, on_step: Callable[[Step, str], None]) -> Lifecycle:
-    wanted = resolve(Choice(), creates=name == "deploy")
-    return Lifecycle(turnout.home, wanted, name, lock_timeout_s=30, on_step=on_step)
+def verb(turnout: Turnout, name: str, on_step: Callable[[RolloutStep, str], None]) -> Lifecycle:
+    wanted = resolve(CommonOptions(), creates=name == "deploy")
+    return Lifecycle(turnout.home, wanted, VerbRequest(name), lock_timeout_s=30, progress=Progress(step=on_step))
 
 
 def test_a_refresh_is_one_critical_section_from_its_target_to_its_switch(running: Turnout) -> None:
     """It stops and starts a daemon, but by no verb of that name: one lock, taken once, let go of after the switch."""
-    steps: list[Step] = []
+    steps: list[RolloutStep] = []
 
-    def told(step: Step, _text: str) -> None:
-        if step is not Step.UNLOCK:  # a second verb cannot get in between any two steps
+    def told(step: RolloutStep, _text: str) -> None:
+        if step is not RolloutStep.UNLOCK:  # a second verb cannot get in between any two steps
             running.run("stop", "--lock-timeout", "0.1", code=6)
         steps.append(step)
 
     with verb(running, "refresh", told) as lifecycle:
-        lifecycle.refresh()
-    assert steps == [Step.BEGIN, Step.SPAWN, Step.PROBE, Step.MARK, Step.REPROBE, Step.SWITCH, Step.UNLOCK]
+        lifecycle.run()
+    assert steps == [
+        RolloutStep.BEGIN,
+        RolloutStep.SPAWN,
+        RolloutStep.PROBE,
+        RolloutStep.MARK,
+        RolloutStep.REPROBE,
+        RolloutStep.SWITCH,
+        RolloutStep.UNLOCK,
+    ]
     assert ask(running.address) == "v1"
 
 
@@ -57,12 +67,12 @@ def test_a_refresh_whose_target_another_program_replaces_meanwhile_is_refused_an
     first = running.active()
     registry = running.home.service("default").registry
 
-    def told(step: Step, _text: str) -> None:
-        if step is Step.BEGIN:
+    def told(step: RolloutStep, _text: str) -> None:
+        if step is RolloutStep.BEGIN:
             edit(registry, retarget("theirs", first["port"]))
 
     with pytest.raises(ConflictError, match="active"), verb(running, "refresh", told) as lifecycle:
-        lifecycle.refresh()
+        lifecycle.run()
     block = running.snapshot().deployment
     assert (block.state, block.generation, block.active_boot_id) == (State.IDLE, 1, "theirs")
     assert len(running.daemons()) == 1, "nothing was started"
@@ -75,8 +85,8 @@ def test_a_candidate_that_is_not_registered_yet_is_no_stray(running: Turnout) ->
     looked_often = threading.Event()
     letting_go: list[threading.Timer] = []
 
-    def told(step: Step, _text: str) -> None:
-        if step is Step.SPAWN:
+    def told(step: RolloutStep, _text: str) -> None:
+        if step is RolloutStep.SPAWN:
             lock = take(path.with_name(f"{path.name}.lock"), timeout_s=30)
             assert lock is not None
 
@@ -88,7 +98,7 @@ def test_a_candidate_that_is_not_registered_yet_is_no_stray(running: Turnout) ->
             letting_go[0].start()
 
     with under_load(running), verb(running, "deploy", told) as lifecycle:
-        done = lifecycle.deploy()
+        done = lifecycle.run()
     assert looked_often.is_set()
     assert done.switched
     assert ask(running.address) == "v2"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -70,3 +72,27 @@ def test_ctrl_c_leaves_nothing_either(tmp_path: Path) -> None:
     demo.communicate(timeout=60)
     assert demo.returncode == 130
     eventually(lambda: _left_over(tmp_path) == [], why="something is left behind")
+
+
+def test_the_demonstration_draws_on_a_terminal(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        env = _env(tmp_path) | {"TERM": "xterm-256color"}
+        demo = subprocess.Popen(DEMO, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    finally:
+        os.close(theirs)
+    drawn = b""
+    try:
+        while b" connections " not in drawn:
+            drawn += os.read(ours, 65536)
+        demo.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: the other end is closed, pty(7)
+            while more := os.read(ours, 65536):
+                drawn += more
+        assert demo.wait(60) == 130
+    finally:
+        demo.kill()
+        demo.wait()
+        os.close(ours)
+    assert b"\\x1b" not in drawn, "no movement of the cursor is spelled out"
+    assert b"\x1b[" in drawn

@@ -14,7 +14,7 @@ from repeated import POLITE, output_of, over_and_over
 from support import report, scaled
 from wrk import Wrk, fetched
 
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parents[1] / "support"
 SWITCHES = scaled(2, 20)
 
 
@@ -34,7 +34,7 @@ class Web:
     def nginx(self, version: str) -> None:
         """As it does it for its own upgrade: NGINX names the descriptors (ngx_add_inherited_sockets)."""
         nginx = program("nginx", package="nginx")
-        script = str(TESTS / "nginx_daemon.py")
+        script = str(SUPPORT / "nginx_daemon.py")
         command = [sys.executable, "-P", script, nginx, "{listen_port}", version, str(self._directory), "on"]
         self.turnout.configure(
             command, version=version, observe="300ms", deadline="none", draining=30, stop_signal="QUIT"
@@ -44,7 +44,7 @@ class Web:
     def uvicorn(self, version: str) -> None:
         """asyncio's loop on an inherited socket; its lifespan is not what is tried here."""
         wheel("uvicorn")
-        command = [sys.executable, "-m", "uvicorn", "--app-dir", str(TESTS), "--fd", "{fd}", "--lifespan", "off"]
+        command = [sys.executable, "-m", "uvicorn", "--app-dir", str(SUPPORT), "--fd", "{fd}", "--lifespan", "off"]
         command += ["--log-level", "warning", "--no-access-log", "asgi_app:app"]
         self.turnout.configure(command, version=version, observe="300ms", deadline="none", draining=30)
         self.turnout.tune(env=f'{{ VERSION = "{version}" }}')

@@ -11,9 +11,9 @@ import pytest
 
 from e2e_support import Turnout, ask, edit, line_daemon, retarget
 from support import eventually
-from turnout.core.codec import loads
 from turnout.core.model import Deployment
 from turnout.demo.load import Load, line_exchange
+from turnout.state.registry.decoder import loads
 
 
 @pytest.fixture
@@ -110,6 +110,30 @@ def test_an_old_program_that_undoes_the_deployment_is_put_right_and_no_client_se
     assert turnout.status()["router"]["applied_revision"] == before.deployment.revision
     eventually(lambda: [e["event"] for e in turnout.journal()].count("repair") >= 5, why="a repair is not journaled")
     assert set(turnout.daemons()) == {before.deployment.active_boot_id}
+
+
+def test_a_program_that_prunes_a_draining_daemon_cuts_none_of_its_connections(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"), observe="0s")
+    turnout.run("up")
+    old = turnout.active()["boot_id"]
+    with socket.create_connection(turnout.address, 20) as lasting, lasting.makefile("rw") as lines:
+
+        def answer() -> str:
+            lines.write("hello\n")
+            lines.flush()
+            return lines.readline()
+
+        assert answer().startswith("v1 ")
+        turnout.configure(line_daemon("--version", "v2"), version="v2", observe="0s")
+        turnout.run("deploy")
+        edit(turnout.registry.path, lambda raw: raw["daemons"].pop(old))
+        eventually(
+            lambda: old in loads(turnout.registry.path.read_bytes()).snapshot.daemons, why="its entry was not put back"
+        )
+        assert answer().startswith("v1 ")
+        assert old in turnout.daemons()
+    eventually(lambda: old not in turnout.daemons(), why="it is drained, and was not stopped")
+    assert not {e["event"] for e in turnout.journal()} & {"stopping_stray", "cut"}
 
 
 def test_a_registry_that_is_removed_while_turnout_runs_comes_back(turnout: Turnout) -> None:

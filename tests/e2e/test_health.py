@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from e2e_support import Turnout, ask, line_daemon, under_load
-from process_support import Started
+from process_support import Running, Started
 from support import eventually, scaled
 from turnout.core.model import Snapshot, State, Workspace
 from turnout.core.outcome import Outcome, Reason
@@ -200,6 +200,41 @@ def test_a_check_that_outlives_its_generation_is_counted_against_nobody(turnout:
     block = turnout.snapshot().deployment
     assert (block.state, block.active_boot_id, block.health_fail_streak) == (State.IDLE, v1, 0)
     assert [each["evidence"] for each in events(turnout, "rollback")] == ["by hand"], "none by the router"
+
+
+@pytest.mark.parametrize("previous", ["lives", "restarted as well"])
+def test_an_attached_daemon_that_its_owner_restarts_in_the_window_ends_the_verb_with_a_verdict(
+    turnout: Turnout, previous: str
+) -> None:
+    """The new process on the same port is another daemon: back to the previous one, or an error that names both."""
+    turnout.configure(line_daemon(), observe="60s")
+
+    def restart(started: Started, running: Running) -> None:
+        running.process.kill()
+        running.process.wait()
+        started.demo("--port", str(running.port), version="restarted")
+
+    with Started() as started:
+        first, second = started.demo(version="first"), started.demo(version="second")
+        turnout.run("attach", f"127.0.0.1:{first.port}")
+        if previous != "lives":
+            restart(started, first)
+        verb = turnout.begin("attach", f"127.0.0.1:{second.port}")
+        eventually(lambda: turnout.snapshot().deployment.state is State.SWITCHED, timeout_s=PATIENCE_S)
+        restart(started, second)
+        _, said = verb.communicate(timeout=PATIENCE_S)
+        block = turnout.snapshot().deployment
+        assert block.state is State.IDLE
+        assert f"pid {second.process.pid} has ended" in block.rollback_reason
+        if previous == "lives":
+            assert verb.returncode == 5, said
+            assert block.active_boot_id.startswith(f"attached-{first.process.pid}-")
+            return
+        assert verb.returncode == 1, said
+        assert f"pid {first.process.pid} has ended" in said
+        assert f"hint: turnout attach 127.0.0.1:{second.port}" in said
+        assert len(events(turnout, "health_failure")) == 3
+        assert len(events(turnout, "window_failed")) == 1
 
 
 @pytest.mark.parametrize("end", ["rollback", "failed checks", "stop", "down"])

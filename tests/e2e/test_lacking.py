@@ -16,23 +16,12 @@ import pytest
 from direct_support import needs_sk_lookup, router
 from e2e_support import Turnout, line_daemon, under_load
 from support import eventually
-from turnout.planes.pins import SYSTEM_BPFFS, all_bpffs
+from turnout.planes.direct.bpf_pins import SYSTEM_BPFFS, all_bpffs
 
-TESTS = Path(__file__).parent.parent
-GIVEN = [sys.executable, "-P", str(TESTS / "fd_daemon.py"), "{version}", "--fd", "{{fd}}"]
-SHARES = [
-    sys.executable,
-    "-P",
-    "-m",
-    "turnout.demo.daemon",
-    "--port",
-    "{{port}}",
-    "--share-port",
-    "--version",
-    "{version}",
-]
+SUPPORT = Path(__file__).parents[1] / "support"
+GIVEN = [sys.executable, "-P", str(SUPPORT / "fd_daemon.py"), "{version}", "--fd", "{{fd}}"]
 # at its start Python imports a module of this name: the relay's needs are not there then
-OF_ANOTHER_SYSTEM = """
+WITHOUT_SPLICE = """
 import os, select
 for name in ("splice", "SPLICE_F_MOVE", "SPLICE_F_NONBLOCK", "SPLICE_F_MORE"):
     delattr(os, name)
@@ -46,7 +35,7 @@ def without(turnout: Turnout, monkeypatch: pytest.MonkeyPatch) -> Callable[[str,
     argv = turnout.argv
 
     def make(call: str, code: int) -> Turnout:
-        filtered = [sys.executable, "-P", str(TESTS / "without_call.py"), call, str(code)]
+        filtered = [sys.executable, "-P", str(SUPPORT / "without_call.py"), call, str(code)]
         monkeypatch.setattr(turnout, "argv", lambda *args: [*filtered, *argv(*args)])
         return turnout
 
@@ -120,17 +109,16 @@ def test_without_a_bpf_filesystem_the_kernel_steers_and_doctor_says_for_how_long
     assert "no bpf filesystem is mounted, so the kernel steers for as long as the router lives and no longer" in told
 
 
-@pytest.mark.parametrize("command", [GIVEN, SHARES], ids=["given", "shares"])
 @pytest.mark.parametrize("plane", ["auto", "reuseport"])
 def test_a_kernel_that_does_not_choose_in_a_group_relays_whether_the_plane_was_named_or_not(
-    without: Callable[[str, int], Turnout], plane: str, command: list[str]
+    without: Callable[[str, int], Turnout], plane: str
 ) -> None:
     turnout = without("attach", errno.ENOPROTOOPT)
 
     def configure(version: str) -> None:
-        argv = [part.format(version=version) for part in command]
+        argv = [part.format(version=version) for part in GIVEN]
         turnout.configure(argv, version=version, observe="200ms")
-        turnout.tune(plane=f'"{plane}"', **({"shares_port": "true"} if command is SHARES else {}))
+        turnout.tune(plane=f'"{plane}"')
 
     told = serves(turnout, configure)
     assert "reuseport does not work here: a group of listeners cannot be made: Protocol not available" in told
@@ -141,9 +129,8 @@ def test_a_kernel_that_does_not_choose_in_a_group_relays_whether_the_plane_was_n
 def test_a_system_without_splice_and_epoll_is_served_by_streams_and_doctor_says_why(
     turnout: Turnout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As macOS is, as far as a plane is concerned."""
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "sitecustomize.py").write_text(OF_ANOTHER_SYSTEM)
+    (tmp_path / "other" / "sitecustomize.py").write_text(WITHOUT_SPLICE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
 
     def configure(version: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from e2e_support import Turnout, ask, line_daemon
 from metrics_support import Key, Scrape, scrape
 from support import eventually, report, scaled
-from turnout.admin import RouterClient
+from turnout.control.router_client import RouterClient
 from turnout.errors import NotRunningError
 from turnout.testing import free_port
 

@@ -13,9 +13,9 @@ from direct_support import holders, router
 from e2e_support import Turnout, line_daemon, under_load
 from support import comes_true, eventually
 from turnout.core.model import State
-from turnout.system.sockets import accept_queues
+from turnout.system.net.sockets import accept_queues
 
-FD_DAEMON = str(Path(__file__).parent.parent / "fd_daemon.py")
+FD_DAEMON = str(Path(__file__).parents[1] / "support" / "fd_daemon.py")
 COMMANDS: dict[str, Callable[[str], list[str]]] = {
     "relay": lambda version: line_daemon("--version", version),
     "reuseport": lambda version: [sys.executable, "-P", FD_DAEMON, version, "--fd", "{fd}"],

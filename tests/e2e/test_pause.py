@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import socket
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually
@@ -33,6 +37,26 @@ def test_paused_clients_wait_and_are_served_after_resume_in_a_service_that_never
             thread.join(20)
         assert answers == ["v1"] * 5
     assert turnout.status()["desired"] == "running"
+
+
+@pytest.mark.parametrize("why", ["a pause", "a crash"])
+def test_a_crowd_that_waited_together_is_served_whole(turnout: Turnout, why: str) -> None:
+    """More clients than any queue of a daemon takes at once: none may be turned away for having waited long."""
+    crowd = 300
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    if why == "a pause":
+        turnout.run("pause")
+    else:
+        turnout.configure(line_daemon("--version", "v1", "--start-delay", "1.5"))
+        turnout.run("deploy")
+        turnout.kill(turnout.active()["pid"])
+    with ThreadPoolExecutor(crowd) as clients:
+        answers = [clients.submit(ask, turnout.address, timeout_s=60) for _ in range(crowd)]
+        if why == "a pause":
+            eventually(lambda: turnout.status()["held"] == crowd, why="they do not all wait")
+            turnout.run("resume")
+    assert Counter(answer.result() for answer in answers) == {"v1": crowd}
 
 
 def test_a_deploy_in_the_pause_switches_what_waits_and_the_service_stays_paused(turnout: Turnout) -> None:

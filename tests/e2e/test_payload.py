@@ -17,7 +17,7 @@ from support import eventually, report, scaled
 @pytest.mark.timeout(900)
 def test_a_large_payload_in_both_directions_survives_a_switch_byte_for_byte(turnout: Turnout) -> None:
     size = scaled(64, 1024) << 20
-    daemon = str(Path(__file__).parent.with_name("bulk_daemon.py"))
+    daemon = str(Path(__file__).parents[1] / "support" / "bulk_daemon.py")
     turnout.configure([sys.executable, "-P", daemon, "{port}"], version="v1", deadline="none")
     turnout.run("up")
     old = turnout.active()

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from e2e_support import Turnout
+from e2e_support import Turnout, ask, line_daemon
 from recreate_support import Owner, Writers, exchange
 from support import eventually, report, scaled
 from turnout.core.model import Snapshot, State, Workspace
 from turnout.core.outcome import Outcome, Reason
-from turnout.system.builds import Builds, Rollout
-from turnout.system.sockets import who_listens
-from turnout.system.spawn import choose_port
+from turnout.state.builds import Builds, Rollout
+from turnout.system.net.ports import choose_port
+from turnout.system.net.sockets import who_listens
+from turnout.system.spawn_record import read_records
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_where_the_previous_build_does_not_come_back_either_clients_are_told_and
 
 
 STEPS = ("hold", "end", "stop", "spawn", "probe", "mark", "re-probe", "switch", "unlock", "return")
-DIE = str(Path(__file__).parent.with_name("die_at_step.py"))
+DIE = str(Path(__file__).parents[1] / "support" / "die_at_step.py")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -355,3 +356,29 @@ def _map(turnout: Turnout, boot_id: str) -> None:
         return Outcome(applied=True, reason=Reason.APPLIED, snapshot=changed)
 
     turnout.registry.update(change)
+
+
+@pytest.mark.parametrize("again", ["by itself", "refresh"])
+def test_a_worker_that_outlives_its_master_and_kept_nothing_of_it_has_let_go_of_the_data_before_the_next_starts(
+    turnout: Turnout, tmp_path: Path, again: str
+) -> None:
+    lock = tmp_path / "data.lock"
+    worker = f"env -i /bin/sh -c 'setsid flock {lock} sleep 600 &'"
+    held = f"while flock -n {lock} true; do sleep 0.01; done"
+    turnout.configure(["sh", "-c", f"flock -n {lock} true || exit 9; {worker}; {held}; exec {' '.join(line_daemon())}"])
+    turnout.tune(strategy='"recreate"', hold='{ timeout = "90s" }', stop='{ grace = "2s" }')
+    turnout.run("up")
+    before = turnout.active()["pid"]
+    if again == "refresh":
+        turnout.run("refresh")
+    else:
+        turnout.kill(before)
+
+    def another() -> bool:
+        active = turnout.snapshot().active
+        return active is not None and active.pid != before
+
+    eventually(another, timeout_s=60)
+    assert ask(turnout.address)
+    records = read_records(turnout.home.service("default").records).values()
+    assert 9 << 8 not in {record.ended.status for record in records if record.ended}, "none met the worker of another"

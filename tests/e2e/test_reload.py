@@ -103,7 +103,7 @@ def test_where_its_verb_cannot_the_keeper_ends_daemons_by_their_own_signal_and_g
     turnout.configure(["sh", "-c", f"{traps} {daemon} & while :; do wait; done"], stop_signal="INT")
     turnout.run("up", env={**turnout.env, "TURNOUT_LOCK_TIMEOUT": "0.1" if times == 1 else "60"})
     keeper = identify(turnout.keeper_pid())
-    with hold(turnout.home.service("default").root / "lifecycle.lock", timeout_s=20, what="the service"):
+    with hold(turnout.home.service("default").root / "lifecycle.lock", timeout_s=20, guarded="the service"):
         for number in range(times):
             turnout.kill(keeper.pid, signal.SIGTERM)
             said = ("going down", "shutting down")[number]

@@ -18,12 +18,12 @@ from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
 from turnout.testing import free_port
 
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def command(version: str, *, tells: bool = True) -> list[str]:
     """A daemon that is given its listener, and told which descriptor that is, or looks at LISTEN_FDS."""
-    return [sys.executable, "-P", str(TESTS / "fd_daemon.py"), version, *(["--fd", "{fd}"] if tells else [])]
+    return [sys.executable, "-P", str(SUPPORT / "fd_daemon.py"), version, *(["--fd", "{fd}"] if tells else [])]
 
 
 def configure(turnout: Turnout, version: str, **settings: str) -> None:

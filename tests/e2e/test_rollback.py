@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
@@ -127,3 +128,20 @@ def test_rollback_after_the_window_starts_the_recorded_build_again(turnout: Turn
     assert ask(turnout.address) == "v1"
     turnout.run("rollback", "2")
     assert ask(turnout.address) == "v2"
+
+
+def test_a_window_that_the_router_slept_through_is_not_passed(turnout: Turnout) -> None:
+    """A paused machine, or a stalled router: what nobody checked has not been well."""
+    turnout.configure(line_daemon("--version", "v1"), version="v1")
+    turnout.run("up")
+    first = turnout.active()["pid"]
+    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="2s", timeout="300ms")
+    turnout.run("deploy", "--detach")
+    candidate, router = turnout.active()["pid"], turnout.router_pid()
+    turnout.kill(router, signal.SIGSTOP)
+    turnout.kill(candidate, signal.SIGSTOP)
+    time.sleep(2.5)  # longer than the window
+    turnout.kill(router, signal.SIGCONT)
+    eventually(lambda: turnout.snapshot().deployment.state is State.IDLE, why="the window does not end")
+    assert turnout.active()["pid"] == first
+    assert ask(turnout.address) == "v1"

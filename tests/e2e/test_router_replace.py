@@ -13,9 +13,9 @@ from pathlib import Path
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually, report, scaled
+from turnout.control.keeper_client import KeeperClient
 from turnout.core.model import Identity, State
 from turnout.demo.load import Load, line_exchange
-from turnout.keeper_client import KeeperClient
 from turnout.system.process import identify, is_alive
 
 CLIENTS = 6
@@ -173,13 +173,13 @@ def test_clients_that_the_old_router_holds_are_served_by_it(turnout: Turnout) ->
     eventually(lambda: leaving(turnout) == [])
 
 
-TESTS = Path(__file__).parents[1]
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def proxied(turnout: Turnout) -> None:
     """Have a daemon configured that serves nobody without a PROXY header."""
-    turnout.configure([sys.executable, str(TESTS / "proxy_daemon.py"), "{port}"])
-    turnout.tune(proxy_protocol='"v2"', env=f'{{ PYTHONPATH = "{TESTS}" }}')
+    turnout.configure([sys.executable, str(SUPPORT / "proxy_daemon.py"), "{port}"])
+    turnout.tune(proxy_protocol='"v2"', env=f'{{ PYTHONPATH = "{SUPPORT}" }}')
 
 
 def test_clients_that_a_leaving_router_holds_are_introduced_to_the_daemon_that_comes(turnout: Turnout) -> None:

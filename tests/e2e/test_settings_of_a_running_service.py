@@ -12,9 +12,9 @@ import pytest
 
 from e2e_support import Turnout, ask, line_daemon
 from support import eventually
-from turnout.system.spawn import choose_port
+from turnout.system.net.ports import choose_port
 
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def configure(turnout: Turnout, command: list[str], *lines: str, probe: str = "alive") -> None:
@@ -93,8 +93,8 @@ def test_an_allow_list_is_in_force_with_the_next_up_and_counted_in_status(turnou
 
 @pytest.mark.parametrize("plane", ["relay", "stream"])
 def test_a_daemon_that_wants_a_proxy_header_is_probed_and_served_with_one(turnout: Turnout, plane: str) -> None:
-    command = [sys.executable, str(TESTS / "proxy_daemon.py"), "{port}"]
-    configure(turnout, command, 'proxy_protocol = "v2"', f'plane = "{plane}"', f'env = {{ PYTHONPATH = "{TESTS}" }}')
+    command = [sys.executable, str(SUPPORT / "proxy_daemon.py"), "{port}"]
+    configure(turnout, command, 'proxy_protocol = "v2"', f'plane = "{plane}"', f'env = {{ PYTHONPATH = "{SUPPORT}" }}')
     path = turnout.home.root.parent / "turnout.toml"
     text = path.read_text().replace('probe = "alive"', 'probe = "expect", send = "hello\\n", match = "local"')
     path.write_text(text)

@@ -14,17 +14,19 @@ import pytest
 
 from e2e_support import Turnout, ask, line_daemon, under_load
 from support import eventually, scaled
+from turnout.control.keeper_client import KeeperClient
 from turnout.core.model import Identity, State
-from turnout.core.step import Step
+from turnout.core.rollout_step import RolloutStep
 from turnout.demo.load import Load, line_exchange
 from turnout.errors import NotRunningError
-from turnout.keeper_client import KeeperClient
 from turnout.system.process import is_alive
 
-DIE = str(Path(__file__).parent.with_name("die_at_step.py"))
-RECREATE_ONLY = {Step.HOLD, Step.END, Step.STOP, Step.RETURN}  # test_recreate.py has those
-STEPS = [step for step in Step if step not in RECREATE_ONLY]
-MOMENTS = [(step, when) for step in STEPS for when in ("before", "after") if (step, when) != (Step.UNLOCK, "after")]
+DIE = str(Path(__file__).parents[1] / "support" / "die_at_step.py")
+RECREATE_ONLY = {RolloutStep.HOLD, RolloutStep.END, RolloutStep.STOP, RolloutStep.RETURN}  # test_recreate.py has those
+STEPS = [step for step in RolloutStep if step not in RECREATE_ONLY]
+MOMENTS = [
+    (step, when) for step in STEPS for when in ("before", "after") if (step, when) != (RolloutStep.UNLOCK, "after")
+]
 
 CLIENTS = 6
 
@@ -32,7 +34,7 @@ CLIENTS = 6
 @pytest.mark.parametrize(("step", "when"), MOMENTS, ids=[f"{when}-{step}" for step, when in MOMENTS])
 @pytest.mark.parametrize("verb", ["up", "deploy"])
 def test_a_deploy_killed_at_any_step_is_taken_up_by_the_next_verb(
-    turnout: Turnout, step: Step, when: str, verb: str
+    turnout: Turnout, step: RolloutStep, when: str, verb: str
 ) -> None:
     turnout.configure(line_daemon("--version", "v1"), observe="300ms")
     turnout.run("up")
@@ -61,9 +63,9 @@ def test_a_deploy_killed_at_any_step_is_taken_up_by_the_next_verb(
     eventually(lambda: len(turnout.snapshot().daemons) == 1, why="an entry of a dead candidate is left")
 
 
-@pytest.mark.parametrize("step", [Step.SPAWN, Step.PROBE, Step.MARK, Step.REPROBE])
+@pytest.mark.parametrize("step", [RolloutStep.SPAWN, RolloutStep.PROBE, RolloutStep.MARK, RolloutStep.REPROBE])
 def test_what_a_killed_deploy_had_begun_is_ended_by_the_router_and_nobody_need_come(
-    turnout: Turnout, step: Step
+    turnout: Turnout, step: RolloutStep
 ) -> None:
     """A candidate that nobody will switch to would run beside the active daemon for days."""
     turnout.configure(line_daemon("--version", "v1"))

@@ -18,13 +18,14 @@ from e2e_support import Turnout, line_daemon, under_load
 from redis_clients import RedisClients
 from support import eventually, report, scaled
 from turnout.demo.load import line_exchange
-from turnout.planes.pins import pins_of
-from turnout.system.sockets import descriptors_of, listening_at
+from turnout.planes.direct.bpf_pins import pins_of
+from turnout.system.net.sockets import descriptors_of, listening_at
 
 
 def configure(turnout: Turnout, version: str, **settings: str) -> None:
     turnout.configure(line_daemon("--version", version), version=version, observe="200ms")
-    turnout.tune(plane='"sk_lookup"', **settings)
+    # with FAST's grace of 1 s a slow machine sees the first connection cut before the test has looked at it
+    turnout.tune(**{"plane": '"sk_lookup"', "drain": '{ grace = "10m", deadline = "10m" }', **settings})
 
 
 @pytest.fixture

@@ -14,12 +14,14 @@ import pytest
 
 from e2e_support import Turnout, ask, line_daemon, under_load
 from support import eventually
-from turnout.config_file import load_file
+from turnout.config.file import load_file
+from turnout.control.keeper_client import KeeperClient
 from turnout.core.model import Identity, State
-from turnout.core.step import Step
-from turnout.drainer import STRAY_EVERY_S
-from turnout.keeper_client import KeeperClient
-from turnout.lifecycle import Lifecycle
+from turnout.core.rollout_step import RolloutStep
+from turnout.lifecycle.progress import Progress
+from turnout.lifecycle.verb_request import VerbRequest
+from turnout.lifecycle.verbs import Lifecycle
+from turnout.router.drain.drainer import STRAY_EVERY_S
 from turnout.system.flock import holder_pid
 
 # A daemon that binds as simple programs do, without SO_REUSEADDR.
@@ -36,25 +38,33 @@ while True:
 """
 
 
-def lifecycle(turnout: Turnout, verb: str, steps: list[tuple[Step, int | None]]) -> Lifecycle:
+def lifecycle(turnout: Turnout, verb: str, steps: list[tuple[RolloutStep, int | None]]) -> Lifecycle:
     """A verb within this process, with who holds the lock at each of its steps."""
     wanted = load_file(turnout.home.root.parent / "turnout.toml")["default"]
     lock = turnout.home.service("default").root / "lifecycle.lock"
 
-    def on_step(step: Step, _text: str) -> None:
+    def on_step(step: RolloutStep, _text: str) -> None:
         steps.append((step, holder_pid(lock)))
 
-    return Lifecycle(turnout.home, wanted, verb, lock_timeout_s=8, on_step=on_step)
+    return Lifecycle(turnout.home, wanted, VerbRequest(verb), lock_timeout_s=8, progress=Progress(step=on_step))
 
 
 def test_refresh_is_one_critical_section_from_its_begin_until_after_its_switch(turnout: Turnout) -> None:
     turnout.configure(line_daemon("--version", "v1"))
     turnout.run("up")
     before = turnout.active()["boot_id"]
-    steps: list[tuple[Step, int | None]] = []
+    steps: list[tuple[RolloutStep, int | None]] = []
     with under_load(turnout), lifecycle(turnout, "refresh", steps) as verb:
-        verb.refresh()
-    once = [Step.BEGIN, Step.SPAWN, Step.PROBE, Step.MARK, Step.REPROBE, Step.SWITCH, Step.UNLOCK]
+        verb.run()
+    once = [
+        RolloutStep.BEGIN,
+        RolloutStep.SPAWN,
+        RolloutStep.PROBE,
+        RolloutStep.MARK,
+        RolloutStep.REPROBE,
+        RolloutStep.SWITCH,
+        RolloutStep.UNLOCK,
+    ]
     assert [step for step, _ in steps] == once, "it begins no second rollout inside"
     assert {pid for _, pid in steps} == {os.getpid()}, "the lock is never let go in between"
     assert turnout.active()["boot_id"] != before
@@ -73,9 +83,9 @@ def test_a_candidate_that_is_not_yet_registered_is_not_taken_for_a_stray(turnout
     turnout.configure(line_daemon("--version", "v1"))
     turnout.run("up")
     with lifecycle(turnout, "deploy", []) as verb:
-        keeper = verb._ground.keeper
+        keeper = verb._bootstrap.keeper
         keeper.__class__ = SlowKeeper
-        done = verb.deploy()
+        done = verb.run()
     assert done.switched
     assert turnout.active()["boot_id"] == done.switched.daemon.boot_id
     assert "stopping_stray" not in [event["event"] for event in turnout.journal()]
@@ -136,6 +146,26 @@ def test_nothing_that_an_outer_turnout_or_systemd_said_reaches_a_daemon(turnout:
     assert found == {"PORT": port, "TURNOUT_PORT": port, "TURNOUT_BOOT_ID": active["boot_id"]}
     keeper = Path(f"/proc/{turnout.keeper_pid()}/environ").read_bytes()
     assert b"TURNOUT_BOOT_ID" not in keeper, "a keeper that is started from within a daemon is no part of that"
+
+
+def test_what_turnout_cannot_begin_is_tried_until_it_can_and_is_told(turnout: Turnout) -> None:
+    turnout.configure(line_daemon("--version", "v1"))
+    turnout.run("up")
+    pid = turnout.active()["pid"]
+    logs = turnout.home.service("default").logs
+    logs.rename(logs.with_name("away"))
+    logs.touch()  # no log can be made, also by root
+    turnout.kill(pid)
+    blocked = eventually(lambda: (turnout.status()["restart"] or {}).get("blocked"), timeout_s=60)
+    assert "logs" in str(blocked)
+    assert "cannot be started: " in turnout.run("status", code=None).stdout
+    logs.unlink()
+    logs.with_name("away").rename(logs)
+    eventually(lambda: (active := turnout.snapshot().active) and active.pid != pid, timeout_s=60)
+    eventually(lambda: "unblocked" in [event["event"] for event in turnout.journal()])
+    told = turnout.run("history").stdout
+    assert "cannot be started again for now" in told
+    assert "can be started again; for" in told
 
 
 def test_zombies_are_collected_also_those_of_grandchildren(turnout: Turnout) -> None:

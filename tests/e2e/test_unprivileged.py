@@ -14,8 +14,6 @@ from support import SOAK, report
 from unprivileged import Copy
 
 REAL = "deploys_under_load or killed_router or killed_keeper"
-BY_ITSELF = "deploys_under_load"
-FOUND = "its_place_is_found or dies_and_joins or listens_anew"
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +34,8 @@ def test_it_is_nobody_who_runs_there_and_without_any_capability(copy: Copy) -> N
     ("path", "chosen", "least"),
     [
         ("tests/planes" if SOAK else "tests/planes/test_contract.py", "reuseport", 60),
-        ("tests/test_group.py", "not another_users", 9),
-        ("tests/test_joining.py", "" if SOAK else FOUND, 3),
+        ("tests/reuseport/test_group.py", "not another_users", 9),
         ("tests/e2e/test_reuseport.py", "" if SOAK else REAL, 3),
-        ("tests/e2e/test_shares_port.py", "" if SOAK else BY_ITSELF, 1),
     ],
 )
 def test_the_suite_passes_as_nobody(copy: Copy, path: str, chosen: str, least: int) -> None:

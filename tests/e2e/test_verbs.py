@@ -11,9 +11,9 @@ import sys
 from e2e_support import Turnout, ask, line_daemon, under_load
 from support import eventually
 from turnout.core.model import Identity
+from turnout.system.net.ports import choose_port
+from turnout.system.net.sockets import who_listens
 from turnout.system.process import is_alive
-from turnout.system.sockets import who_listens
-from turnout.system.spawn import choose_port
 
 
 def test_status_as_json_has_the_stable_shape_with_and_without_a_router(turnout: Turnout) -> None:
@@ -28,6 +28,7 @@ def test_status_as_json_has_the_stable_shape_with_and_without_a_router(turnout: 
         eventually(lambda: turnout.active()["healthy"] is True)
     keys = (
         "name listen strategy desired held restart unwell settings counters troubles router deployment daemons problems"
+        " failed_start start_with"
     )
     assert set(service) == set(keys.split(" "))
     assert service["listen"] == [f"127.0.0.1:{turnout.port}"]

@@ -18,7 +18,7 @@ from e2e_support import Turnout
 from programs import missing, program
 from support import eventually, report, scaled
 
-TESTS = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parents[1] / "support"
 # every call by which bytes of a socket or a pipe can come into user space, and the one by which they do not
 INTO_USER_SPACE = ("read", "readv", "pread64", "preadv", "recvfrom", "recvmsg", "recvmmsg")
 TRACED = (*INTO_USER_SPACE, "splice")
@@ -53,7 +53,7 @@ def test_in_a_bulk_transfer_the_router_receives_less_than_one_percent_into_user_
 ) -> None:
     strace = program("strace", package="strace")
     size = scaled(64, 1024) << 20
-    turnout.configure([sys.executable, "-P", str(TESTS / "bulk_daemon.py"), "{port}"], deadline="none")
+    turnout.configure([sys.executable, "-P", str(SUPPORT / "bulk_daemon.py"), "{port}"], deadline="none")
     turnout.run("up")
     trace = tmp_path / "trace"
     argv = [strace, "-f", "-qq", "-s0", "-e", f"trace={','.join(TRACED)}", "-e", "signal=none", "-o", str(trace)]

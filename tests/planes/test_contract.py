@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from bulk_daemon import block, expected, pump_out, take_in
-from stage import RELAYS, Stage
+from stage import RELAYS, Daemon, Stage
 from support import eventually, report, scaled
 from traffic import (
     PAYLOADS,
@@ -36,6 +36,7 @@ from traffic import (
     resident_bytes,
 )
 
+SUPPORT = Path(__file__).parents[1] / "support"
 MIB = 1 << 20
 
 
@@ -116,7 +117,7 @@ def _is_in_flight(stage: Stage, end: End) -> None:
     """Wait until the plane holds bytes of this direction that the other side does not take."""
 
     def held() -> bool:
-        (one,) = stage.call(lambda: stage.plane.carried("v1")) or ()
+        (one,) = stage.call(lambda: stage.plane.open_connections("v1")) or ()
         return one.half_sent and (one.bytes_in if end.name == "client" else one.bytes_out) > 0
 
     eventually(held, why="nothing is in flight")
@@ -178,7 +179,7 @@ def test_an_early_answer_is_delivered_although_the_daemon_stopped_reading(stage:
 
 
 def test_a_half_close_before_the_daemon_is_there_is_kept(stage: Stage) -> None:
-    stage.point_at(None)
+    stage.set_upstream(None)
     client = stage.client()
     client.sendall(b"question")
     client.shutdown(socket.SHUT_WR)
@@ -216,7 +217,7 @@ def test_a_payload_in_both_directions_arrives_byte_for_byte_across_a_switch(stag
     for thread in threads:
         thread.join(300)
     assert digests == {"client": expected(size), "daemon": expected(size)}
-    counted = stage.call(stage.plane.census)["v1"]
+    counted = stage.call(stage.plane.traffic)["v1"]
     assert (counted.bytes_in, counted.bytes_out) == ((size, size) if stage.counts_bytes else (None, None))
 
 
@@ -252,7 +253,7 @@ def test_a_reader_that_stops_for_10_seconds_costs_neither_memory_nor_cpu_and_the
     memory, cpu = resident_bytes(), time.process_time()
     threading.Event().wait(seconds)
     cpu, memory = time.process_time() - cpu, resident_bytes() - memory
-    held = stage.call(lambda: stage.plane.carried("v1"))
+    held = stage.call(lambda: stage.plane.open_connections("v1"))
     report("a stalled reader", seconds=seconds, rss_growth_bytes=memory, cpu_share=cpu / seconds)
     assert held
     assert held[0].half_sent
@@ -307,7 +308,7 @@ def test_switches_under_load_lose_nothing_and_every_connection_has_one_daemon(st
         thread.start()
     for number in range(switches):
         before = answered.total()
-        stage.point_at(daemons[number % 2])
+        stage.set_upstream(daemons[number % 2])
         eventually(lambda before=before: answered.total() > before)  # type: ignore[misc]  # mypy cannot infer defaults
     stop.set()
     for thread in threads:
@@ -340,14 +341,14 @@ def test_cutting_a_boot_resets_its_connections_and_no_others(stage: Stage) -> No
         assert is_reset(far)
     new_far.sendall(b"still here")
     assert new_client.recv(100) == b"still here"
-    assert stage.call(stage.plane.census)["v1"].connections == 0
+    assert stage.call(stage.plane.traffic)["v1"].connections == 0
 
 
 # -- holding ---------------------------------------------------------------------------------------------------------
 
 
 def test_held_connections_are_let_go_first_in_first_out(stage: Stage) -> None:
-    stage.point_at(None)
+    stage.set_upstream(None)
     clients = []
     for number in range(20):
         clients.append(stage.client())
@@ -363,7 +364,7 @@ def test_held_connections_are_let_go_first_in_first_out(stage: Stage) -> None:
 
 
 def test_clients_without_a_daemon_are_counted_until_they_have_one_or_go(stage: Stage) -> None:
-    stage.point_at(None)
+    stage.set_upstream(None)
     first, second = stage.client(), stage.client()
     eventually(lambda: stage.call(stage.plane.waiting) == 2)
     assert stage.call(stage.plane.connections) == 0
@@ -380,7 +381,7 @@ def test_clients_without_a_daemon_are_counted_until_they_have_one_or_go(stage: S
 def test_a_full_hold_resets_at_once_and_those_inside_stay(kind: str) -> None:
     stage = Stage(kind, hold_max=3)
     try:
-        stage.point_at(None)
+        stage.set_upstream(None)
         inside = []
         for number in range(3):
             inside.append(stage.client())
@@ -398,13 +399,13 @@ def test_a_full_hold_resets_at_once_and_those_inside_stay(kind: str) -> None:
 
 
 def test_patience_that_runs_out_is_a_reset(stage: Stage) -> None:
-    stage.point_at(None, patience_s=0.1)
+    stage.set_upstream(None, patience_s=0.1)
     assert is_turned_away(stage)
     assert stage.plane.counters.hold_timeout == 1
 
 
 def test_without_patience_nobody_is_held(stage: Stage) -> None:
-    stage.point_at(None, patience_s=0.0)
+    stage.set_upstream(None, patience_s=0.0)
     assert is_turned_away(stage)
     assert stage.plane.counters.reset_unrouted == 1
 
@@ -424,7 +425,7 @@ def test_a_refused_connect_is_held_and_the_client_never_knows(stage: Stage) -> N
 
 
 def test_a_held_client_that_resets_leaves_at_once_and_one_that_ends_its_stream_stays(stage: Stage) -> None:
-    stage.point_at(None)
+    stage.set_upstream(None)
     leaves, stays = stage.client(), stage.client()
     eventually(lambda: stage.plane.counters.held_now == 2)
     stays.sendall(b"bye")
@@ -439,16 +440,8 @@ def test_a_held_client_that_resets_leaves_at_once_and_one_that_ends_its_stream_s
 # -- resources -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(900)
-def test_connections_closed_in_every_order_leave_no_descriptor(stage: Stage) -> None:
-    count = scaled(5000, 100_000)
-    daemon = stage.daemon("v1")
-    rng = random.Random(7)
-    client, far = stage.pair(daemon)
-    client.close()
-    far.close()
-    eventually(lambda: stage.call(stage.plane.connections) == 0)
-    before, memory = open_fds(), resident_bytes()
+def open_and_close(stage: Stage, daemon: Daemon, rng: random.Random, count: int) -> None:
+    """So many connections, one after the other, each ended in an order and a way of its own."""
     for _ in range(count):
         client = socket.create_connection(stage.address, 20)
         far = daemon.accept()
@@ -465,6 +458,21 @@ def test_connections_closed_in_every_order_leave_no_descriptor(stage: Stage) -> 
                 sock.close()
             else:
                 sock.close()
+
+
+@pytest.mark.timeout(900)
+def test_connections_closed_in_every_order_leave_no_descriptor(stage: Stage) -> None:
+    count = scaled(5000, 100_000)
+    daemon = stage.daemon("v1")
+    rng = random.Random(7)
+    client, far = stage.pair(daemon)
+    client.close()
+    far.close()
+    eventually(lambda: stage.call(stage.plane.connections) == 0)
+    open_and_close(stage, daemon, rng, count // 20)  # allocators, too, have reached their size
+    eventually(lambda: stage.call(stage.plane.connections) == 0)
+    before, memory = open_fds(), resident_bytes()
+    open_and_close(stage, daemon, rng, count)
     eventually(lambda: stage.call(stage.plane.connections) == 0)
     grown = resident_bytes() - memory
     report(
@@ -482,10 +490,19 @@ def test_connections_closed_in_every_order_leave_no_descriptor(stage: Stage) -> 
 
 @pytest.mark.parametrize("kind", RELAYS)  # of the others the daemon needs them, not the plane
 def test_without_descriptors_it_neither_spins_nor_harms_what_it_carries(kind: str) -> None:
+    _without_descriptors(kind, "run out")
+
+
+@pytest.mark.parametrize("kind", RELAYS)
+def test_whoever_is_held_has_the_descriptor_towards_the_daemon_already(kind: str) -> None:
+    _without_descriptors(kind, "hold")
+
+
+def _without_descriptors(kind: str, what: str) -> None:
     """In a process of its own, since the limit is the process's."""
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent.with_name("out_of_descriptors.py")), kind],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        [sys.executable, str(SUPPORT / "out_of_descriptors.py"), kind, what],
+        env={**os.environ, "PYTHONPATH": str(SUPPORT)},
         capture_output=True,
         text=True,
         timeout=120,
@@ -497,19 +514,19 @@ def test_without_descriptors_it_neither_spins_nor_harms_what_it_carries(kind: st
 def test_each_connection_is_told_with_its_peer_its_bytes_and_who_spoke_last(stage: Stage) -> None:
     daemon = stage.daemon("a")
     client, far = stage.pair(daemon)
-    (fresh,) = stage.call(lambda: stage.plane.carried("a", peers=True)) or ()
+    (fresh,) = stage.call(lambda: stage.plane.open_connections("a", peers=True)) or ()
     host, port = client.getsockname()
     assert (fresh.peer, fresh.answered, fresh.half_sent) == (f"{host}:{port}", True, False)
     client.sendall(b"question")
     assert far.recv(100) == b"question"
-    (asked,) = stage.call(lambda: stage.plane.carried("a")) or ()
+    (asked,) = stage.call(lambda: stage.plane.open_connections("a")) or ()
     assert (asked.id, asked.bytes_in, asked.bytes_out, asked.answered) == (fresh.id, 8, 0, False)
     far.sendall(b"answer")
     assert client.recv(100) == b"answer"
-    (answered,) = stage.call(lambda: stage.plane.carried("a")) or ()
+    (answered,) = stage.call(lambda: stage.plane.open_connections("a")) or ()
     assert (answered.bytes_out, answered.answered, answered.peer) == (6, True, "")
     assert answered.age_s >= fresh.age_s >= 0.0
-    assert not stage.call(lambda: stage.plane.carried("nobody"))
+    assert not stage.call(lambda: stage.plane.open_connections("nobody"))
 
 
 def test_bytes_that_the_other_side_does_not_take_are_told_as_half_sent(stage: Stage) -> None:
@@ -522,7 +539,7 @@ def test_bytes_that_the_other_side_does_not_take_are_told_as_half_sent(stage: St
         with contextlib.suppress(BlockingIOError):
             while True:
                 far.send(bytes(1 << 20))
-        return any(one.half_sent for one in stage.call(lambda: stage.plane.carried("a")) or ())
+        return any(one.half_sent for one in stage.call(lambda: stage.plane.open_connections("a")) or ())
 
     eventually(half_sent)
     client.close()
@@ -531,7 +548,7 @@ def test_bytes_that_the_other_side_does_not_take_are_told_as_half_sent(stage: St
 def test_some_connections_of_a_boot_can_be_ended_in_order_and_the_others_go_on(stage: Stage) -> None:
     daemon = stage.daemon("a")
     pairs = [stage.pair(daemon) for _ in range(3)]
-    carried = stage.call(lambda: stage.plane.carried("a", peers=True)) or ()
+    carried = stage.call(lambda: stage.plane.open_connections("a", peers=True)) or ()
     by_port = {one.peer.rpartition(":")[2]: one.id for one in carried}
     client, far = pairs.pop(1)
     chosen = by_port[str(client.getsockname()[1])]
@@ -559,7 +576,7 @@ def test_each_connection_that_got_a_daemon_is_timed_once_with_its_time_in_the_ho
 def _time_connects(stage: Stage) -> None:
     told = stage.plane.counters.connect_s
     v1 = stage.daemon("v1", point=False)
-    stage.point_at(None)
+    stage.set_upstream(None)
     held = stage.client()
     eventually(lambda: stage.plane.counters.held_now == 1)
     since = time.monotonic()
@@ -569,7 +586,7 @@ def _time_connects(stage: Stage) -> None:
     eventually(lambda: stage.call(stage.plane.waiting) == 1)
     assert sum(told.counts) == 0, "nobody has a daemon yet"
     held_s = time.monotonic() - since
-    stage.point_at(v1)
+    stage.set_upstream(v1)
     far = v1.accept()
     eventually(lambda: stage.call(stage.plane.connections) == 1)
     assert sum(told.counts) == 1, "the one that went is not counted"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from turnout.core.flow import FlowState
+from turnout.planes.flow import FlowState
 from turnout.planes.plane import Counters
 from turnout.planes.pump import Flow, Pair, Pump
 

@@ -37,7 +37,7 @@ class PumpMachine(RuleBasedStateMachine):
         self.epoll = FakeEpoll()
         self.ends = {number: FakeSocket(number, room) for number in (CLIENT, DAEMON)}
         self.epoll.sockets = self.ends
-        self.pool = FakePipes(self.ends, most=pipes, pipe_bytes=200_000)
+        self.pool = FakePipes(self.ends, max_pipes=pipes, pipe_bytes=200_000)
         self.closed: list[Pair] = []
         self.counters = Counters()
         self.flows: dict[int, Flow] = {}

@@ -8,8 +8,8 @@ import threading
 from bulk_daemon import expected, pump_out, take_in
 from stage import PLANES, Stage, Stand
 from support import eventually, report, scaled
-from turnout.planes.plane import Plane
-from turnout.planes.policy import Policy
+from turnout.core.connection_policy import Policy
+from turnout.planes.plane import Plane, PlaneOptions
 from turnout.planes.relay import Relay
 
 MIB = 1 << 20
@@ -17,12 +17,12 @@ MIB = 1 << 20
 
 def test_while_new_connections_come_the_queue_before_them_gets_shorter() -> None:
     def unpaced(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) -> Plane:
-        return Relay(loop, policy=policy, release_per_tick=0)
+        return Relay(loop, PlaneOptions(policy, release_per_tick=0))
 
     PLANES["relay without a pace"] = unpaced
     stage = Stage("relay without a pace")
     try:
-        stage.point_at(None)
+        stage.set_upstream(None)
         held = [stage.client() for _ in range(4)]
         eventually(lambda: stage.plane.counters.held_now == 4)
         daemon = stage.daemon("b")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from turnout.system.daemon_log import bound, older, tail
+from turnout.system.daemon_log import bound, older, oversized, tail
 
 
 def fill(path: Path, lines: int) -> None:
@@ -83,3 +83,16 @@ def test_only_the_end_is_copied_however_much_was_written(tmp_path: Path, size: i
     os.truncate(path, size)
     bound(path, bound_bytes=5, kept_bytes=4096)
     assert older(path).stat().st_size == min(size, 4096)
+
+
+def test_logs_over_the_bound_are_found_whoever_wrote_them(tmp_path: Path) -> None:
+    for name, size in (("a.log", 100), ("b.log", 101), ("b.log.1", 500), ("c.txt", 500)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "link.log").symlink_to("b.log.1")
+    assert oversized(tmp_path, bound_bytes=100) == [tmp_path / "b.log"]
+    assert oversized(tmp_path / "nowhere") == []
+
+
+def test_the_end_of_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.log")
+    assert tail(tmp_path / "a.log", lines=3) == ""

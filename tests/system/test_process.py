@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from turnout.core.model import Identity
 from turnout.system import process
 from turnout.system.process import (
     ProcessHandle,
+    command_of,
     descendants,
     identify,
     is_alive,
@@ -201,6 +204,21 @@ def test_a_handle_of_a_reused_pid_is_refused_and_leaks_no_descriptor(sleeper: su
     assert sleeper.poll() is None
 
 
+def test_a_handle_that_cannot_be_proven_for_want_of_a_descriptor_costs_none(
+    monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
+) -> None:
+    identity = identify(sleeper.pid)
+
+    def no_descriptor(_pid: int) -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(process, "_stat", no_descriptor)
+    before = open_descriptors()
+    with pytest.raises(OSError, match="open files"):
+        ProcessHandle.open(identity)
+    assert open_descriptors() == before
+
+
 def test_a_handle_is_close_on_exec_and_closes_once(sleeper: subprocess.Popen[bytes]) -> None:
     handle = ProcessHandle.open(identify(sleeper.pid))
     assert not os.get_inheritable(handle.fileno())
@@ -300,3 +318,27 @@ def test_a_session_is_still_the_tree_of_its_dead_leader(started: Started) -> Non
     leader.kill()
     leader.wait()
     assert tree_of(identity) == {child}
+
+
+def test_a_command_is_one_short_printable_line(started: Started) -> None:
+    child = started.run(
+        sys.executable, "-c", "import time\nprint(1, flush=True)\ntime.sleep(600)\n#\x1b[31m" + "x" * 500
+    )
+    line_of(child)
+    text = command_of(child.pid)
+    assert text.isprintable()
+    assert len(text) == 80
+    assert text.endswith("…")
+
+
+def test_a_command_that_is_empty_or_no_utf_8_is_shown_too(tmp_path: Path) -> None:
+    for pid, name, content in ((5, "cmdline", b"sh\0-c\0a\nb\xff\0  c\0"), (6, "comm", b"kthreadd\n")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "cmdline").touch()
+        (tmp_path / str(pid) / name).write_bytes(content)
+    assert command_of(5, proc=tmp_path) == "sh -c a b\ufffd c"
+    assert command_of(6, proc=tmp_path) == "kthreadd"
+
+
+def test_the_command_of_a_process_that_is_not_seen_is_empty(tmp_path: Path) -> None:
+    assert command_of(2**22 + 1) == command_of(6, proc=tmp_path) == ""

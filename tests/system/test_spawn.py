@@ -14,25 +14,18 @@ from typing import Any
 
 import pytest
 
+import few_descriptors
 import spawn_parent
 from process_support import Started, line_of
 from support import eventually, scaled
 from turnout.core.model import Identity
 from turnout.errors import SpawnError, StateUnwritableError
-from turnout.system import spawn as spawn_module
 from turnout.system.daemon_log import older
+from turnout.system.net import ports
+from turnout.system.net.ports import choose_port
 from turnout.system.process import identify, is_alive
-from turnout.system.spawn import (
-    EndRecord,
-    SpawnRecord,
-    choose_port,
-    clean_environment,
-    fill_port,
-    read_records,
-    record_end,
-    resolve_command,
-)
-from turnout.system.spawn_record import prune_records, write_record
+from turnout.system.spawn import clean_environment, fill_port, resolve_command
+from turnout.system.spawn_record import EndRecord, SpawnRecord, prune_records, read_records, record_end, write_record
 
 PATH = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
@@ -104,6 +97,29 @@ def test_a_daemon_runs_in_its_directory(parent: Parent) -> None:
     (parent.directory / "sub").mkdir()
     _, out = parent.run("pwd", cwd=str(parent.directory / "sub"))
     assert out.strip() == str(parent.directory / "sub")
+
+
+def test_a_daemon_gets_the_umask_the_limits_and_the_program_of_its_request(parent: Parent) -> None:
+    bin_directory = parent.directory / "bin"
+    bin_directory.mkdir()
+    program = bin_directory / "sh"
+    program.write_text('#!/bin/sh\necho "recorded $(umask) $(ulimit -Sn) $(ulimit -Hn)"\n')
+    program.chmod(0o755)
+    request = {"umask": 0o137, "limits": {"nofile": [60, 70], "no such limit": [1, 2]}, "program": str(program)}
+    _, out = parent.run("sh", "-c", "echo found on the PATH", **request)
+    assert out.strip() == "recorded 0137 60 70"
+
+
+def test_a_program_that_is_gone_is_looked_up_again(parent: Parent) -> None:
+    _, out = parent.run("sh", "-c", "echo found on the PATH", program=str(parent.directory / "gone"))
+    assert out.strip() == "found on the PATH"
+
+
+def test_a_hard_limit_that_may_not_be_raised_is_no_reason_not_to_start(parent: Parent) -> None:
+    _, own_hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = int(Path("/proc/sys/fs/nr_open").read_text())  # above it setrlimit(2) fails for everybody
+    _, out = parent.run("sh", "-c", "ulimit -Sn; ulimit -Hn", limits={"nofile": [most + 1, most + 2]})
+    assert out.split() == [str(own_hard), str(own_hard)]
 
 
 def test_a_daemon_leads_a_session_of_its_own(parent: Parent) -> None:
@@ -243,7 +259,7 @@ def test_each_thing_that_cannot_run_is_told_in_one_line_and_leaves_nothing(paren
         (["true"], {"nofile": [10, 5]}, "open files"),
         (["tr\0ue"], {}, "NUL"),
         (["true"], {"env": {"A=B": "1", **PATH}}, "="),
-        (["true", "x" * (1 << 18)], {}, "Argument list too long"),
+        (["true", "x" * (1 << 18)], {}, "too long"),
         ([], {}, "empty"),
     ]
     before = parent.tell("look")
@@ -256,6 +272,29 @@ def test_each_thing_that_cannot_run_is_told_in_one_line_and_leaves_nothing(paren
         assert answer["hint"], answer
         assert not parent.record.exists(), answer
     assert parent.tell("look") == before, "no child and no descriptor is left"
+
+
+def _with_few_descriptors(started: Started, directory: Path, *words: str) -> list[dict[str, Any]]:
+    process = started.run(sys.executable, "-P", few_descriptors.__file__, str(directory), *words)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_however_few_descriptors_are_left_a_daemon_runs_recorded_or_nothing_of_it_is_left(
+    tmp_path: Path, started: Started
+) -> None:
+    found = _with_few_descriptors(started, tmp_path, "0", "14")
+    nothing = {"leaked": 0, "processes": 0, "records": []}
+    assert [{key: one[key] for key in nothing} for one in found] == [nothing] * 14
+    assert "Too many open files" in found[0]["error"]
+    assert [one["error"] for one in found[-2:]] == ["", ""], "the last of them were enough"
+
+
+def test_a_daemon_whose_shim_says_nothing_is_not_waited_for_at_its_gate(tmp_path: Path, started: Started) -> None:
+    (said,) = _with_few_descriptors(started, tmp_path, "20", "21", "silent")
+    assert "fork: Too many open files" in said["error"]
+    assert (said["leaked"], said["processes"], said["records"]) == (0, 0, [])
 
 
 def test_spawning_often_leaks_no_descriptor(parent: Parent) -> None:
@@ -325,6 +364,11 @@ def test_the_port_is_told_and_added_variables_win_over_inherited_ones() -> None:
     assert env == {"A": "2", "TURNOUT_X": "asked for", "PORT": "20001", "TURNOUT_PORT": "20001"}
 
 
+def test_a_port_that_the_operator_sets_stays() -> None:
+    env = clean_environment({"PORT": "80"}, {"PORT": "kept"}, port=20001)
+    assert env == {"PORT": "kept", "TURNOUT_PORT": "20001"}
+
+
 def test_every_port_word_is_filled_in_and_other_braces_stay() -> None:
     argv = ["{port}", "--at=127.0.0.1:{port}/{port}", "{{port}}", "{PORT}", "${port}", "{}", "{ports}", '{"a": {}}']
     filled = fill_port(argv, 5)
@@ -391,7 +435,7 @@ def test_a_record_with_nowhere_to_go_says_where(tmp_path: Path) -> None:
         write_record(tmp_path / "missing" / "b1.json", RECORD)
 
 
-# -- adopt_subreaper ---------------------------------------------------------------------------------------------------
+# -- set_subreaper -----------------------------------------------------------------------------------------------------
 
 
 def test_an_orphan_of_a_daemon_becomes_the_subreapers_child(parent: Parent) -> None:
@@ -445,7 +489,7 @@ def test_a_released_port_is_anybodys() -> None:
 
 def _only_below(monkeypatch: pytest.MonkeyPatch, low: int) -> None:
     """Have everything from ``low`` on be the ephemeral range."""
-    monkeypatch.setattr(spawn_module, "_ephemeral_range", lambda: (low, 65535))
+    monkeypatch.setattr(ports, "_ephemeral_range", lambda: (low, 65535))
 
 
 def test_ports_to_avoid_are_avoided(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,16 +519,17 @@ def test_a_port_can_be_reserved_on_ipv6() -> None:
 
 
 def test_old_records_go_with_their_logs_and_what_runs_or_is_named_stays(tmp_path: Path) -> None:
-    records = tmp_path / "daemons"
+    records, logs = tmp_path / "daemons", tmp_path / "logs"
     records.mkdir()
+    logs.mkdir()
     for number in range(6):
-        log = tmp_path / f"b{number}.log"
+        log = logs / f"b{number}.log"
         log.write_text("said")
         ended = EndRecord(0, float(number)) if number != 1 else None
         write_record(records / f"b{number}.json", SpawnRecord(f"b{number}", "s", Identity(1), str(log), 0.0, ended))
     prune_records(records, keep=2, spare={"b0"})
     assert set(read_records(records)) == {"b0", "b1", "b4", "b5"}
-    assert {path.name for path in tmp_path.glob("*.log")} == {"b0.log", "b1.log", "b4.log", "b5.log"}
+    assert {path.name for path in logs.glob("*.log")} == {"b0.log", "b1.log", "b4.log", "b5.log"}
 
 
 def test_logs_of_ended_daemons_are_bounded_together_and_the_newest_stays(tmp_path: Path) -> None:

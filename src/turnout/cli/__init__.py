@@ -12,9 +12,10 @@ from typing import NoReturn
 import click
 
 from turnout import __version__
-from turnout.cli.complain import complain, from_click, wants_json
-from turnout.cli.lazy import LazyGroup
-from turnout.errors import InterruptedByUserError, TurnoutError
+from turnout.cli.commands import LazyGroup
+from turnout.cli.error_output import complain, from_click, wants_json
+from turnout.cli.streams import guard_streams
+from turnout.errors import InterruptedByUserError, TurnoutError, UsageError
 
 INTERRUPT_AGAIN_S = 0.01
 
@@ -44,6 +45,7 @@ def cli() -> None:
 def main() -> None:
     """Entry point: every error is one line that says what and why, then ``hint:``; the exit code tells its kind."""
     _open_standard_descriptors()
+    guard_streams()
     sys.unraisablehook = _again_if_interrupted
     as_json = wants_json(sys.argv[1:])
     try:
@@ -64,6 +66,14 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one that comes twice must not end the ending
         complain(InterruptedByUserError("interrupted", hint="turnout status tells how things stand"), as_json=as_json)
         _leave(InterruptedByUserError.exit_code)
+    except FileNotFoundError:
+        from turnout.state.definition import working_directory  # noqa: PLC0415  # for this error alone
+
+        if working_directory():
+            raise
+        where = "the working directory was deleted: a command, or a file of this name, cannot be found from here"
+        complain(UsageError(where, hint="cd to a directory that is there"), as_json=as_json)
+        code = UsageError.exit_code
     except BrokenPipeError:  # the reader of our output has gone; what is buffered must not be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
@@ -71,7 +81,7 @@ def main() -> None:
 
 
 def _take_signals() -> None:
-    """From :mod:`turnout.entry`, which had them during the imports. An interrupt that is ignored stays so."""
+    """From :mod:`turnout.__main__`, which had them during the imports. An interrupt that is ignored stays so."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -87,6 +97,12 @@ def _open_standard_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+    # the interpreter has no stream for a descriptor that was closed when it began (sys.stdout is None)
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    if not sys.stdout:
+        sys.stdout = os.fdopen(1, "w")
+        print("warning: standard output is closed: what this verb prints is lost (>/dev/null)", file=sys.stderr)
 
 
 def _leave(code: int) -> NoReturn:

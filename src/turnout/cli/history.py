@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 import click
 
-from turnout.cli.figures import moment
-from turnout.cli.options import choice, reading, resolve
-from turnout.cli.story import sentence, verdict
+from turnout.cli.formatting import examples, moment
+from turnout.cli.journal_text import sentence, verdict
+from turnout.cli.options import CommonOptions, reading, shown_service
+from turnout.core.json_text import json_text
 from turnout.errors import NotRunningError, TurnoutError, UsageError
-from turnout.service import Service
-from turnout.system.home import Home
-from turnout.system.journal import Event, Position
+from turnout.lifecycle.build_selection import start_hint
+from turnout.state.journal import JournalEvent, Position
+from turnout.state.service import Service
 
 POLL_S = 0.1
-EXAMPLES = """
-\b
-Examples:
-  turnout history                 the last 50 decisions, oldest first
-  turnout history 7               what belongs to generation 7
-  turnout why 7                   the same, and how it went in one line
-  turnout history -f --json       NDJSON, as it is decided
-"""
+EXAMPLES = examples(
+    "turnout history                 the last 50 decisions, oldest first",
+    "turnout history 7               what belongs to generation 7",
+    "turnout why 7                   the same, and how it went in one line",
+    "turnout history -f --json       NDJSON, as it is decided",
+)
 
 
 @click.command(epilog=EXAMPLES)
@@ -35,19 +32,19 @@ Examples:
 @click.option("-n", "--events", type=click.IntRange(0), default=50, show_default=True, help="The newest N at most.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @reading
-def history(generation: int | None, *, follow: bool, events: int, as_json: bool, **options: Any) -> None:
+def history(generation: int | None, *, follow: bool, events: int, as_json: bool, common: CommonOptions) -> None:
     """Tell every decision and repair with its evidence, oldest first.
 
     GENERATION: only what belongs to that rollout.
     """
-    service = _open(options)
+    service = shown_service(common)
     so_far, position = service.journal.since(Position())
     if not follow and not so_far:
-        raise NotRunningError(f"nothing was decided for {service.name} yet", hint="turnout up")
+        raise NotRunningError(f"nothing was decided for {service.name} yet", hint=start_hint(service, "up"))
     if generation is not None and not follow:
         _must_be_known(service, generation, so_far)
-    told = [event for event in so_far if generation in {None, event.generation}]
-    for event in told[max(0, len(told) - events) :]:
+    selected = [event for event in so_far if generation in {None, event.generation}]
+    for event in selected[max(0, len(selected) - events) :]:
         _print(event, as_json=as_json)
     while follow:
         more, position = service.journal.since(position)
@@ -62,30 +59,25 @@ def history(generation: int | None, *, follow: bool, events: int, as_json: bool,
 @click.argument("generation", type=click.IntRange(0), required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line, without the verdict.")
 @reading
-def why(generation: int | None, *, as_json: bool, **options: Any) -> None:
+def why(generation: int | None, *, as_json: bool, common: CommonOptions) -> None:
     """Tell the story of one rollout: how it went, then each decision with its evidence.
 
     GENERATION: which; without it, the newest.
     """
-    service = _open(options)
+    service = shown_service(common)
     so_far, _ = service.journal.since(Position())
     if not so_far:
-        raise NotRunningError(f"nothing was decided for {service.name} yet", hint="turnout up")
+        raise NotRunningError(f"nothing was decided for {service.name} yet", hint=start_hint(service, "up"))
     number = max(event.generation for event in so_far) if generation is None else generation
     _must_be_known(service, number, so_far)
-    told = [event for event in so_far if event.generation == number]
+    selected = [event for event in so_far if event.generation == number]
     if not as_json:
-        click.echo(verdict(number, told))
-    for event in told:
+        click.echo(verdict(number, selected))
+    for event in selected:
         _print(event, as_json=as_json)
 
 
-def _open(options: dict[str, Any]) -> Service:
-    settings = resolve(choice(options)).settings
-    return Service.open(Home.find().service(settings.name), settings)
-
-
-def _must_be_known(service: Service, generation: int, events: Sequence[Event]) -> None:
+def _must_be_known(service: Service, generation: int, events: Sequence[JournalEvent]) -> None:
     known = sorted({event.generation for event in events})
     if generation in known:
         return
@@ -102,9 +94,9 @@ def _must_be_known(service: Service, generation: int, events: Sequence[Event]) -
     )
 
 
-def _print(event: Event, *, as_json: bool) -> None:
+def _print(event: JournalEvent, *, as_json: bool) -> None:
     if as_json:
         stamp = {"ts": event.ts, "event": event.event, "generation": event.generation, "revision": event.revision}
-        click.echo(json.dumps({**stamp, **event.evidence}))
+        click.echo(json_text({**stamp, **event.evidence}))
         return
     click.echo(f"{moment(event.ts)}  gen {event.generation}  {sentence(event)}")

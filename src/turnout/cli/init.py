@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import click
 
-from turnout.config_file import FILE_NAME
-from turnout.detection import Proposal, Running, proposals, running
+from turnout.cli.detection import Proposal, Running, proposals, running
+from turnout.cli.formatting import examples
+from turnout.config.file import FILE_NAME
+from turnout.config.keys import KEYS, default
+from turnout.core.json_text import json_text
 from turnout.errors import UsageError
+from turnout.state.definition import working_directory
 from turnout.system.files import Files, write_durably
 
 FIRST_PORT = 47777
-EXAMPLES = """
-\b
-Examples:
-  turnout init                      from redis.conf, a PostgreSQL data directory, nginx.conf or a Procfile
-  turnout init --stdout             look at it first
-  turnout init --force              also over a turnout.toml that is there
-"""
 HEAD = """\
 # turnout: zero-downtime rollouts behind a fixed address. Written by `turnout init`; every key below a service is
 # optional but command. `turnout up` makes it so, `turnout config` prints what holds and why, `turnout schema file`
 # has every key.
 """
+# The settings that stand in the file as comments, with their defaults: keys of one table, and what is said of them
+COMMENTS: Final = (
+    (("health.probe", "health.interval", "health.timeout", "health.failures"), ""),
+    (("observe",), "after a switch: 3 failed checks in a row bring the previous daemon back"),
+    (("start_timeout",), "how long a candidate may take to become healthy"),
+    (("drain.grace", "drain.deadline", "drain.max_draining"), ""),
+    (("hold.max", "hold.timeout"), "connections that wait while something is on its way"),
+)
 REST = """\
-# health   = { probe = "alive", interval = "1s", timeout = "500ms", failures = 3 }
-# observe  = "30s"                  # after a switch: 3 failed checks in a row bring the previous daemon back
-# start_timeout = "30s"             # how long a candidate may take to become healthy
-# drain    = { grace = "30s", deadline = "10m", max_draining = 3 }
-# hold     = { max = 1024, timeout = "70s" }   # connections that wait while something is on its way
 # version  = "1.0"                  # what this build calls itself
 # env      = { KEY = "value" }
 """
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    epilog=examples(
+        "turnout init                      from redis.conf, a PostgreSQL data directory, nginx.conf or a Procfile",
+        "turnout init --stdout             look at it first",
+        "turnout init --force              also over a turnout.toml that is there",
+    )
+)
 @click.option("--force", is_flag=True, help="Overwrite a turnout.toml that is there.")
 @click.option("--stdout", is_flag=True, help="Print it instead of writing it.")
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False), default=".")
@@ -49,6 +55,8 @@ def init(directory: Path, *, force: bool, stdout: bool) -> None:
     what must not run twice on its data.
     """
     path = directory / FILE_NAME
+    if not directory.is_absolute() and not working_directory():
+        raise UsageError("the working directory was deleted", hint="cd to a directory that exists")
     if not directory.is_dir():
         raise UsageError(f"there is no directory {directory}", hint="turnout init DIRECTORY")
     if not stdout and not force and (path.exists() or path.is_symlink()):
@@ -82,30 +90,33 @@ def _serving(one: Running) -> str:
 
 
 def _service(one: Proposal, port: int) -> str:
-    name = one.name if re.fullmatch(r"[A-Za-z0-9_-]+", one.name) else _toml(one.name)
+    name = one.name if re.fullmatch(r"[A-Za-z0-9_-]+", one.name) else json_text(one.name)
     lines = [f"# {_comment(one.why)}", f"[service.{name}]"]
     lines += [f"# {_comment(note)}" for note in one.notes]
     lines.append(f'listen   = "127.0.0.1:{port}"    # what clients connect to, for ever')
-    lines.append(f"command  = {_toml(list(one.command))}")
+    lines.append(f"command  = {json_text(list(one.command))}")
     if one.recreate:
         lines.append('strategy = "recreate"             # stop the old one, then start the new one; clients wait')
-        lines.append(f'stop     = {{ signal = "{one.stop_signal}", grace = "30s" }}')
     else:
         lines.append('strategy = "blue-green"           # old and new side by side; they must share no state')
-        if one.stop_signal != "TERM":
-            lines.append(f'stop     = {{ signal = "{one.stop_signal}", grace = "30s" }}')
-        else:
-            lines.append('# stop   = { signal = "TERM", grace = "30s" }')
-    rest = REST
+    named = one.recreate or one.stop_signal != default("stop.signal")
+    stop = _setting(("stop.signal", "stop.grace"), width=8 if named else 6, signal=one.stop_signal)
+    lines.append(stop if named else f"# {stop}")
     if one.health:
         lines.append(f"health   = {one.health}")
-        rest = rest.partition("\n")[2]
-    return "\n".join(lines) + "\n" + rest
+    for names, text in COMMENTS[1 if one.health else 0 :]:
+        line = f"# {_setting(names)}"
+        lines.append(f"{line:33}   # {text}" if text else line)
+    return "\n".join(lines) + "\n" + REST
 
 
-def _toml(value: str | list[str]) -> str:
-    """JSON's strings are TOML's, but for DEL, which TOML wants escaped."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _setting(names: Sequence[str], *, width: int = 8, **instead: str) -> str:
+    """One line of the file: a key with its default, or keys of one table, with what stands ``instead`` of a default."""
+    keys = [KEYS[name] for name in names]
+    values = [json_text(instead.get(key.last, key.default)) for key in keys]
+    inner = ", ".join(f"{key.last} = {value}" for key, value in zip(keys, values, strict=True))
+    table = keys[0].table
+    return f"{table or keys[0].name:{width}} = {f'{{ {inner} }}' if table else values[0]}"
 
 
 def _comment(text: str) -> str:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from turnout.cli.options import choice, reading, resolve
-from turnout.core.codec import NotARegistry
-from turnout.core.encoding import encode
+from turnout.cli.formatting import examples
+from turnout.cli.options import CommonOptions, reading, shown_service
+from turnout.core.addresses import format_address
+from turnout.core.json_text import json_text
 from turnout.core.printable import clean
 from turnout.errors import NotRunningError, RegistryDamagedError, UsageError
-from turnout.service import Service
-from turnout.system.examine import Examined, examine
+from turnout.state.home import Home
+from turnout.state.registry.decoder import NotARegistry
+from turnout.state.registry.encoder import encode
+from turnout.state.registry.file import RegistryFile
+from turnout.state.registry.inspect import Examined, examine
 from turnout.system.files import Files, unwritable
-from turnout.system.home import Home
-from turnout.system.registry import RegistryFile
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 file_argument = click.argument("file", required=False, type=click.Path(path_type=Path, readable=False))
 
 
-EXAMPLES = """
-\b
-Examples:
-  turnout registry show --json
-  turnout registry validate /srv/app/registry.json
-  turnout registry repair --dry-run
-  turnout registry repair --from registry.json.displaced-20261125T010203
-"""
+EXAMPLES = examples(
+    "turnout registry show --json",
+    "turnout registry validate /srv/app/registry.json",
+    "turnout registry repair --dry-run",
+    "turnout registry repair --from registry.json.displaced-20261125T010203",
+)
 
 
 @click.group(epilog=EXAMPLES)
@@ -42,13 +41,13 @@ def registry() -> None:
 @file_argument
 @as_json_option
 @reading
-def show(file: Path | None, *, as_json: bool, **options: Any) -> None:
+def show(file: Path | None, *, as_json: bool, common: CommonOptions) -> None:
     """Print what the registry says, as turnout understands it."""
-    opened = _open(file, options)
+    opened = _open(file, common)
     _must_exist(examine(opened.path))
     read = opened.read()
     if as_json:
-        click.echo(json.dumps(encode(read.snapshot), indent=2))
+        click.echo(json_text(encode(read.snapshot), indent=2))
         return
     block = read.snapshot.deployment
     click.echo(f"{opened.path}  version {read.snapshot.version}")
@@ -56,7 +55,7 @@ def show(file: Path | None, *, as_json: bool, **options: Any) -> None:
     for daemon in read.snapshot.daemons.values():
         roles = {block.active_boot_id: "active", block.old_boot_id: "warm", block.candidate_boot_id: "candidate"}
         role = roles.get(daemon.boot_id) or ("draining" if daemon.draining else "")
-        line = f"  daemon {daemon.boot_id}  {daemon.host}:{daemon.port}  pid {daemon.pid}  {role}"
+        line = f"  daemon {daemon.boot_id}  {format_address(daemon.host, daemon.port)}  pid {daemon.pid}  {role}"
         click.echo(clean(line.rstrip()))
     for workspace in read.snapshot.workspaces.values():
         click.echo(clean(f"  workspace {workspace.root}  {workspace.boot_id}"))
@@ -68,12 +67,12 @@ def show(file: Path | None, *, as_json: bool, **options: Any) -> None:
 @file_argument
 @as_json_option
 @reading
-def validate(file: Path | None, *, as_json: bool, **options: Any) -> None:
+def validate(file: Path | None, *, as_json: bool, common: CommonOptions) -> None:
     """Say what is wrong with the registry and change nothing. Exit code 1 where something is."""
-    found = examine(_open(file, options).path)
+    found = examine(_open(file, common).path)
     _must_exist(found)
     if as_json:
-        click.echo(json.dumps(_told(found)))
+        click.echo(json_text(_told(found)))
     else:
         click.echo(f"{found.path}: {'sound' if found.sound else _verdict(found)}")
         for finding in found.findings:
@@ -94,19 +93,24 @@ def validate(file: Path | None, *, as_json: bool, **options: Any) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be done.")
 @as_json_option
 @reading
-def repair(file: Path | None, *, source: Path | None, dry_run: bool, as_json: bool, **options: Any) -> None:
+def repair(file: Path | None, *, source: Path | None, as_json: bool, common: CommonOptions) -> None:
     """Write the registry anew as it is understood; what could not be understood is kept aside.
 
     The deployment is never set back: it comes from the last good copy where that is newer.
     """
-    opened = _open(file, options)
+    opened = _open(file, common)
     found = examine(opened.path)
-    content = _content(source) if source else None
+    try:
+        content = Files().read(source)[0] if source else None
+    except OSError as error:
+        raise unwritable("read", source or Path(), error) from error
     _must_exist(found)
-    if dry_run:
+    if common.dry_run:
         would = [f"{finding.where}: {finding.what}" for finding in found.findings]
         would += [f"the file: {_verdict(found)}"] if found.damaged or not found.exists else []
     else:
+        if file is None:
+            Home.find().check_owner()
         try:
             would = list(opened.repair(content).repairs)
         except NotARegistry as error:
@@ -114,19 +118,16 @@ def repair(file: Path | None, *, source: Path | None, dry_run: bool, as_json: bo
         except RegistryDamagedError as error:
             raise RegistryDamagedError(error.message, hint="turnout registry repair --from COPY") from error
     if as_json:
-        click.echo(json.dumps({"path": str(opened.path), "dry_run": dry_run, "repairs": would}))
+        click.echo(json_text({"path": str(opened.path), "dry_run": common.dry_run, "repairs": would}))
         return
     for line in would:
-        click.echo(clean(f"{'would mend' if dry_run else 'mended'}: {line}"))
+        click.echo(clean(f"{'would mend' if common.dry_run else 'mended'}: {line}"))
     if not would:
         click.echo(f"{opened.path}: nothing to mend")
 
 
-def _open(file: Path | None, options: dict[str, Any]) -> RegistryFile:
-    if file is not None:
-        return RegistryFile(file)
-    settings = resolve(choice(options)).settings
-    return Service.open(Home.find().service(settings.name), settings).registry
+def _open(file: Path | None, common: CommonOptions) -> RegistryFile:
+    return shown_service(common).registry if file is None else RegistryFile(file)
 
 
 def _must_exist(found: Examined) -> None:
@@ -154,10 +155,3 @@ def _told(found: Examined) -> dict[str, Any]:
         "last_good_revision": found.good_revision,
         "kept_aside": list(found.aside),
     }
-
-
-def _content(source: Path) -> bytes:
-    try:
-        return Files().read(source)[0]
-    except OSError as error:
-        raise unwritable("read", source, error) from error

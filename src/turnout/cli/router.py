@@ -7,26 +7,25 @@ from collections.abc import Sequence
 
 import click
 
-from turnout.bringing_up import bring_up
-from turnout.config_file import find_file
-from turnout.errors import ConflictError, NotRunningError, UsageError
-from turnout.keeper import Keeper
-from turnout.keeper_client import KeeperClient
-from turnout.logfile import log_line
-from turnout.notify import notify
-from turnout.system.flock import holder_pid
-from turnout.system.home import Home
-from turnout.unit import plan_of
-
-EXAMPLES = """
-\b
-Examples:
-  TURNOUT_HOME=/var/lib/turnout turnout router --up     in a container
-  turnout router --replace                              after an upgrade of turnout
-"""
+from turnout.cli.formatting import examples
+from turnout.cli.unit import plan_of
+from turnout.config.file import find_file
+from turnout.control.keeper_client import KeeperClient
+from turnout.errors import ConflictError, NotRunningError, TurnoutError, UsageError
+from turnout.keeper.keeper import Keeper
+from turnout.state.home import Home
+from turnout.state.keeper_lock import keeper_pid
+from turnout.system.own_log import log_line
+from turnout.system.sd_notify import notify
+from turnout.system.verb_process import start_verb
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    epilog=examples(
+        "TURNOUT_HOME=/var/lib/turnout turnout router --up     in a container",
+        "turnout router --replace                              after an upgrade of turnout",
+    )
+)
 @click.option("--replace", is_flag=True, help="Have the running keeper start a new router, and the old one leave.")
 @click.option("--up", is_flag=True, help="Bring up every service of the file or, without one, of the last time.")
 @click.option("-c", "--config", envvar="TURNOUT_CONFIG", metavar="FILE", help="Configuration file, for --up.")
@@ -42,36 +41,41 @@ def router(*, replace: bool, up: bool, config: str | None, dry_run: bool) -> Non
     home = Home.find()
     if replace and up:
         raise UsageError("--replace takes a running keeper, and --up starts one", hint="leave one of them out")
+    if not dry_run:
+        home.check_owner()
     if replace:
         with _running(home) as keeper:
             before = keeper.hello().router_pid
             if dry_run:
-                click.echo(f"would {_replacement(before)}")
+                beside = f"beside router {before}, which then lets its connections go"
+                click.echo(f"would start a router {beside}" if before else "would start a router: none runs")
                 return
-            click.echo(f"router {keeper.replace_router()} leads; router {before} lets its connections go")
+            click.echo(_replaced(before, keeper.replace_router(), keeper.hello().router_pid, home))
         return
     plan = plan_of(home, find_file(config), "") if up else None
     if dry_run:
-        _must_be_free(home)
+        if pid := keeper_pid(home):
+            raise ConflictError(f"a keeper already runs for {home.root}: pid {pid}", hint="turnout status")
         click.echo(f"would run the keeper of {home.root} in this terminal, with a router as its child")
         for name in plan.services if plan else ():
             click.echo(f"would run turnout up --service {name}")
         return
     home.create()
-    Keeper(home).run(lambda: _ready(home, plan.commands() if plan else ()))
+    Keeper(home).run(lambda: _ready(home, plan.commands(recorded=False) if plan else ()))
 
 
-def _replacement(before: int) -> str:
-    if not before:
-        return "start a router: none runs"
-    return f"start a router beside router {before}, which then lets its connections go"
+def _replaced(before: int, successor: int, leads: int, home: Home) -> str:
+    """The answer to a replacement. An older keeper that cannot start another router answers with the present one.
 
-
-def _must_be_free(home: Home) -> None:
-    """Raises ConflictError: a keeper has this home; it is named."""
-    pid = holder_pid(home.keeper_lock)
-    if pid:
-        raise ConflictError(f"a keeper already runs for {home.root}: pid {pid}", hint="turnout status")
+    Raises:
+        TurnoutError: the router that led before still leads.
+    """
+    if successor == before:
+        raise TurnoutError(
+            f"no other router could be started: router {before} still leads", hint=f"see {home.keeper_log}"
+        )
+    goes = f"; router {before} lets its connections go" if before else ""
+    return f"router {leads or successor} leads{goes}"
 
 
 def _running(home: Home) -> KeeperClient:
@@ -82,5 +86,9 @@ def _running(home: Home) -> KeeperClient:
 
 
 def _ready(home: Home, commands: Sequence[Sequence[str]]) -> None:
-    bring_up(commands, home, log_line)
+    for argv in commands:
+        try:  # one that fails says why, and the keeper goes on: it may serve other services
+            start_verb(argv, home.root)
+        except OSError as error:
+            log_line(f"cannot run turnout up: {error.strerror}")
     notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=keeper of {home.root}")

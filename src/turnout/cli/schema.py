@@ -8,12 +8,13 @@ from typing import Any
 import click
 import msgspec
 
+from turnout.cli.config_origins import Configuration
 from turnout.cli.error_report import ErrorOutput
-from turnout.config_file import file_schema
+from turnout.cli.formatting import examples
+from turnout.config.file import file_schema
 from turnout.doctor.finding import Diagnosis
-from turnout.origins import Configuration
-from turnout.system.journal import Line
-from turnout.telemetry import Status
+from turnout.state.journal import Line
+from turnout.status.schema import Status
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SCHEMAS: Mapping[str, tuple[str, Callable[[], dict[str, Any]]]] = {
@@ -27,15 +28,11 @@ SCHEMAS: Mapping[str, tuple[str, Callable[[], dict[str, Any]]]] = {
     "error": ("what any verb prints with --json when it fails", lambda: msgspec.json.schema(ErrorOutput)),
     "file": ("turnout.toml", file_schema),
 }
-EXAMPLES = """
-\b
-Examples:
-  turnout schema                    of status --json
-  turnout schema file > turnout.schema.json
-"""
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    epilog=examples("turnout schema                    of status --json", "turnout schema file > turnout.schema.json")
+)
 @click.argument("what", type=click.Choice(list(SCHEMAS)), default="status")
 def schema(what: str) -> None:
     """Print the JSON Schema of what --json prints (WHAT: the verb), of an error, or of turnout.toml (file).

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from turnout.cli.options import changing, choice, foretold, open_lifecycle, resolve
-from turnout.cli.report import tell
-from turnout.foresight import Intent
-
-EXAMPLES = """
-\b
-Examples:
-  turnout start
-  turnout start --service cache --dry-run
-"""
+from turnout.cli.formatting import examples
+from turnout.cli.options import CommonOptions, carry_out, changing, recorded_option, resolve
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(epilog=examples("turnout start", "turnout start --service cache --dry-run"))
 @click.option("--automatic", is_flag=True, hidden=True, help="The router asks, with the settings that it runs on.")
 @click.option("--unwell", default="", metavar="ID", hidden=True, help="Replace this one, if it still fails its probe.")
+@recorded_option
 @changing
-def start(*, automatic: bool, unwell: str, **options: Any) -> None:
+def start(*, automatic: bool, unwell: str, common: CommonOptions) -> None:
     """Start the daemon of the build that was active last; never deploys another."""
-    chosen = choice(options)
-    wanted = resolve(chosen, remembered_only=automatic)
-    if foretold(chosen, wanted, Intent("start")):
-        return
-    with open_lifecycle(
-        chosen, wanted, "start", chosen.reporter, automatic=automatic, from_router=automatic
-    ) as lifecycle:
-        done = lifecycle.start(unwell=unwell)
-    tell(done)
+    carry_out(
+        common,
+        resolve(common, remembered_only=automatic),
+        common.request("start", automatic=automatic, from_router=automatic, unwell=unwell),
+    )

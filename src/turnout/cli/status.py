@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
-import msgspec
 
-from turnout.cli.options import Choice, choice, reading, resolve
-from turnout.cli.status_text import five_lines, metrics_line, more_lines
-from turnout.cli.terminal import coloured
-from turnout.config import duration
+from turnout.cli.formatting import examples
+from turnout.cli.options import CommonOptions, reading, shown
+from turnout.cli.status_text import COLOURS, five_lines, metrics_line, more_lines
+from turnout.cli.streams import coloured
+from turnout.config.settings import duration
+from turnout.core.json_text import json_text
+from turnout.core.printable import clean
 from turnout.errors import NotRunningError, TurnoutError, UsageError
-from turnout.service import Service, remembered
-from turnout.status import ask_router, metrics_status, service_status
-from turnout.system.home import Home
-from turnout.telemetry import ServiceStatus, Status
-
-EXAMPLES = """
-\b
-Examples:
-  turnout status                          every service, five lines each
-  turnout status -v --service cache       one service, with each daemon
-  turnout status --watch                  live, with rates and drains
-  turnout status --json | jq '.services[].deployment.state'
-"""
+from turnout.state.home import Home
+from turnout.state.service import Service, remembered
+from turnout.status.collect import ask_router, metrics_status, service_status
+from turnout.status.schema import ServiceStatus, Status
 
 
-@click.command(name="status", epilog=EXAMPLES)
+@click.command(
+    name="status",
+    epilog=examples(
+        "turnout status                          every service, five lines each",
+        "turnout status -v --service cache       one service, with each daemon",
+        "turnout status --watch                  live, with rates and drains",
+        "turnout status --json | jq '.services[].deployment.state'",
+    ),
+)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, stable (turnout schema status).")
 @click.option("-v", "--verbose", is_flag=True, help="Also each daemon, its counts and its last check; metrics.")
 @click.option("-w", "--watch", is_flag=True, help="Go on, with rates; NDJSON with --json. Ctrl-C ends it.")
@@ -36,45 +36,62 @@ Examples:
 @click.option("--all", "everything", is_flag=True, help="Every service of this home, whatever --service says.")
 @coloured
 @reading
-def status(*, as_json: bool, verbose: bool, watch: bool, every: str, everything: bool, **options: Any) -> None:
+def status(*, as_json: bool, watch: bool, every: str, everything: bool, common: CommonOptions) -> None:
     """Show services, their deployment and their daemons. Works with nothing running, too.
 
     The first line of a service says what is wrong with it and, behind the arrow, what to type.
     """
-    chosen = choice(options)
     if watch:
         from turnout.cli.watch import watch_status  # noqa: PLC0415  # only where somebody watches
 
         every_s = duration(every, what="--every")
         if not 0.05 <= every_s <= 3600:
             raise UsageError("--every must lie in 50ms..1h")
-        watch_status(lambda: look(chosen, everything=everything), every_s=every_s, as_json=as_json, verbose=verbose)
+        watch_status(
+            lambda: look(common, everything=everything), every_s=every_s, as_json=as_json, verbose=common.verbose
+        )
         return
-    seen = look(chosen, everything=everything)
+    seen = look(common, everything=everything)
+    lost = Home.find().services_without_settings()
     if as_json:
-        click.echo(msgspec.json.encode(seen))
+        click.echo(json_text(seen))
+        _say_lost(lost, err=True)
         return
-    if not seen.services:
+    if lost and not (common.service or common.config):
+        _say_lost(lost, err=False)
+    elif not seen.services:
         raise NotRunningError(
             f"no service has been here ({Home.find().root})", hint="turnout up -- COMMAND --port {port}"
         )
     now = time.time()
     for service in seen.services:
-        for line in [*five_lines(service, now=now), *(more_lines(service, now=now) if verbose else ())]:
+        for line in [*five_lines(service, now=now), *(more_lines(service, now=now) if common.verbose else ())]:
             click.echo(line)
-    if verbose:
+    if common.verbose:
         click.echo(metrics_line(seen.metrics))
 
 
-def look(chosen: Choice, *, everything: bool = False) -> Status:
+def _say_lost(names: list[str], *, err: bool) -> None:
+    """Name each service whose settings were removed: nothing else is known of it."""
+    if not names:
+        return
+    from turnout.control.removed_settings import removed_settings, restoring_command  # noqa: PLC0415  # seldom needed
+
+    home = Home.find()
+    for name in names:
+        bad = click.style(f"BAD: {clean(removed_settings(home.service(name)))}", fg=COLOURS["bad"], bold=True)
+        click.echo(f"{name}  {bad}  -> {clean(restoring_command(home, name))}", err=err)
+
+
+def look(common: CommonOptions, *, everything: bool = False) -> Status:
     """Every service that is meant, as it is now.
 
     Raises:
         TurnoutError: the registry of one cannot be read; nothing is made up for it.
     """
     home = Home.find()
-    one = not everything and (chosen.service or chosen.config)
-    names = [resolve(chosen).settings.name] if one else home.service_names()
+    only = not everything and (common.service or common.config)
+    names = [shown(common).name] if only else home.service_names()
     router = ask_router(home)
     found: list[ServiceStatus] = []
     for name in names:

@@ -6,23 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-from turnout.cli.figures import counted, moment, size, span
+from turnout.cli.formatting import counted, moment, size, span
+from turnout.core.addresses import format_address
 from turnout.core.model import Desired, State
 from turnout.core.printable import clean
-from turnout.telemetry import DaemonStatus, MetricsStatus, ServiceStatus
+from turnout.status.schema import DaemonStatus, MetricsStatus, ServiceStatus
 
 COLOURS = {"bad": "red", "warn": "yellow", "ok": "green"}
 Rates = Mapping[str, tuple[float, float]]  # of each boot: bytes a second in and out
 
 
 def five_lines(service: ServiceStatus, *, now: float, rates: Rates | None = None) -> list[str]:
-    """What an operator needs in ten seconds.
-
-    Args:
-        service: its status.
-        now: wall-clock seconds.
-        rates: bytes a second of each daemon, where they are known.
-    """
+    """What an operator needs in ten seconds; ``now``: wall-clock seconds."""
     return [
         _headline(service),
         f"  active     {_active(service, rates or {})}",
@@ -36,7 +31,7 @@ def more_lines(service: ServiceStatus, *, now: float, rates: Rates | None = None
     """What ``-v`` adds: every problem, and every daemon with its counts and its last check."""
     lines = [
         f"  {click.style(f'{problem.severity:10}', fg=COLOURS[problem.severity])} {clean(problem.what)}"
-        f"{_mend(problem.mend)}"
+        f"{_arrow(problem.hint)}"
         for problem in service.problems[1:]
     ]
     for daemon in service.daemons:
@@ -49,22 +44,22 @@ def more_lines(service: ServiceStatus, *, now: float, rates: Rates | None = None
         if daemon.reason:
             lines.append(f"             last check: {clean(daemon.reason)}")
     if service.counters:
-        told = ", ".join(f"{name} {count}" for name, count in service.counters.items() if count)
-        lines.append(f"  counted    {told or 'nothing yet'}")
+        text = ", ".join(f"{name} {count}" for name, count in service.counters.items() if count)
+        lines.append(f"  counted    {text or 'nothing yet'}")
     lines += [f"  later      {clean(what)}" for what in (service.settings.later if service.settings else ())]
     lines.append(f"  strategy   {service.strategy}")
     return lines
 
 
 def metrics_line(metrics: MetricsStatus | None) -> str:
-    """The home's last line of ``-v``: where its metrics are, and why nobody listens there, if so."""
+    """The home's last line of ``-v``: where its metrics are, and why they are not served, if so."""
     if metrics is None:
         return "metrics  off"
     where = f"http://{metrics.listen}/metrics" if metrics.listen else "unknown"
     if metrics.served:
         return f"metrics  {where}"
-    told = click.style(f"not served: {clean(metrics.error or '')}", fg=COLOURS["warn"])
-    return f"metrics  {where}, {told}{_mend('turnout doctor')}"
+    text = click.style(f"not served: {clean(metrics.error or '')}", fg=COLOURS["warn"])
+    return f"metrics  {where}, {text}{_arrow('turnout doctor')}"
 
 
 def _headline(service: ServiceStatus) -> str:
@@ -72,10 +67,13 @@ def _headline(service: ServiceStatus) -> str:
     if service.problems:
         first = service.problems[0]
         more = f" (+{len(service.problems) - 1} more: -v)" if len(service.problems) > 1 else ""
-        told = click.style(f"{first.severity.upper()}: {clean(first.what)}", fg=COLOURS[first.severity], bold=True)
-        return f"{head}  {told}{_mend(first.mend)}{more}"
+        text = click.style(f"{first.severity.upper()}: {clean(first.what)}", fg=COLOURS[first.severity], bold=True)
+        return f"{head}  {text}{_arrow(first.hint)}{more}"
+    if service.failed_start:
+        text = click.style(f": {clean(service.failed_start.what)}", fg=COLOURS["warn"], bold=True)
+        return f"{head}{text}{_arrow(service.failed_start.hint)}"
     if service.desired is Desired.STOPPED:
-        return f"{head} by hand{_mend('turnout start' if service.router.alive else 'turnout up')}"
+        return f"{head} by hand{_arrow(service.start_with)}"
     active = next((daemon for daemon in service.daemons if daemon.role == "active"), None)
     word = "healthy" if active and active.healthy else "serving" if active else service.deployment.state.value
     return f"{head}  {click.style(f'OK: {word}', fg=COLOURS['ok'], bold=True)}{_last(service)}"
@@ -86,10 +84,10 @@ def _last(service: ServiceStatus) -> str:
     block = service.deployment
     if not block.rollback_reason or block.state is not State.IDLE:
         return ""
-    return f", generation {block.generation} did not stay{_mend(f'turnout why {block.generation}')}"
+    return f", generation {block.generation} did not stay{_arrow(f'turnout why {block.generation}')}"
 
 
-def _mend(command: str) -> str:
+def _arrow(command: str) -> str:
     return f"  -> {clean(command)}" if command else ""
 
 
@@ -105,7 +103,7 @@ def _daemon(daemon: DaemonStatus) -> str:
     parts = [
         f"{clean(daemon.boot_id)} {clean(daemon.version)}".rstrip(),
         f"pid {daemon.pid}" if daemon.pid else "pid unknown",
-        f"{clean(daemon.host)}:{daemon.port}",
+        format_address(clean(daemon.host), daemon.port),
         _health(daemon),
     ]
     if daemon.connections is not None:

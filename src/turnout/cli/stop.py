@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from turnout.cli.options import changing, choice, foretold, open_lifecycle, resolve
-from turnout.cli.report import tell
-from turnout.foresight import Intent
-
-EXAMPLES = """
-\b
-Examples:
-  turnout stop
-  turnout stop --service cache --dry-run
-"""
+from turnout.cli.formatting import examples
+from turnout.cli.options import CommonOptions, carry_out, changing, resolve
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(epilog=examples("turnout stop", "turnout stop --service cache --dry-run"))
 @changing
-def stop(**options: Any) -> None:
+def stop(common: CommonOptions) -> None:
     """Stop the daemon. The fixed address stays, and resets what comes until start or deploy."""
-    chosen = choice(options)
-    wanted = resolve(chosen)
-    if foretold(chosen, wanted, Intent("stop")):
-        return
-    with open_lifecycle(chosen, wanted, "stop", chosen.reporter) as lifecycle:
-        done = lifecycle.stop()
-    tell(done)
+    carry_out(common, resolve(common), common.request("stop"))

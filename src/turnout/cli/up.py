@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 import msgspec
 
-from turnout.cli.options import choice, foretold, open_lifecycle, resolve, shaping, watched_file
-from turnout.cli.report import tell
-from turnout.config import scrape_flag
-from turnout.foresight import Intent
-from turnout.keeper_client import tell_service_manager
-from turnout.verdict import await_verdict
-
-EXAMPLES = """
-\b
-Examples:
-  turnout up -- redis-server --port {port} --save ''
-  turnout up                        what turnout.toml says, or the command of the last time
-  turnout up --listen 127.0.0.1:6379 --dry-run
-  turnout up --metrics 127.0.0.1:9477      and http://127.0.0.1:9477/metrics for Prometheus
-"""
+from turnout.cli.formatting import examples
+from turnout.cli.options import (
+    CommonOptions,
+    carry_out,
+    changing,
+    recorded_option,
+    resolve,
+    settings_options,
+    watched_file,
+)
+from turnout.config.settings import scrape_flag
 
 
-@click.command(epilog=EXAMPLES)
+@click.command(
+    epilog=examples(
+        "turnout up -- redis-server --port {port} --save ''",
+        "turnout up                        what turnout.toml says, or the command of the last time",
+        "turnout up --listen 127.0.0.1:6379 --dry-run",
+        "turnout up --metrics 127.0.0.1:9477      and http://127.0.0.1:9477/metrics for Prometheus",
+    )
+)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--version", "version", default="", help="What this build calls itself.")
 @click.option("--supersede", is_flag=True, help="Also when the last rollout is still observed.")
@@ -33,7 +34,9 @@ Examples:
     "--metrics", envvar="TURNOUT_METRICS", metavar="ADDR", help="Serve metrics for Prometheus there; none: nowhere."
 )
 @click.option("--from-router", is_flag=True, hidden=True, help="The router asks, by the file that it watches.")
-@shaping
+@recorded_option
+@settings_options
+@changing
 def up(
     command: tuple[str, ...],
     version: str,
@@ -42,7 +45,7 @@ def up(
     automatic: bool,
     metrics: str | None,
     from_router: bool,
-    **options: Any,
+    common: CommonOptions,
 ) -> None:
     """Have the service running: keeper, router, and a daemon of the configured build.
 
@@ -52,20 +55,15 @@ def up(
     With --automatic a build is deployed if its version is newer, or the configuration has changed; nothing is deployed
     that was rolled back, and what was stopped stays so. It returns after the switch.
     """
-    chosen = watched_file(choice(options)) if from_router else choice(options)
-    wanted = resolve(chosen, command, version=version, creates=True)
+    common = watched_file(common) if from_router else common
+    wanted = resolve(common, command, version=version, creates=True, automatic=automatic, recorded=from_router)
+    if from_router:  # the file is the one that the service names; there is nothing to record
+        wanted = msgspec.structs.replace(wanted, definition=None)
     if metrics:
         wanted = msgspec.structs.replace(wanted, scrape=scrape_flag(metrics))
-    if foretold(chosen, wanted, Intent("up", supersede=supersede)):
-        return
-    reporter = chosen.reporter
-    with open_lifecycle(
-        chosen, wanted, "up", reporter, automatic=automatic or from_router, from_router=from_router
-    ) as lifecycle:
-        done = lifecycle.up(supersede=supersede, expected_generation=chosen.if_generation)
-        lifecycle.unlock()
-        tell_service_manager(lifecycle.home)
-        if done.switched and done.switched.observed and not automatic:
-            reporter.say(f"observing for {wanted.settings.observe_s:g} s")
-            await_verdict(lifecycle.service, done.switched)
-    tell(done)
+    carry_out(
+        common,
+        wanted,
+        common.request("up", supersede=supersede, automatic=automatic or from_router, from_router=from_router),
+        waits=not automatic,
+    )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import click
 
-from turnout.cli.options import choice, reading, resolve
-from turnout.config import duration
+from turnout.cli.options import CommonOptions, reading, shown
+from turnout.config.settings import duration
 from turnout.core.model import Desired, State
 from turnout.errors import TimedOutError, UsageError
-from turnout.service import Service, remembered
-from turnout.status import ask_router, service_status
-from turnout.system.home import Home
-from turnout.telemetry import ServiceStatus
+from turnout.state.home import Home
+from turnout.state.service import Service, remembered
+from turnout.status.collect import ask_router, service_status
+from turnout.status.schema import ServiceStatus
 
 POLL_S = 0.1
 EXAMPLES = """
@@ -40,11 +39,11 @@ Exit code 124: it was not so in time.
 @click.option("--timeout", metavar="D", default="60s", show_default=True, help="How long; none: for ever.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing when it is so.")
 @reading
-def wait(wanted: tuple[str, ...], *, timeout: str, quiet: bool, **options: Any) -> None:
+def wait(wanted: tuple[str, ...], *, timeout: str, common: CommonOptions) -> None:
     """Wait until the service is healthy, idle or at a generation; all that is asked for at one moment."""
     generations = {text: _generation(text) for text in wanted}
     limit_s = None if timeout == "none" else duration(timeout, what="--timeout")
-    name = resolve(choice(options)).settings.name
+    name = shown(common).name
     home = Home.find()
     deadline = None if limit_s is None else time.monotonic() + limit_s
     while True:
@@ -59,7 +58,7 @@ def wait(wanted: tuple[str, ...], *, timeout: str, quiet: bool, **options: Any) 
                 f"{name} is not {' and '.join(missing)} after {limit_s:g} s ({state}){why}", hint="turnout status"
             )
         time.sleep(POLL_S)
-    if not quiet:
+    if not common.quiet:
         click.echo(f"{name} is {' and '.join(wanted)}")
 
 

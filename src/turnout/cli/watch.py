@@ -8,24 +8,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
-import msgspec
 
-from turnout.admin import RouterClient
-from turnout.cli.figures import counted, span
+from turnout.cli.formatting import counted, span
 from turnout.cli.status_text import five_lines, metrics_line, more_lines
-from turnout.core.printable import clean
+from turnout.cli.streams import drawn_on
+from turnout.control.router_client import RouterClient
+from turnout.core.json_text import json_text
+from turnout.core.printable import clean, for_terminal
 from turnout.errors import TurnoutError
-from turnout.system.home import Home
-from turnout.telemetry import ServiceStatus, Status
+from turnout.state.home import Home
+from turnout.status.schema import ServiceStatus, Status
 
 
 class Rates:
-    """Bytes a second of each daemon, from one look to the next. A router that began anew starts from nothing."""
+    """Bytes a second of each daemon, from one look to the next. A new router starts from nothing."""
 
     def __init__(self) -> None:
         self._before: dict[tuple[str, str], tuple[float, int, int]] = {}
 
-    def of(self, service: ServiceStatus, *, now: float) -> dict[str, tuple[float, float]]:
+    def of(self, service: ServiceStatus, now: float) -> dict[str, tuple[float, float]]:
         """Rates in and out by boot id, since the last look at this service; ``now``: monotonic seconds."""
         found: dict[str, tuple[float, float]] = {}
         for daemon in service.daemons:
@@ -44,21 +45,21 @@ def watch_status(look: Callable[[], Status], *, every_s: float, as_json: bool, v
     """Look every ``every_s`` seconds until interrupted: in place on a terminal, one below the other elsewhere."""
     if as_json:
         while True:
-            click.echo(msgspec.json.encode(look()))
+            click.echo(json_text(look()))
             time.sleep(every_s)
     rates = Rates()
 
     def lines() -> list[str]:
-        told: list[str] = []
+        output: list[str] = []
         seen = look()
         for service in seen.services:
-            now, known = time.time(), rates.of(service, now=time.monotonic())
-            told += five_lines(service, now=now, rates=known)
-            told += drain_lines(_drains(service.name))
-            told += more_lines(service, now=now, rates=known) if verbose else ()
-        if told and verbose:
-            told.append(metrics_line(seen.metrics))
-        return told or ["no service has been here"]
+            now, known = time.time(), rates.of(service, time.monotonic())
+            output += five_lines(service, now=now, rates=known)
+            output += drain_lines(_drains(service.name))
+            output += more_lines(service, now=now, rates=known) if verbose else ()
+        if output and verbose:
+            output.append(metrics_line(seen.metrics))
+        return output or ["no service has been here"]
 
     if sys.stdout.isatty():
         _draw(lines, every_s)
@@ -70,13 +71,15 @@ def watch_status(look: Callable[[], Status], *, every_s: float, as_json: bool, v
 
 def drain_lines(drains: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each daemon that drains."""
-    told: list[str] = []
-    for one in drains:
-        left = one["connections"]
+    output: list[str] = []
+    for drain in drains:
+        left = drain["connections"]
         count = "connections not counted" if left is None else f"{counted(len(left), 'connection')} left"
-        end = "never cut" if one["deadline_in_s"] is None else f"cut in {span(one['deadline_in_s'])} at the latest"
-        told.append(f"  draining   {clean(one['boot_id'])}, {one['cause']}, for {span(one['age_s'])}, {count}, {end}")
-    return told
+        end = "never cut" if drain["deadline_in_s"] is None else f"cut in {span(drain['deadline_in_s'])} at the latest"
+        output.append(
+            f"  draining   {clean(drain['boot_id'])}, {drain['cause']}, for {span(drain['age_s'])}, {count}, {end}"
+        )
+    return output
 
 
 def _drains(service: str) -> list[dict[str, Any]]:
@@ -94,10 +97,13 @@ def _draw(lines: Callable[[], list[str]], every_s: float) -> None:
     colour = click.get_current_context().color
 
     def screen() -> Text:
-        text = "\n".join(lines())
+        text = for_terminal("\n".join(lines()))
         return Text.from_ansi(text if colour else click.unstyle(text), no_wrap=True, overflow="ellipsis")
 
-    with Live(screen(), console=Console(no_color=not colour), auto_refresh=False, screen=True) as live:
+    with (
+        drawn_on(sys.stdout) as terminal,
+        Live(screen(), console=Console(file=terminal, no_color=not colour), auto_refresh=False, screen=True) as live,
+    ):
         while True:
             time.sleep(every_s)
             live.update(screen(), refresh=True)

@@ -12,17 +12,9 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from turnout.core.model import (
-    Cause,
-    Daemon,
-    Desired,
-    DrainCause,
-    Identity,
-    Snapshot,
-    State,
-)
-from turnout.core.moves import moved, moved_back
+from turnout.core.model import Cause, Daemon, Desired, DrainCause, Identity, Snapshot, State
 from turnout.core.outcome import Outcome, Reason, already, apply, refuse
+from turnout.core.workspaces import moved, moved_back
 
 
 class Event(StrEnum):
@@ -36,6 +28,7 @@ class Event(StrEnum):
     SUCCESS = "record_health_success"
     ROLLBACK = "rollback_active"
     FINISH = "finish_deploy"
+    FAIL_WINDOW = "fail_window"
     ABORT = "abort_deploy"
     DEACTIVATE = "deactivate"
 
@@ -50,13 +43,11 @@ TRANSITIONS: Final[Mapping[Event, frozenset[State]]] = MappingProxyType(
         Event.SUCCESS: frozenset({State.SWITCHED}),
         Event.ROLLBACK: frozenset({State.SWITCHED}),
         Event.FINISH: frozenset({State.SWITCHED}),
+        Event.FAIL_WINDOW: frozenset({State.SWITCHED}),
         Event.ABORT: frozenset({State.STARTING, State.ROLLING_BACK, State.READY}),
         Event.DEACTIVATE: frozenset({State.IDLE, State.SWITCHED}),
     }
 )
-
-
-# -- events ----------------------------------------------------------------------------------------------------------
 
 
 def begin_deploy(
@@ -92,28 +83,26 @@ def begin_deploy(
             return refuse(snap, Reason.IN_PROGRESS)
         if block.state is not State.SWITCHED:
             snap = _aborted(snap, "superseded")
-        elif cause is Cause.ROLLBACK:
-            snap = _condemned(_finished(snap), block.active_boot_id)
         else:
             snap = _finished(snap)
+            if cause is Cause.ROLLBACK and snap.active:  # it serves until the switch, and is never gone back to
+                condemned = replace(snap.active, drain_cause=DrainCause.FAILED)
+                snap = replace(snap, daemons={**snap.daemons, condemned.boot_id: condemned})
         block = snap.deployment
-    state = State.ROLLING_BACK if cause is Cause.ROLLBACK else State.STARTING
-    return apply(
-        snap,
-        replace(
-            block,
-            generation=block.generation + 1,
-            state=state,
-            candidate_boot_id=candidate,
-            old_boot_id=retired,
-            health_fail_streak=0,
-            rollback_reason="",
-            cause=cause,
-            owner=owner,
-            owner_holds_lock=holds_lock,
-            moves=(),
-        ),
+    begun = replace(
+        block,
+        generation=block.generation + 1,
+        state=State.ROLLING_BACK if cause is Cause.ROLLBACK else State.STARTING,
+        candidate_boot_id=candidate,
+        old_boot_id=retired,
+        health_fail_streak=0,
+        rollback_reason="",
+        cause=cause,
+        owner=owner,
+        owner_holds_lock=holds_lock,
+        moves=(),
     )
+    return apply(snap, begun)
 
 
 def retire_active(snap: Snapshot, generation: int, boot: str) -> Outcome:
@@ -277,6 +266,18 @@ def finish_deploy(snap: Snapshot, generation: int) -> Outcome:
     return apply(done, done.deployment)
 
 
+def fail_window(snap: Snapshot, generation: int, boot: str, *, reason: str) -> Outcome:
+    """End the observe window of a daemon that failed it, where no previous daemon and no build can be restored.
+
+    The failed daemon stays active, since nothing is better; ``rollback_reason`` says that it failed.
+    """
+    refused = _check_window(snap, generation, boot, Event.FAIL_WINDOW)
+    if refused:
+        return refused
+    done = _finished(snap)
+    return apply(done, replace(done.deployment, rollback_reason=reason or "it failed its checks"))
+
+
 def abort_deploy(snap: Snapshot, generation: int, *, reason: str, restore: str = "") -> Outcome:
     """End a rollout before its switch; the active daemon was never touched.
 
@@ -284,7 +285,7 @@ def abort_deploy(snap: Snapshot, generation: int, *, reason: str, restore: str =
         snap: the registry.
         generation: that of the rollout.
         reason: why.
-        restore: the daemon that this rollout retired, which the caller has seen running and has not told to stop:
+        restore: the daemon that this rollout retired, which the caller has seen running and has not stopped:
             it serves again. Without it nothing is active where one was retired.
     """
     block = snap.deployment
@@ -316,26 +317,23 @@ def deactivate(
     if block.active_boot_id != boot or not boot:
         return already(snap) if not block.active_boot_id else refuse(snap, Reason.NOT_ACTIVE)
     daemons = _draining(snap.daemons, {boot, block.old_boot_id}, cause)
-    ended = replace(
-        block,
-        state=State.IDLE,
-        active_boot_id="",
-        old_boot_id="",
-        rollback_reason=reason,
-        health_fail_streak=0,
-        moves=(),
-    )
-    return apply(replace(snap, daemons=daemons), ended)
+    ended = replace(block, state=State.IDLE, active_boot_id="", old_boot_id="", rollback_reason=reason)
+    return apply(replace(snap, daemons=daemons), replace(ended, health_fail_streak=0, moves=()))
 
 
-def set_desired(snap: Snapshot, desired: Desired) -> Outcome:
-    """Keep what the operator wants of the service."""
-    if snap.deployment.desired is desired:
-        return already(snap)
-    return apply(snap, replace(snap.deployment, desired=desired))
+def set_desired(snap: Snapshot, desired: Desired, *, reason: str = "") -> Outcome:
+    """Keep what the operator wants of the service.
 
-
-# -- parts -----------------------------------------------------------------------------------------------------------
+    Args:
+        snap: the registry.
+        desired: what the operator wants.
+        reason: why no daemon is active, where none is and no rollout is under way; empty: the recorded reason stays.
+    """
+    block = snap.deployment
+    if reason and block.state is State.IDLE and not block.active_boot_id:
+        block = replace(block, rollback_reason=reason)
+    block = replace(block, desired=desired)
+    return already(snap) if block == snap.deployment else apply(snap, block)
 
 
 def _check_window(snap: Snapshot, generation: int, boot: str, event: Event) -> Outcome | None:
@@ -364,14 +362,6 @@ def _finished(snap: Snapshot, cause: DrainCause = DrainCause.REPLACED) -> Snapsh
         daemons=_draining(snap.daemons, {block.old_boot_id}, cause),
         deployment=replace(block, state=State.IDLE, old_boot_id="", health_fail_streak=0, moves=()),
     )
-
-
-def _condemned(snap: Snapshot, boot: str) -> Snapshot:
-    """A cold rollback away from ``boot`` has begun: it serves until the switch, and is never gone back to."""
-    daemon = snap.daemons.get(boot)
-    if daemon is None:
-        return snap
-    return replace(snap, daemons={**snap.daemons, boot: replace(daemon, drain_cause=DrainCause.FAILED)})
 
 
 def _aborted(snap: Snapshot, reason: str) -> Snapshot:

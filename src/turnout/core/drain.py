@@ -9,21 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
 from turnout.core.model import DrainCause
 
 SPREAD_MOST_S: Final = 60.0
-_NOBODY: Final[Mapping[int, str]] = MappingProxyType({})
-
-
-class DrainStep(StrEnum):
-    """The next thing to do with the daemon."""
-
-    WAIT = "wait"
-    STOP = "stop"
+_NO_REASONS: Final[Mapping[int, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +27,7 @@ class DrainPolicy:
         deadline_s: everything is cut then; None: nothing ever is.
         quiet_s: a connection without a byte for so long is quiet.
         failed_s: the most that a rolled back daemon gets.
-        retired_s: the most that one gets whose successor cannot start before it is gone; new clients wait meanwhile.
+        retired_s: the most that a retired daemon gets, whose successor cannot start before: new clients wait.
     """
 
     grace_s: float
@@ -57,7 +49,7 @@ class Remaining:
     Args:
         id: the plane's number for it.
         idle_s: seconds since its last byte, either way.
-        answered: the last byte went to the client: nobody waits for an answer, as far as can be told from outside.
+        answered: the last byte went to the client, so it does not wait for an answer, as far as can be seen.
         half_sent: bytes of it are under way in between.
     """
 
@@ -72,14 +64,14 @@ class Decision:
     """What to do now.
 
     Args:
-        step: whether the daemon is to be stopped.
+        stop: whether the daemon is to be stopped.
         cut: the connections to cut before that; None: all that are left.
         why: why each of the others was not cut yet.
     """
 
-    step: DrainStep
+    stop: bool
     cut: tuple[int, ...] | None = ()
-    why: Mapping[int, str] = field(default_factory=lambda: _NOBODY)
+    why: Mapping[int, str] = field(default_factory=lambda: _NO_REASONS)
 
 
 def decide(
@@ -99,26 +91,24 @@ def decide(
         cause: why it drains.
         since: when it began to, on the clock of ``now``.
         now: monotonic seconds.
-        remaining: its connections; None: nobody can count them.
+        remaining: its connections; None: they cannot be counted.
         most: how many it had when it began to drain, or later.
         healthy: whether it passed a probe when it began to.
     """
-    if cause is DrainCause.STOPPED:
-        return Decision(DrainStep.STOP)
-    if remaining is not None and not remaining:
-        return Decision(DrainStep.STOP)
+    if cause is DrainCause.STOPPED or (remaining is not None and not remaining):
+        return Decision(stop=True)
     age_s = now - since
     here = remaining or ()
     if cause is DrainCause.FAILED:
         if age_s >= policy.failed_s or not healthy:
-            return Decision(DrainStep.STOP, None)
+            return Decision(stop=True, cut=None)
         return _wait(here, f"its daemon was rolled back and ends in {policy.failed_s - age_s:.0f} s")
     if cause is DrainCause.RETIRED:
         if age_s >= policy.retired_s:
-            return Decision(DrainStep.STOP, None)
+            return Decision(stop=True, cut=None)
         return _quiet_ones(policy, here, age_s, most, hastened=True)
     if policy.deadline_s is not None and age_s >= policy.deadline_s:
-        return Decision(DrainStep.STOP, None)
+        return Decision(stop=True, cut=None)
     hastened = cause is DrainCause.HASTENED
     if policy.deadline_s is None and not hastened:
         return _wait(here, "drain.deadline is none: it is never cut")
@@ -133,24 +123,23 @@ def _quiet_ones(
     """Cut those that are quiet, longest idle first, no faster than their share of the time."""
     why: dict[int, str] = {}
     quiet: list[Remaining] = []
-    for one in remaining:
-        if one.half_sent:
-            why[one.id] = "bytes of it are under way"
-        elif not one.answered:
-            why[one.id] = "its client may be waiting for an answer"
-        elif one.idle_s < policy.quiet_s:
-            why[one.id] = f"busy {one.idle_s:.1f} s ago"
+    for connection in remaining:
+        if connection.half_sent:
+            why[connection.id] = "bytes of it are under way"
+        elif not connection.answered:
+            why[connection.id] = "its client may be waiting for an answer"
+        elif connection.idle_s < policy.quiet_s:
+            why[connection.id] = f"busy {connection.idle_s:.1f} s ago"
         else:
-            quiet.append(one)
+            quiet.append(connection)
     spread_s = policy.spread_s
     share = 1.0 if hastened or spread_s <= 0 else min(1.0, after_grace_s / spread_s)
     gone = most - len(remaining)
     allowed = max(0, math.ceil(most * share) - gone)
-    quiet.sort(key=lambda one: one.idle_s, reverse=True)
-    for one in quiet[allowed:]:
-        why[one.id] = "quiet; its turn comes, not all are cut at once"
-    return Decision(DrainStep.WAIT, tuple(one.id for one in quiet[:allowed]), why)
+    quiet.sort(key=lambda connection: connection.idle_s, reverse=True)
+    why |= {connection.id: "quiet; its turn comes, not all are cut at once" for connection in quiet[allowed:]}
+    return Decision(stop=False, cut=tuple(connection.id for connection in quiet[:allowed]), why=why)
 
 
 def _wait(remaining: Sequence[Remaining], reason: str) -> Decision:
-    return Decision(DrainStep.WAIT, (), {one.id: reason for one in remaining})
+    return Decision(stop=False, why={connection.id: reason for connection in remaining})

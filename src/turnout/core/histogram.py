@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 
@@ -9,8 +11,7 @@ from collections.abc import Sequence
 class Histogram:
     """Counts values by upper bound. Adding one allocates nothing but the new sum.
 
-    Args:
-        bounds: the upper bounds of the classes, each inclusive, rising; one without a bound follows by itself.
+    ``bounds``: the upper bounds of the classes, each inclusive, rising; one without a bound follows by itself.
     """
 
     __slots__ = ("bounds", "counts", "total")
@@ -28,17 +29,11 @@ class Histogram:
         self.total += value
 
     def copy(self) -> Histogram:
-        """As it is now, for whoever looks at it in another thread."""
-        other = Histogram(self.bounds)
-        other.counts = self.counts.copy()
-        other.total = self.total
-        return other
+        """The values so far, for another thread."""
+        copied = Histogram(self.bounds)
+        copied.counts, copied.total = self.counts.copy(), self.total
+        return copied
 
     def cumulative(self) -> list[tuple[float, int]]:
         """For each bound how many values were no larger; the last one, infinity, counts all of them."""
-        so_far = 0
-        found: list[tuple[float, int]] = []
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            so_far += count
-            found.append((bound, so_far))
-        return found
+        return list(zip((*self.bounds, math.inf), itertools.accumulate(self.counts), strict=True))

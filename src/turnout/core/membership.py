@@ -1,7 +1,7 @@
-"""Who is there: daemons that register, beat and leave, and the workspaces that clients map to them.
+"""Membership: daemons register, beat and leave, and clients map workspaces to them.
 
 None of these influences routing. Registering and leaving raise ``revision``; a heartbeat and a mapping do not, for they
-come every few seconds and change nothing that anybody waits for.
+come every few seconds, and nothing waits for them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 
 from turnout.core.model import Daemon, DrainCause, Snapshot, Workspace
 from turnout.core.outcome import Outcome, Reason, already, apply, refuse
+from turnout.core.workspaces import http_of
 
 # What turnout knows better of a process that it started than the process itself.
 _OURS: Final = ("host", "port", "identity", "start_ts", "build", "owned", "proxy_protocol")
@@ -20,12 +21,8 @@ def register_daemon(snap: Snapshot, daemon: Daemon) -> Outcome:
     """Insert a daemon, or replace the entry of the same boot; whether it drains, and keys that are not ours, stay."""
     known = snap.daemons.get(daemon.boot_id)
     if known is not None:
-        daemon = replace(
-            daemon,
-            draining=known.draining,
-            drain_cause=known.drain_cause,
-            extra={**known.extra, **daemon.extra},
-        )
+        extra = {**known.extra, **daemon.extra}
+        daemon = replace(daemon, draining=known.draining, drain_cause=known.drain_cause, extra=extra)
         if daemon == known:
             return already(snap)
     return apply(replace(snap, daemons={**snap.daemons, daemon.boot_id: daemon}), snap.deployment)
@@ -55,14 +52,7 @@ def map_workspace(snap: Snapshot, root: str, boot: str, *, now: float) -> Outcom
     if daemon is None:
         return refuse(snap, Reason.UNKNOWN_DAEMON)
     known = snap.workspaces.get(root, Workspace(root))
-    workspace = replace(
-        known,
-        boot_id=boot,
-        last_active_ts=now,
-        http_host=daemon.http_host,
-        http_port=daemon.http_port,
-        http_pid=daemon.http_pid,
-    )
+    workspace = replace(known, boot_id=boot, last_active_ts=now, **http_of(daemon))
     if snap.workspaces.get(root) == workspace:
         return already(snap)
     return _changed(replace(snap, workspaces={**snap.workspaces, root: workspace}))

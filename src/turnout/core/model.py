@@ -48,12 +48,10 @@ class DrainCause(StrEnum):
 
     NONE = ""
     REPLACED = "replaced"  # a successor is active: the configured drain policy
-    HASTENED = "hastened"  # as replaced, but somebody does not want to wait: no grace, cut as soon as it is quiet
+    HASTENED = "hastened"  # as replaced, but the operator does not wait: no grace, cut as soon as it is quiet
     FAILED = "failed"  # rolled back, or never healthy: seconds at most
     STOPPED = "stopped"  # the operator stopped it: its stop signal at once
-    RETIRED = (
-        "retired"  # its successor cannot start beside it: quiet ones cut for a few seconds, then all, while all wait
-    )
+    RETIRED = "retired"  # its successor cannot start beside it: quiet connections are cut for seconds, then all
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,7 @@ class Daemon:
     build: str = ""  # hash of its Build, empty for a daemon that something else started
     owned: bool = False  # turnout started it, and so may stop it
     proxy_protocol: str = ""  # what it was started to expect ("none", "v2"); empty: what the settings say
-    source: str = ""  # from where one reaches it that listens at the fixed address itself (core/slots.py)
+    source: str = ""  # from where to connect to a daemon that listens at the fixed address itself (core/slots.py)
     http_host: str | None = None
     http_port: int | None = None
     http_pid: int | None = None

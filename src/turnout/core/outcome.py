@@ -64,6 +64,8 @@ def already(snap: Snapshot) -> Outcome:
 def explain(outcome: Outcome) -> str:
     """One sentence for people."""
     block = outcome.deployment
+    observed = block.state is State.SWITCHED
+    phase = "still observed (--supersede ends that)" if observed else f"{block.state} (pid {block.owner.pid})"
     text = {
         Reason.APPLIED: "done",
         Reason.ALREADY: "it is so already",
@@ -73,7 +75,7 @@ def explain(outcome: Outcome) -> str:
         Reason.UNKNOWN_DAEMON: "the registry does not know that daemon",
         Reason.ACTIVE_CHANGED: f"the active daemon is {block.active_boot_id or 'none'} by now",
         Reason.GENERATION_CHANGED: f"the deployment stands at generation {block.generation}",
-        Reason.IN_PROGRESS: f"the rollout of generation {block.generation} is {_phase(block)}",
+        Reason.IN_PROGRESS: f"the rollout of generation {block.generation} is {phase}",
         Reason.RESTORE_UNAVAILABLE: "there is no previous daemon to go back to",
         Reason.NOT_ACTIVE: "that daemon is not active",
         Reason.CANDIDATE_IS_ACTIVE: "the candidate is the active daemon itself",
@@ -83,12 +85,6 @@ def explain(outcome: Outcome) -> str:
 
 
 def must_hold(outcome: Outcome) -> None:
-    """See to it that an event was not refused. Raises ConflictError: it was; the message says why."""
+    """Raises ConflictError: the event was refused; the message says why."""
     if not outcome.ok:
         raise ConflictError(explain(outcome), hint="turnout status")
-
-
-def _phase(block: Deployment) -> str:
-    if block.state is State.SWITCHED:
-        return "still observed (--supersede ends that)"
-    return f"{block.state} (pid {block.owner.pid})"

@@ -1,4 +1,4 @@
-"""Which of two versions is the later one, and where that cannot be said."""
+"""Compares two versions; of some it is unknown which is the later one."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from packaging.version import InvalidVersion, Version
 _HASH: Final = re.compile(r"(?=.*[a-f])[0-9a-f]{7,64}\Z", re.IGNORECASE)
 
 
-class Order(Enum):
+class VersionOrder(Enum):
     """How one version stands to another."""
 
     SAME = "same"
     NEWER = "newer"
     OLDER = "older"
-    DIFFERENT = "different"  # which is later cannot be said
+    DIFFERENT = "different"  # it is unknown which is later
 
 
-def compare(version: str, other: str) -> Order:
+def compare(version: str, other: str) -> VersionOrder:
     """How ``version`` stands to ``other``, as versions are ordered (PEP 440): 0.6.10 is newer than 0.6.9.
 
     What does not parse (a git hash, a word, nothing) is only the same or different. So are two that differ in what
     comes behind a plus sign: that names a build, and has no order.
     """
     if version == other:
-        return Order.SAME
+        return VersionOrder.SAME
     mine, theirs = _parse(version), _parse(other)
     if mine is None or theirs is None:
-        return Order.DIFFERENT
+        return VersionOrder.DIFFERENT
     if mine == theirs:
-        return Order.SAME
+        return VersionOrder.SAME
     if Version(mine.public) == Version(theirs.public):
-        return Order.DIFFERENT
-    return Order.NEWER if mine > theirs else Order.OLDER
+        return VersionOrder.DIFFERENT
+    return VersionOrder.NEWER if mine > theirs else VersionOrder.OLDER
 
 
 def _parse(text: str) -> Version | None:

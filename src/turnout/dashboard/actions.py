@@ -1,6 +1,6 @@
 """What the page may do: verbs of the command line, each as a child process. There is no second way to change things.
 
-A child is told by ``--if-generation`` what the page has seen, so that whoever rolled out meanwhile is not overtaken.
+``--if-generation`` names the generation that the page has shown, so that a later rollout is not overtaken.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from typing import Final
 
 import msgspec
 
+from turnout.core.json_text import json_text
 from turnout.dashboard.frame import ActionView, Fault, Preview
 from turnout.errors import ConflictError, UsageError
 
-# after the switch the router watches on, and the page shows what it finds: no child has to wait for it
+# after the switch the router watches on, and the page shows what it finds: no child has to wait for it.
+# --recorded: the shell that the dashboard was started in is not the one that the service was deployed from
 VERBS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
-        "deploy": ("--detach",),
+        "deploy": ("--detach", "--recorded"),
         "rollback": ("--detach",),
         "pause": (),
         "resume": (),
@@ -48,7 +50,7 @@ class Actions:
         command: the program and what stands before every verb.
         common: further arguments of every verb, the configuration file for one.
         deadline_s: by a service's name, how many seconds a verb may take; then it is interrupted and undoes its work.
-        publish: given the newest of every service's action, as JSON, whenever it changes.
+        publish: gets the newest action of every service, as JSON, whenever one changes.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Actions:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """While it lasts, actions may be begun; at its end those under way are interrupted, and have ended."""
+        """Actions may be begun inside the with block; at its end those under way are interrupted, and have ended."""
         async with asyncio.TaskGroup() as group:
             self._group = group
             try:
@@ -87,7 +89,7 @@ class Actions:
         Args:
             service: its name.
             verb: one of VERBS.
-            generation: where the deployment stood when the page was looked at.
+            generation: the one that the page has shown.
 
         Raises:
             UsageError: there is no such verb here.
@@ -104,7 +106,7 @@ class Actions:
             number=self._number, verb=verb, state="running", lines=[], fault=None, began_ts=time.time(), ended_ts=None
         )
         log.info("%s of %s at generation %d", verb, service, generation)
-        self._tell(service, action)
+        self._show(service, action)
         task = self._group.create_task(self._carry(service, action, argv))
         self._tasks[service] = task
         task.add_done_callback(lambda _: self._tasks.pop(service, None))
@@ -121,8 +123,8 @@ class Actions:
             code = await self._run(argv, lines.append, PREVIEW_S)
         finally:
             self._previews -= 1
-        told, fault = _outcome(lines, code)
-        return Preview(lines=told, fault=fault)
+        shown, fault = _outcome(lines, code)
+        return Preview(lines=shown, fault=fault)
 
     def _argv(self, service: str, verb: str, generation: int) -> list[str]:
         if verb not in VERBS:
@@ -130,34 +132,26 @@ class Actions:
         fence = ("--if-generation", str(generation))
         return [*self._command, verb, *self._common, "--service", service, *VERBS[verb], *fence]
 
-    def _tell(self, service: str, action: ActionView) -> None:
+    def _show(self, service: str, action: ActionView) -> None:
         self._newest[service] = action
-        self._publish(msgspec.json.encode(self._newest))
+        self._publish(json_text(self._newest).encode())
 
     async def _carry(self, service: str, action: ActionView, argv: Sequence[str]) -> None:
         lines: deque[str] = deque(maxlen=LINES_KEPT)
 
-        def heard(line: str) -> None:
+        def on_line(line: str) -> None:
             lines.append(line)
-            self._tell(service, msgspec.structs.replace(action, lines=list(lines)))
+            self._show(service, msgspec.structs.replace(action, lines=list(lines)))
 
-        code = await self._run(argv, heard, self._deadline_s(service))
-        told, fault = _outcome(lines, code)
-        log.info(
-            "%s of %s ended with exit code %s",
-            action.verb,
-            service,
-            "none: its time was over" if code is None else code,
-        )
-        self._tell(
-            service,
-            msgspec.structs.replace(
-                action, state="failed" if fault else "done", lines=told, fault=fault, ended_ts=time.time()
-            ),
-        )
+        code = await self._run(argv, on_line, self._deadline_s(service))
+        shown, fault = _outcome(lines, code)
+        ended = "none: its time was over" if code is None else code
+        log.info("%s of %s ended with exit code %s", action.verb, service, ended)
+        state, now = "failed" if fault else "done", time.time()
+        self._show(service, msgspec.structs.replace(action, state=state, lines=shown, fault=fault, ended_ts=now))
 
-    async def _run(self, argv: Sequence[str], heard: Callable[[str], None], deadline_s: float) -> int | None:
-        """Run to the end, and give each line to ``heard``; the exit code, None: it was ended at its deadline."""
+    async def _run(self, argv: Sequence[str], on_line: Callable[[str], None], deadline_s: float) -> int | None:
+        """Run to the end, and give each line to ``on_line``; the exit code, None: it was ended at its deadline."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -168,29 +162,29 @@ class Actions:
                 start_new_session=True,  # Ctrl-C in our terminal is ours to pass on
             )
         except OSError as error:
-            heard(f"turnout: cannot start a process: {error.strerror}")
+            on_line(f"turnout: cannot start a process: {error.strerror}")
             return 1
         assert process.stdout
         try:
             async with asyncio.timeout(deadline_s):
-                await _read_lines(process.stdout, heard)
+                await _read_lines(process.stdout, on_line)
                 return await process.wait()
         except TimeoutError:
-            heard(f"turnout: not done within {deadline_s:g} s, and interrupted")
+            on_line(f"turnout: not done within {deadline_s:g} s, and interrupted")
             return None
         finally:
             await _end(process)
 
 
-async def _read_lines(stream: asyncio.StreamReader, heard: Callable[[str], None]) -> None:
+async def _read_lines(stream: asyncio.StreamReader, on_line: Callable[[str], None]) -> None:
     rest = b""
     while chunk := await stream.read(READ_BYTES):
         *whole, rest = (rest + chunk).split(b"\n")
         rest = rest[: 4 * LINE_CHARS]
         for line in whole:
-            heard(line.decode(errors="replace")[:LINE_CHARS])
+            on_line(line.decode(errors="replace")[:LINE_CHARS])
     if rest:
-        heard(rest.decode(errors="replace")[:LINE_CHARS])
+        on_line(rest.decode(errors="replace")[:LINE_CHARS])
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -210,10 +204,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _outcome(lines: Sequence[str] | deque[str], code: int | None) -> tuple[list[str], Fault | None]:
-    """What a verb said, without its error, and that; the command line promises one line and ``hint:``."""
-    told = [line for line in lines if not line.startswith(("turnout: ", "hint: "))]
+    """A verb's output without its error, and the error; the command line promises one line and ``hint:``."""
+    shown = [line for line in lines if not line.startswith(("turnout: ", "hint: "))]
     if code == 0:
-        return told, None
+        return shown, None
     message = next((line for line in reversed(lines) if line.startswith("turnout: ")), f"turnout: exit code {code}")
     hint = next((line for line in reversed(lines) if line.startswith("hint: ")), None)
-    return told, Fault(message=message.removeprefix("turnout: "), hint=hint.removeprefix("hint: ") if hint else None)
+    return shown, Fault(message=message.removeprefix("turnout: "), hint=hint.removeprefix("hint: ") if hint else None)

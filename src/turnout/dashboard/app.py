@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +16,13 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from turnout.core.json_text import json_text
 from turnout.dashboard.actions import Actions
 from turnout.dashboard.feed import Feed
 from turnout.dashboard.gate import HEADERS, Gate
 from turnout.errors import ConflictError, NoSuchServiceError, TurnoutError, UsageError
-from turnout.system.home import Home
-from turnout.telemetry import Status
+from turnout.state.home import Home
+from turnout.status.schema import Status
 
 STATIC: Final = Path(__file__).parent / "static"
 # not what the system's tables say: with nosniff, a script of another kind is none (RFC 9239 names it)
@@ -38,7 +38,7 @@ UNABLE: Final = 503
 log = logging.getLogger("turnout.dashboard")
 
 
-class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class VerbOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The body of a POST: where the deployment stood when the page was looked at, and whether it only asks."""
 
     generation: int
@@ -46,19 +46,27 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Guarded:
-    """An application behind the gate. Every answer has the headers; who is turned away is in the log."""
+    """An application behind the gate. Every answer has the headers; a refused request is in the log.
+
+    A connection is kept for further requests only where this one had the token: an idle connection costs its client
+    nothing, and every user of the machine may make them.
+    """
 
     def __init__(self, app: ASGIApp, gate: Gate) -> None:
         self._app = app
         self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        added = dict(HEADERS)
+        if not self._gate.knows([value.encode("latin-1") for value in headers.getlist("authorization")]):
+            added["connection"] = "close"
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(added)
             await send(message)
 
-        headers = Headers(scope=scope)
         values = {name: headers.getlist(name) for name in headers}
         method, path = str(scope["method"]), str(scope["path"])
         refused = self._gate.refusal(method, path, values)
@@ -92,34 +100,26 @@ def application(
     Args:
         home: the state directory, which says what services there are.
         look: what ``status --json`` tells.
-        gate: who may ask what.
+        gate: decides which requests are served.
         feed: the pages' events.
         actions: what the pages may do.
         static: the directory of the page's files, which are read once.
     """
 
     async def status(_request: Request) -> Response:
-        try:
-            return Response(msgspec.json.encode(await asyncio.to_thread(look)) + b"\n", media_type=JSON)
-        except TurnoutError as error:
-            return _fault(error)
+        return Response(json_text(await asyncio.to_thread(look)) + "\n", media_type=JSON)
 
     async def act(request: Request) -> Response:
-        try:
-            order = await _order(request)
-            name, verb = request.path_params["name"], request.path_params["verb"]
-            if name not in home.service_names():
-                raise NoSuchServiceError(f"no service {name!r}")
-            if order.dry_run:
-                return Response(
-                    msgspec.json.encode(await actions.preview(name, verb, order.generation)), media_type=JSON
-                )
-            action = actions.begin(name, verb, order.generation)
-        except TurnoutError as error:
-            return _fault(error)
-        return Response(msgspec.json.encode(action), 202, media_type=JSON)
+        order = await _order(request)
+        name, verb = request.path_params["name"], request.path_params["verb"]
+        if name not in home.service_names():
+            raise NoSuchServiceError(f"no service {name!r}")
+        if order.dry_run:
+            return Response(json_text(await actions.preview(name, verb, order.generation)), media_type=JSON)
+        return Response(json_text(actions.begin(name, verb, order.generation)), 202, media_type=JSON)
 
-    files = _read_files(static)
+    # by name, and read now: no other file can be asked for
+    files = {path.name: Response(path.read_bytes(), media_type=KINDS[path.suffix]) for path in static.iterdir()}
 
     async def page(_request: Request) -> Response:
         return files["index.html"]
@@ -134,18 +134,10 @@ def application(
         Route("/events", Pages(feed), methods=["GET"]),
         Route("/services/{name}/{verb}", act, methods=["POST"]),
     ]
-    return Guarded(Starlette(routes=routes), gate)
+    return Guarded(Starlette(routes=routes, exception_handlers={TurnoutError: _fault}), gate)
 
 
-def _read_files(static: Path) -> Mapping[str, Response]:
-    """The page's files by name; what is not in here cannot be asked for."""
-    found: dict[str, Response] = {}
-    for path in static.iterdir():
-        found[path.name] = Response(path.read_bytes(), media_type=KINDS[path.suffix])
-    return found
-
-
-async def _order(request: Request) -> Order:
+async def _order(request: Request) -> VerbOrder:
     """Raises UsageError: the body is no order."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
         raise UsageError(f"a change is asked for in {JSON}")
@@ -159,15 +151,16 @@ async def _order(request: Request) -> Order:
         log.warning("an order ended in the middle, with its connection")
         raise UsageError("the body ended in the middle") from None
     try:
-        order = msgspec.json.decode(body, type=Order)
-    except msgspec.DecodeError as error:
+        order = msgspec.json.decode(body, type=VerbOrder)
+    except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(f"the body is no order: {error}") from None
     if order.generation < 0:
         raise UsageError("a generation is 0 or more")
     return order
 
 
-def _fault(error: TurnoutError) -> Response:
+async def _fault(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, TurnoutError)
     status = next((status for kind, status in STATUSES if isinstance(error, kind)), UNABLE)
     report: dict[str, Any] = {
         "type": type(error).__name__,
@@ -176,4 +169,4 @@ def _fault(error: TurnoutError) -> Response:
         "detail": error.detail or None,
         "exit_code": error.exit_code,
     }
-    return Response(json.dumps({"error": report}), status, media_type=JSON)
+    return Response(json_text({"error": report}), status, media_type=JSON)

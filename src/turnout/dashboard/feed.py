@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, Final
 
+log: Final = logging.getLogger("turnout.dashboard")
 MAX_PAGES: Final = 16
 EVERY_S: Final = 0.5
 UNWATCHED_S: Final = 5.0
@@ -14,7 +16,7 @@ HEARTBEAT_S: Final = 2.0
 SEND_S: Final = 20.0
 HEAD: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"x-accel-buffering", b"no"),  # a proxy that somebody put in front of it must not wait for more
+    (b"x-accel-buffering", b"no"),  # a proxy in front of it must not wait for more
 )
 Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -22,14 +24,14 @@ Receive = Callable[[], Awaitable[Message]]
 
 
 class Feed:
-    """Has somebody look, keeps the newest of each part, and sends it to the pages.
+    """Looks now and then, keeps the newest of each part, and sends it to the pages.
 
-    A page that is slow misses what is outdated by the time it takes more. It owns no task: :meth:`run` is somebody's,
-    and each stream lives in the task of its request.
+    A page that is slow misses what is outdated by the time it takes more. Owns no task: :meth:`run` runs in the task of
+    the caller, and each stream in that of its request.
 
     Args:
-        look: what there is to see, each part as one line of JSON; called in a thread, one call at a time.
-        every_s: seconds between two looks while somebody watches, and ``unwatched_s`` while nobody does.
+        look: returns each part as one line of JSON; called in a thread, one call at a time.
+        every_s: seconds between two looks while a page is open, and ``unwatched_s`` while none is.
         heartbeat_s: how long a stream is silent at most.
         send_s: how long a page may take no byte at all; then its stream ends.
         most: how many pages there may be at a time.
@@ -66,8 +68,13 @@ class Feed:
         """Look again and again, until :meth:`close`."""
         while not self._closed:
             self._hurry.clear()
-            for part, payload in (await asyncio.to_thread(self._look)).items():
-                self.publish(part, payload)
+            try:
+                parts = await asyncio.to_thread(self._look)
+            except Exception:  # what others wrote in a home must not end the page; the log has it
+                log.exception("cannot read the status: the open pages keep the last one")
+            else:
+                for part, payload in parts.items():
+                    self.publish(part, payload)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._every_s if self.pages else self._unwatched_s):
                     await self._hurry.wait()

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from turnout.telemetry import Status
+from turnout.status.schema import Status
 
 Result = Literal["under way", "observed", "serving", "replaced", "put back", "given up"]
 
@@ -19,7 +19,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Beside(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of one service beside its status.
+    """What is shown of one service beside its status.
 
     ``rates``: bytes a second in and out by boot id. ``since_ts``: wall-clock seconds from when on its gravest problem
     was seen without a break; ``seen_to_begin``: it was not there before, so that is when it began.
@@ -33,7 +33,7 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """All services at one moment; ``status`` is None where it cannot be told, and ``fault`` says why."""
+    """All services at one moment; ``status`` is None where it is unknown, and ``fault`` says why."""
 
     ts: float
     status: Status | None

@@ -1,4 +1,4 @@
-"""Who may ask the dashboard: decided from a request's head alone, before anything is done about it.
+"""Decides which requests the dashboard serves, from a request's head alone, before anything is done about it.
 
 The listener is on loopback, but a browser on this machine runs pages of strangers. They may send requests here (CSRF),
 or have a name of their own resolve to 127.0.0.1 to read the answers as well (DNS rebinding). And every user of the
@@ -37,7 +37,7 @@ HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The answer to whoever may not: an HTTP status (RFC 9110) and one line that says why."""
+    """The answer to a request that is turned away: an HTTP status (RFC 9110) and one line that says why."""
 
     status: int
     why: str
@@ -66,21 +66,25 @@ class Gate:
         """
         hosts = [value.lower() for value in headers.get("host", ())]
         if len(hosts) != 1 or hosts[0] not in self._hosts:
-            return Refusal(421, f"Host {_said(hosts)} is not this machine's own: a name may have been bent to it")
+            return Refusal(421, f"Host {_shown(hosts)} is not this machine's own: a name may have been bent to it")
         if any(origin.lower() != f"http://{hosts[0]}" for origin in headers.get("origin", ())):
-            return Refusal(403, f"Origin {_said(headers['origin'])} is another page's")
+            return Refusal(403, f"Origin {_shown(headers['origin'])} is another page's")
         page = path == "/" and method in READS
         sites = headers.get("sec-fetch-site", ())
         if not page and any(site not in FRIENDLY_SITES for site in sites):
-            return Refusal(403, f"Sec-Fetch-Site {_said(sites)}: another page asks")
+            return Refusal(403, f"Sec-Fetch-Site {_shown(sites)}: another page asks")
         if page or (path.startswith("/static/") and method in READS):
             return None  # nothing of any service is in these
         given = headers.get("authorization", ())
-        if len(given) != 1 or not secrets.compare_digest(given[0].encode(), self._token):
+        if not self.knows([value.encode() for value in given]):
             return Refusal(401, "no token, or not that of this start" if given else "no token")
         return None
 
+    def knows(self, authorization: Sequence[bytes]) -> bool:
+        """Whether a request with these values of the header Authorization has the token."""
+        return len(authorization) == 1 and secrets.compare_digest(authorization[0], self._token)
 
-def _said(values: Sequence[str]) -> str:
+
+def _shown(values: Sequence[str]) -> str:
     """What was sent, fit for a log: bounded, and with control characters spelled out."""
     return ", ".join(repr(value[:200]) for value in values[:3]) or "(none)"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import os
-import sys
 import webbrowser
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +24,7 @@ PAGE: Final = (
 
 def has_screen(environ: Mapping[str, str]) -> bool:
     """Whether a browser would open in a window, and not in the terminal."""
-    return sys.platform == "darwin" or any(environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
+    return any(environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
 
 
 @contextmanager

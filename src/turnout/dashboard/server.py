@@ -15,28 +15,29 @@ from typing import Final
 
 import uvicorn
 
-from turnout.config import Address
+from turnout.config.settings import Address
+from turnout.control.keeper_client import bind_error
 from turnout.dashboard.actions import Actions
 from turnout.dashboard.app import application
-from turnout.dashboard.deadlines import DeadlineProtocol
+from turnout.dashboard.deadlines import MAX_STRANGERS, RESERVED, DeadlineProtocol
 from turnout.dashboard.feed import Feed
 from turnout.dashboard.gate import Gate
-from turnout.dashboard.observer import Observer, Words
+from turnout.dashboard.observer import Observer, View
 from turnout.errors import AddressInUseError, TurnoutError
-from turnout.keeper_client import bind_error
-from turnout.service import remembered
-from turnout.system.home import Home
+from turnout.state.home import Home
+from turnout.state.service import remembered
+from turnout.system.verb_process import verb_argv
 
 HOST: Final = "127.0.0.1"
 TOKEN_BYTES: Final = 32
-MAX_CONNECTIONS: Final = 64
+MAX_CONNECTIONS: Final = MAX_STRANGERS + RESERVED
 SLACK_S: Final = 60.0
-VERB: Final = (sys.executable, "-P", "-m", "turnout")
+VERB: Final = tuple(verb_argv(sys.executable))
 
 
 def serve(
     home: Home,
-    words: Words,
+    view: View,
     *,
     port: int,
     announce: Callable[[str], None],
@@ -47,9 +48,9 @@ def serve(
 
     Args:
         home: the state directory.
-        words: how the command line looks and words things.
+        view: the command line's functions.
         port: the TCP port on 127.0.0.1; 0: any that is free.
-        announce: given the page's address, token included, once it may be opened.
+        announce: gets the page's address, token included, once it may be opened.
         command: what stands before every verb that the page has run.
         common: further arguments of those.
 
@@ -59,31 +60,36 @@ def serve(
     with _listen(port) as listener:
         token = secrets.token_urlsafe(TOKEN_BYTES)
         own_port = int(listener.getsockname()[1])
-        announce(f"http://{HOST}:{own_port}/#{token}")
-        asyncio.run(_serve(home, words, listener, Gate(own_port, token), command, common))
+        url = f"http://{HOST}:{own_port}/#{token}"
+
+        async def announced() -> None:
+            announce(url)  # in the loop: an interrupt that comes because of it finds a task that has begun
+            await _serve(home, view, listener, Gate(own_port, token), command, common)
+
+        asyncio.run(announced())
 
 
 async def _serve(
-    home: Home, words: Words, listener: socket.socket, gate: Gate, command: Sequence[str], common: Sequence[str]
+    home: Home, view: View, listener: socket.socket, gate: Gate, command: Sequence[str], common: Sequence[str]
 ) -> None:
-    feed = Feed(Observer(home, words).look)
+    feed = Feed(Observer(home, view).look)
 
-    def tell(newest: bytes) -> None:
+    def publish(newest: bytes) -> None:
         feed.publish("actions", newest)
         feed.hurry()
 
-    actions = Actions(command, common=common, deadline_s=lambda name: longest_s(home, name), publish=tell)
-    app = application(home, words.look, gate=gate, feed=feed, actions=actions)
+    actions = Actions(command, common=common, deadline_s=lambda name: longest_s(home, name), publish=publish)
+    app = application(home, view.look, gate=gate, feed=feed, actions=actions)
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http=DeadlineProtocol,
+        http=protocol(gate),
         ws="none",
         lifespan="off",
         interface="asgi3",
         log_config=None,
         access_log=False,
-        proxy_headers=False,  # nobody stands before us, and whoever says so makes it up
+        proxy_headers=False,  # there is no proxy: a client that names one makes it up
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=2,
@@ -95,6 +101,18 @@ async def _serve(
             await _Server(config, feed).serve(sockets=[listener])
         finally:
             feed.close()
+
+
+def protocol(gate: Gate) -> type[DeadlineProtocol]:
+    """The protocol of a server whose token this gate knows."""
+
+    class Guest(DeadlineProtocol):
+        """A connection that counts as trusted by the token of this server."""
+
+        def has_token(self, authorization: Sequence[bytes]) -> bool:
+            return gate.knows(authorization)
+
+    return Guest
 
 
 class _Server(uvicorn.Server):
@@ -115,7 +133,7 @@ class _Server(uvicorn.Server):
         finally:
             for number in numbers:
                 loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)  # one that comes twice must not end the ending
+                signal.signal(number, signal.SIG_IGN)  # a signal that comes twice must not interrupt the end
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._feed.close()
@@ -140,7 +158,7 @@ def _listen(port: int) -> Generator[socket.socket]:
             listener.listen(MAX_CONNECTIONS)
         except OSError as error:
             number = error.errno or errno.EIO
-            found = bind_error(Address(HOST, port), number)
+            problem = bind_error(Address(HOST, port), number)
             kind = AddressInUseError if number == errno.EADDRINUSE else TurnoutError
-            raise kind(found.message, hint="name another with --port, or 0 for any that is free") from error
+            raise kind(problem.message, hint="name another with --port, or 0 for any that is free") from error
         yield listener

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from turnout.dashboard.frame import Result, RolloutView, Step
-from turnout.system.journal import Event
+from turnout.state.journal import JournalEvent
 
 ROLLOUTS: Final = 12
 STEPS: Final = 40
@@ -23,13 +23,13 @@ FINISHES: Final = frozenset({"finish", "finish_deploy"})
 
 
 def rollouts(
-    events: Iterable[Event],
+    events: Iterable[JournalEvent],
     *,
     versions: Mapping[int, str],
     newest: int,
     observed: bool,
-    sentence: Callable[[Event], str],
-    verdict: Callable[[int, Sequence[Event]], str],
+    sentence: Callable[[JournalEvent], str],
+    verdict: Callable[[int, Sequence[JournalEvent]], str],
 ) -> list[RolloutView]:
     """The newest rollouts, the newest first.
 
@@ -41,18 +41,18 @@ def rollouts(
         sentence: words one event.
         verdict: words how a rollout went, from its number and all of its events.
     """
-    found: dict[int, list[Event]] = {}
+    by_generation: dict[int, list[JournalEvent]] = {}
     for event in events:
         if event.generation:
-            found.setdefault(event.generation, []).append(event)
-    told: list[RolloutView] = []
-    serves = True  # the newest one that was switched to and not put back
-    for generation in sorted(found, reverse=True)[:ROLLOUTS]:
-        mine = found[generation]
+            by_generation.setdefault(event.generation, []).append(event)
+    shown: list[RolloutView] = []
+    serves = True  # the newest rollout that was switched to and not put back
+    for generation in sorted(by_generation, reverse=True)[:ROLLOUTS]:
+        mine = by_generation[generation]
         result, ended_ts = _result(mine, observed=observed and generation == newest, serves=serves)
         serves = serves and result not in {"serving", "observed"}
         begin = next((event for event in mine if event.event == "begin"), None)
-        told.append(
+        shown.append(
             RolloutView(
                 generation=generation,
                 began_ts=mine[0].ts,
@@ -64,19 +64,18 @@ def rollouts(
                 steps=[Step(ts=event.ts, text=sentence(event)) for event in mine[-STEPS:]],
             )
         )
-    return told
+    return shown
 
 
-def _result(events: Sequence[Event], *, observed: bool, serves: bool) -> tuple[Result, float | None]:
+def _result(events: Sequence[JournalEvent], *, observed: bool, serves: bool) -> tuple[Result, float | None]:
     when = {event.event: event.ts for event in events}
     for kind, result in ENDS:
         if kind in when:
             return result, when[kind]
     if observed:
         return "observed", None
-    done = [ts for kind, ts in when.items() if kind in FINISHES] or [
-        ts for kind, ts in when.items() if kind in SWITCHES
-    ]
-    if not done:
-        return "under way", None
-    return "serving" if serves else "replaced", done[0]
+    for kinds in (FINISHES, SWITCHES):
+        done = [ts for kind, ts in when.items() if kind in kinds]
+        if done:
+            return "serving" if serves else "replaced", done[0]
+    return "under way", None

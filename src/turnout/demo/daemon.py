@@ -27,7 +27,7 @@ LEAVE_S: Final = 1.0
 TICK_S: Final = 0.02
 
 
-class Connection:
+class LineConnection:
     """One client. Owns its socket."""
 
     __slots__ = ("answered", "ended", "heard", "sock", "to_send")
@@ -56,7 +56,7 @@ class LineDaemon:
         self._options = options
         self._listener = listener
         self._selector = selectors.DefaultSelector()
-        self._connections: set[Connection] = set()
+        self._connections: set[LineConnection] = set()
         self._lines = 0
         self._began = time.monotonic()
         self._leave_by: float | None = None
@@ -69,21 +69,18 @@ class LineDaemon:
         self._selector.register(wake_read, selectors.EVENT_READ)
         self._selector.register(listener, selectors.EVENT_READ)
 
-    def leave(self) -> None:
+    def leave(self, *_signal: object) -> None:
         """Take no new connections, let those that are open finish for a second, and end."""
         self._leave_by = time.monotonic() + LEAVE_S
 
-    def on_signal(self, _number: int, _frame: object) -> None:
-        self.leave()
-
     def serve(self) -> None:
         listening = True
-        # also when the signal came before the first look: who is in the queue by then has been promised an answer
+        # also when the signal came before the first look: clients in the queue by then have been promised an answer
         while listening or (self._connections and time.monotonic() < (self._leave_by or 0.0)):
             for key, events in self._selector.select(self._patience_s()):
                 if key.fileobj is self._listener:
                     self._accept()
-                elif isinstance(key.data, Connection):
+                elif isinstance(key.data, LineConnection):
                     self._advance(key.data, readable=bool(events & selectors.EVENT_READ))
                 else:
                     self._wake[0].recv(READ_BYTES)
@@ -108,12 +105,12 @@ class LineDaemon:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             banner = self._options.banner
-            connection = Connection(sock, f"{banner}\n".encode() if banner else b"")
+            connection = LineConnection(sock, os.fsencode(f"{banner}\n") if banner else b"")
             self._connections.add(connection)
             self._selector.register(sock, selectors.EVENT_READ, connection)
             self._advance(connection, readable=False)
 
-    def _advance(self, connection: Connection, *, readable: bool) -> None:
+    def _advance(self, connection: LineConnection, *, readable: bool) -> None:
         """Read, answer and send as far as that goes without waiting."""
         try:
             if readable and not connection.ended:
@@ -136,11 +133,11 @@ class LineDaemon:
             return
         self._watch(connection, reads=not connection.ended and not spent)
 
-    def _is_spent(self, connection: Connection) -> bool:
+    def _is_spent(self, connection: LineConnection) -> bool:
         limit: int = self._options.lines_limit
         return 0 < limit <= connection.answered
 
-    def _answer(self, connection: Connection) -> None:
+    def _answer(self, connection: LineConnection) -> None:
         while len(connection.to_send) < HELD_BYTES and not self._is_spent(connection) and not self._is_silent():
             line = connection.next_line()
             if line is None:
@@ -152,18 +149,18 @@ class LineDaemon:
 
     def _reply(self, line: bytes) -> bytes:
         options = self._options
-        if options.die_on_line is not None and line == options.die_on_line.encode():
+        if options.die_on_line is not None and line == os.fsencode(options.die_on_line):
             os._exit(options.exit_code)
         if line == b"HEALTH":
             well = not options.unwell_after_lines or self._lines < options.unwell_after_lines
             return b"ok\n" if well else b"unwell\n"
         self._lines += 1
         if options.answer_delay:
-            time.sleep(options.answer_delay)  # everybody waits: that is what a daemon that is too slow does
-        return b"%s %d %s\n" % (options.version.encode(), os.getpid(), line)
+            time.sleep(options.answer_delay)  # all clients wait: that is what a daemon that is too slow does
+        return b"%s %d %s\n" % (os.fsencode(options.version), os.getpid(), line)
 
-    def _watch(self, connection: Connection, *, reads: bool) -> None:
-        """Be told of what can be done next, and of no more: an event that is never served makes the loop spin."""
+    def _watch(self, connection: LineConnection, *, reads: bool) -> None:
+        """Watch for what can be done next, and no more: an event that is never served makes the loop spin."""
         reads = reads and len(connection.heard) < HELD_BYTES and len(connection.to_send) < HELD_BYTES
         wanted = (selectors.EVENT_READ if reads else 0) | (selectors.EVENT_WRITE if connection.to_send else 0)
         known = connection.sock in self._selector.get_map()
@@ -175,7 +172,7 @@ class LineDaemon:
         else:
             self._selector.register(connection.sock, wanted, connection)
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: LineConnection) -> None:
         self._connections.discard(connection)
         if connection.sock in self._selector.get_map():
             self._selector.unregister(connection.sock)
@@ -197,7 +194,9 @@ class LineDaemon:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="turnout.demo.daemon", description="Answers each line with its version.")
-    parser.add_argument("--port", type=int, required=True, help="where to listen; 0: anywhere, and it says where")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--port", type=int, help="where to listen; 0: anywhere, and it says where")
+    where.add_argument("--fd", type=int, help="serve on this inherited listener")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--version", default="v1", help="the first word of each answer")
     parser.add_argument("--banner", default="", metavar="TEXT", help="what it says before it is asked")
@@ -214,10 +213,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--sick-file", default="", metavar="PATH", help="while it exists, nothing is answered")
     parser.add_argument("--unwell-after-lines", type=int, default=0, metavar="N", help="then HEALTH is not ok any more")
     parser.add_argument("--lines-limit", type=int, default=0, metavar="N", help="close a connection after N answers")
-    parser.add_argument("--share-port", action="store_true", help="set SO_REUSEPORT, so that others may listen there")
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="serve by N children with a listener each, started again"
-    )
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--fork-twice", action="store_true", help="go to the background, as daemons once did")
     parser.add_argument(
@@ -225,7 +220,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--needs-file", default="", metavar="NAME", help="exit at once unless it is in the directory")
     parser.add_argument("--spew", type=int, default=0, metavar="BYTES", help="log output at the start")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    options.port = options.port if options.listen_on is None else options.listen_on
+    return options
 
 
 def main(argv: Sequence[str]) -> int:
@@ -259,47 +256,11 @@ def main(argv: Sequence[str]) -> int:
     time.sleep(options.start_delay)
     while options.never_listen:
         signal.pause()
-    return _supervise(options) if options.workers else _serve(options)
-
-
-def _supervise(options: argparse.Namespace) -> int:
-    """Be the parent of workers until TERM: one that dies is followed by another; one that refuses ends all."""
-    leaving = False
-
-    def leave(_number: int, _frame: object) -> None:
-        nonlocal leaving
-        leaving = True
-        for pid in workers:
-            os.kill(pid, signal.SIGTERM)
-
-    workers: set[int] = set()
-    code = 0
-    mask = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, mask)  # none of them may be forked and not told
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
-    while True:
-        while not leaving and len(workers) < options.workers:
-            pid = os.fork()
-            if not pid:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)
-                os._exit(_serve(options))
-            workers.add(pid)
-        if not workers:
-            return code
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, mask)
-        pid, status = os.wait()
-        signal.pthread_sigmask(signal.SIG_BLOCK, mask)
-        workers.discard(pid)
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-            code = os.WEXITSTATUS(status)
-            leave(0, None)
+    return _serve(options)
 
 
 def _leave_a_grandchild() -> None:
-    """As programs do that start a helper in the background: it belongs to nobody, and TERM does not end it."""
+    """As programs do that start a helper in the background: it has no parent, and TERM does not end it."""
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -312,25 +273,38 @@ def _leave_a_grandchild() -> None:
         signal.pause()
 
 
-def _serve(options: argparse.Namespace) -> int:
-    port = options.port if options.listen_on is None else options.listen_on
-    with socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET) as listener:
+def _open_listener(options: argparse.Namespace) -> socket.socket:
+    """The inherited listener of ``--fd``, else a new one; the caller closes it."""
+    if options.fd is not None:
+        return socket.socket(fileno=options.fd)
+    listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if options.share_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            listener.bind((options.host, port))
-            listener.listen(BACKLOG)
-        except OSError as error:
-            print(f"cannot listen on {options.host} port {port}: {error.strerror}", file=sys.stderr)  # noqa: T201  # its log
-            return 1
+        listener.bind((options.host, options.port))
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        listener = _open_listener(options)
+    except OSError as error:
+        place = f"descriptor {options.fd}" if options.fd is not None else f"{options.host} port {options.port}"
+        print(f"cannot listen on {place}: {error.strerror}", file=sys.stderr)  # noqa: T201  # its log
+        return 1
+    with listener:
         listener.setblocking(False)
         daemon = LineDaemon(options, listener)
         if not options.ignore_term:
-            signal.signal(signal.SIGTERM, daemon.on_signal)
-        signal.signal(signal.SIGINT, daemon.on_signal)
-        where = listener.getsockname()
-        print(f"{options.version}, pid {os.getpid()}, listens on {where[0]} port {where[1]}", flush=True)  # noqa: T201  # its log
+            signal.signal(signal.SIGTERM, daemon.leave)
+        signal.signal(signal.SIGINT, daemon.leave)
+        host, port = listener.getsockname()[:2]
+        # PYTHONIOENCODING makes stdout strict, and a version may be any bytes
+        sys.stdout.buffer.write(os.fsencode(f"{options.version}, pid {os.getpid()}, listens on {host} port {port}\n"))
+        sys.stdout.flush()
         daemon.serve()
     return 0
 

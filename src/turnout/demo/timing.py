@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from turnout.config import Address
+from turnout.config.settings import Address
+from turnout.demo.load import PAUSE_S, TIMEOUT_S
 
-TIMEOUT_S: Final = 5.0
 SLICE: Final = 50  # so many on one side, then as many on the other
 MOST: Final = 1500  # each closed connection keeps its port for a minute (tcp(7), TIME_WAIT)
 PHASE_S: Final = 5.0
 CLIENTS: Final = 4
-PAUSE_S: Final = 0.004  # steady, not as fast as it goes: the machine is somebody's desk
 
 Way = Callable[[], None]
 
@@ -32,7 +31,7 @@ class Latency:
 
 
 def latency(took_s: list[float]) -> Latency:
-    """What of these seconds is worth saying; there is at least one."""
+    """The percentiles of these times; there is at least one."""
     ordered = sorted(took_s)
     p50, p99 = (ordered[len(ordered) * part // 100] * 1e6 for part in (50, 99))
     return Latency(p50, p99, len(ordered))
@@ -46,26 +45,17 @@ def dial(address: Address) -> socket.socket:
 
 
 def exchange(sock: socket.socket, send: bytes) -> None:
-    """Say it, and wait for the beginning of the answer.
-
-    Raises:
-        OSError: there is none.
-    """
+    """Send it, and wait for the beginning of the answer. Raises OSError: there is none."""
     sock.sendall(send)
     if not sock.recv(65536):
         raise ConnectionError("the connection ended before the answer")
 
 
 def whole(address: Address, send: bytes, *, ends: bool) -> None:
-    """One connection from connect to end.
+    """One connection from connect to end; ``send``: what the daemon answers, or empty; ``ends``: wait for its end, too.
 
     A relay's connect succeeds before the daemon knows of it, so something has to come back: an answer, or the daemon's
     own end after ours.
-
-    Args:
-        address: where to.
-        send: what the daemon answers; empty: nothing is sent.
-        ends: wait for the daemon's end of stream, too.
     """
     with dial(address) as sock:
         if send:
@@ -83,26 +73,25 @@ def end(sock: socket.socket) -> None:
 
 def in_turn(direct: Way, through: Way) -> tuple[Latency, Latency]:
     """Time both, a few of one and then a few of the other, so that what disturbs the machine meets both."""
-    took: tuple[list[float], list[float]] = ([], [])
+    took_s: tuple[list[float], list[float]] = ([], [])
     deadline = time.monotonic() + PHASE_S
-    while len(took[1]) < MOST and time.monotonic() < deadline:
-        for way, into in zip((direct, through), took, strict=True):
+    while len(took_s[1]) < MOST and time.monotonic() < deadline:
+        for connection, times in zip((direct, through), took_s, strict=True):
             for _ in range(SLICE):
                 began = time.perf_counter()
-                way()
-                into.append(time.perf_counter() - began)
-    return latency(took[0]), latency(took[1])
+                connection()
+                times.append(time.perf_counter() - began)
+    return latency(took_s[0]), latency(took_s[1])
 
 
 class Clients:
     """Threads that connect, speak and end, over and over, and keep how long it took. Owns its threads.
 
-    Args:
-        way: one whole connection; raises OSError where it fails.
+    ``connection``: makes one whole connection; raises OSError where it fails.
     """
 
-    def __init__(self, way: Way) -> None:
-        self._way = way
+    def __init__(self, connection: Way) -> None:
+        self._connection = connection
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self.took_s: list[float] = []
@@ -124,7 +113,7 @@ class Clients:
         while not self._stop.wait(PAUSE_S):
             began = time.perf_counter()
             try:
-                self._way()
+                self._connection()
             except OSError as error:
                 with self._lock:
                     self.errors[f"{type(error).__name__}: {error}"] += 1

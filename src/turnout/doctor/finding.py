@@ -1,10 +1,13 @@
-"""What a check says."""
+"""What a check finds: the evidence, a verdict, and what to type."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal
 
 import msgspec
 
@@ -15,7 +18,7 @@ GRAVITY: tuple[Verdict, ...] = ("bad", "warn", "ok")
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was looked at.
 
-    ``mend``: what to type, or, where no command does it, what to do; None where nothing is to be done. ``fixable``:
+    ``hint``: what to type, or, where no command does it, what to do; None where nothing is to be done. ``fixable``:
     ``doctor --fix`` does it, without harm to anything that runs.
     """
 
@@ -23,7 +26,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     service: str | None
     verdict: Verdict
     evidence: str
-    mend: str | None
+    hint: str | None = msgspec.field(name="mend")  # JSON has the older name
     fixable: bool
 
 
@@ -37,27 +40,34 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A finding, with what ``--fix`` would call for it."""
+class CheckResult:
+    """A finding while it is made, with the function that ``--fix`` calls for it.
 
-    finding: Finding
+    ``check`` and ``service`` are empty where they are those that :mod:`turnout.doctor.run` runs the check for.
+    """
+
+    verdict: Verdict
+    evidence: str
+    hint: str | None = None
     fix: Callable[[], None] | None = None
+    check: str = ""
+    service: str | None = None
+
+    @property
+    def finding(self) -> Finding:
+        return Finding(
+            check=self.check,
+            service=self.service,
+            verdict=self.verdict,
+            evidence=self.evidence,
+            hint=self.hint,
+            fixable=self.fix is not None,
+        )
 
 
-def ok(check: str, evidence: str, *, service: str | None = None) -> Found:
-    return Found(Finding(check=check, service=service, verdict="ok", evidence=evidence, mend=None, fixable=False))
-
-
-def warn(
-    check: str, evidence: str, mend: str, *, service: str | None = None, fix: Callable[[], None] | None = None
-) -> Found:
-    return _wrong("warn", check, evidence, mend, service, fix)
-
-
-def bad(
-    check: str, evidence: str, mend: str, *, service: str | None = None, fix: Callable[[], None] | None = None
-) -> Found:
-    return _wrong("bad", check, evidence, mend, service, fix)
+ok: Final = partial(CheckResult, "ok")
+warn: Final = partial(CheckResult, "warn")
+bad: Final = partial(CheckResult, "bad")
 
 
 def worst(findings: Sequence[Finding]) -> Verdict:
@@ -68,10 +78,11 @@ def worst(findings: Sequence[Finding]) -> Verdict:
     return "ok"
 
 
-def _wrong(
-    verdict: Verdict, check: str, evidence: str, mend: str, service: str | None, fix: Callable[[], None] | None
-) -> Found:
-    finding = Finding(
-        check=check, service=service, verdict=verdict, evidence=evidence, mend=mend, fixable=fix is not None
-    )
-    return Found(finding, fix)
+def quoted(path: str | Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
+def move_aside(path: Path) -> str:
+    """The command that renames a file to ``FILE.aside``."""
+    return f"mv -- {quoted(path)} {quoted(path)}.aside"

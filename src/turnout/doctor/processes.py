@@ -1,184 +1,219 @@
-"""What runs: keeper, router, daemons, strays; and who holds the locks."""
+"""What runs: keeper, router, daemons, strays; and the holders of the locks."""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from functools import partial
+from typing import Final
 
 from turnout import __version__
-from turnout.core.model import Daemon, Desired, Snapshot
-from turnout.doctor.finding import Found, bad, ok, warn
-from turnout.doctor.scene import Scene, Subject
+from turnout.core.model import Daemon, Desired
+from turnout.doctor.context import Context, ServiceContext
+from turnout.doctor.finding import CheckResult, bad, ok, warn
 from turnout.errors import TurnoutError
-from turnout.service import Service, probe_spec
-from turnout.status import service_status
-from turnout.system.examine import examine
-from turnout.system.flock import command_of, holder_pid
-from turnout.system.lifecycle_lock import LifecycleLock
-from turnout.system.probe import probe
-from turnout.system.process import ProcessHandle, is_alive, is_suspended, state_of
-from turnout.system.spawn_record import SpawnRecord, read_records
+from turnout.lifecycle.build_selection import attach_again
+from turnout.state.keeper_lock import keeper_pid
+from turnout.state.lifecycle_lock import LOCK, LifecycleLock
+from turnout.state.registry.inspect import examine
+from turnout.state.service import Service, probe_spec
+from turnout.status.collect import service_status
+from turnout.system.boot_processes import Boot, processes_of
+from turnout.system.files import name_of
+from turnout.system.flock import holder_pid
+from turnout.system.probes.probe import probe
+from turnout.system.process import (
+    ProcessHandle,
+    command_of,
+    is_alive,
+    is_suspended,
+    of_another_home,
+    provably_dead,
+    state_of,
+)
+from turnout.system.spawn_record import SpawnRecord, foreign_records, read_records
 
-HELD_LONG_S = 600.0
+HELD_LONG_S: Final = 600.0
+END_TIMEOUT_S: Final = 5.0
+SHOWN_REMAINS: Final = 3
 
 
-def check_keeper(scene: Scene) -> Iterator[Found]:
-    """Who holds the listeners and brings a dead router back."""
-    if scene.keeper:
-        if scene.keeper.version == __version__:
-            yield ok("keeper", f"pid {scene.keeper.pid}, version {scene.keeper.version}")
-        else:
-            yield warn(
-                "keeper",
-                f"pid {scene.keeper.pid} is of version {scene.keeper.version}, this is {__version__}",
-                "turnout down && turnout up",
-            )
+def check_keeper(context: Context) -> Iterator[CheckResult]:
+    """The process that holds the listeners and brings a dead router back."""
+    keeper = context.keeper
+    if keeper and keeper.version == __version__:
+        yield ok(f"pid {keeper.pid}, version {keeper.version}")
         return
-    holder = holder_pid(scene.home.keeper_lock, proc=scene.proc)
+    if keeper:
+        evidence = f"pid {keeper.pid} is of version {keeper.version}, this is {__version__}"
+        yield warn(evidence, "turnout down && turnout up")
+        return
+    holder = keeper_pid(context.home, proc=context.proc)
     if holder and is_suspended(holder):
-        yield bad("keeper", f"pid {holder} is suspended and answers nobody", f"kill -CONT {holder}")
-    elif scene.router_processes:
-        yield warn("keeper", "none: a router that dies would not come back, nor would its address", "turnout up")
+        yield bad(f"pid {holder} is suspended and answers nobody", f"kill -CONT {holder}")
+    elif holder and name_of(context.home.keeper_sock) is None:
+        removed = f"the socket of pid {holder} was removed, and it has not made it again"
+        yield bad(f"{removed}: see {context.home.keeper_log}", "turnout up")
+    elif context.router_processes:
+        yield warn("none: a router that dies would not come back, nor would its address", "turnout up")
     elif holder:
-        yield bad("keeper", f"pid {holder} ({command_of(holder)}) has its lock, and does not answer", f"kill {holder}")
+        yield bad(f"pid {holder} ({command_of(holder)}) has its lock, and does not answer", f"kill {holder}")
     else:
-        yield ok("keeper", "none, and nothing that needs one")
+        yield ok("none, and nothing that needs one")
 
 
-def check_router(scene: Scene) -> Iterator[Found]:
+def check_router(context: Context) -> Iterator[CheckResult]:
     """Alive, answering, and of this version."""
-    router, why = scene.asked_router
+    router, why = context.asked_router
     if router is not None:
         version, pid = router.get("version"), router.get("pid")
         if version == __version__:
-            yield ok("router", f"pid {pid}, version {version}")
+            yield ok(f"pid {pid}, version {version}")
         else:
-            what = f"pid {pid} is of version {version}, this is {__version__}"
-            yield warn("router", what, "turnout router --replace")
+            yield warn(f"pid {pid} is of version {version}, this is {__version__}", "turnout router --replace")
         return
-    for record in scene.router_processes:
+    for record in context.router_processes:
         pid = record.identity.pid
         if is_suspended(pid):
-            yield bad("router", f"pid {pid} is suspended: clients wait, and nobody answers them", f"kill -CONT {pid}")
+            yield bad(f"pid {pid} is suspended: clients wait, and nobody answers them", f"kill -CONT {pid}")
         else:
-            yield bad("router", f"pid {pid} runs and is silent: {why}", "turnout up")
-    if not scene.router_processes:
-        yield ok("router", "none runs")
+            yield bad(f"pid {pid} runs and is silent: {why}", "turnout up")
+    if not context.router_processes:
+        yield ok("none runs")
 
 
-def check_services(scene: Scene) -> Iterator[Found]:
-    """Each service as ``status`` judges it."""
-    for subject in scene.subjects:
-        if subject.settings is None or not subject.home.settings.is_file():
-            continue
-        try:
-            found = examine(subject.registry)
-            if found.damaged or not found.exists:
-                continue  # the registry's own check says so, and reading it here would keep a copy aside
-            status = service_status(Service.open(subject.home, subject.settings), scene.router)
-        except TurnoutError:
-            continue
-        for problem in status.problems:
-            make = bad if problem.severity == "bad" else warn
-            yield make("service", problem.what, problem.mend or "turnout status", service=subject.name)
-        if not status.problems:
-            block = status.deployment
-            what = f"{status.desired}, generation {block.generation}, {block.state}"
-            yield ok("service", what, service=subject.name)
+def check_service(context: Context, service: ServiceContext) -> Iterator[CheckResult]:
+    """The service as ``status`` judges it."""
+    if service.settings is None or not service.home.settings.is_file():
+        return
+    try:
+        examined = examine(service.registry)
+        if examined.damaged or not examined.exists:
+            return  # the registry's own check says so, and reading it here would keep a copy aside
+        status = service_status(Service.open(service.home, service.settings), context.router)
+    except TurnoutError:
+        return
+    for problem in status.problems:
+        yield CheckResult(problem.severity, problem.what, problem.hint or "turnout status")
+    if not status.problems:
+        block = status.deployment
+        yield ok(f"{status.desired}, generation {block.generation}, {block.state}")
 
 
-def check_daemons(scene: Scene) -> Iterator[Found]:
+def check_daemons(_context: Context, service: ServiceContext) -> Iterator[CheckResult]:
     """Whether what the registry names is that process, listens where it says, and accepts."""
-    for subject in scene.subjects:
-        snapshot = subject.snapshot
-        if snapshot is None or subject.settings is None:
-            continue
-        for daemon in (snapshot.active, snapshot.old):
-            if daemon is None:
-                continue
-            if daemon is snapshot.active:
-                yield from _active(subject, daemon, snapshot)
-            elif not is_alive(daemon.identity):
-                what = f"{daemon.boot_id}, to which a rollback would go, is dead: there is no way back in this window"
-                yield warn("daemons", what, f"turnout history{subject.flag}", service=subject.name)
+    snapshot = service.snapshot
+    if snapshot is None or service.settings is None:
+        return
+    if snapshot.active:
+        yield from _active(service, snapshot.active, stopped=snapshot.deployment.desired is Desired.STOPPED)
+    if snapshot.old and not is_alive(snapshot.old.identity):
+        dead = f"{snapshot.old.boot_id}, to which a rollback would go, is dead"
+        yield warn(f"{dead}: there is no way back in this window", f"turnout history{service.flag}")
 
 
-def _active(subject: Subject, daemon: Daemon, snapshot: Snapshot) -> Iterator[Found]:
-    assert subject.settings is not None
-    if not is_alive(daemon.identity):
-        if snapshot.deployment.desired is Desired.STOPPED:
-            return
-        gone = _state(daemon.pid) in {"", "Z", "X"}
-        other = f"pid {daemon.pid} is gone" if gone else f"pid {daemon.pid} is another process by now"
-        yield bad("daemons", f"{daemon.boot_id}: {other}", f"turnout up{subject.flag}", service=subject.name)
+def _active(service: ServiceContext, daemon: Daemon, *, stopped: bool) -> Iterator[CheckResult]:
+    assert service.settings is not None
+    if of_another_home(daemon.identity):
+        return  # check_copied says so
+    if not is_alive(daemon.identity) and (daemon.owned or provably_dead(daemon.identity)):
+        if not stopped:
+            gone = _state(daemon.pid) in {"", "Z", "X"}
+            other = f"pid {daemon.pid} is gone" if gone else f"pid {daemon.pid} is another process by now"
+            again = "turnout up" if daemon.owned else attach_again(daemon)
+            yield bad(f"{daemon.boot_id}: {other}", f"{again}{service.flag}")
         return
     if is_suspended(daemon.pid):
-        what = f"{daemon.boot_id} (pid {daemon.pid}) is suspended: it accepts nobody"
-        yield bad("daemons", what, f"kill -CONT {daemon.pid}", service=subject.name)
+        evidence = f"{daemon.boot_id} (pid {daemon.pid}) is suspended: it accepts nobody"
+        yield bad(evidence, f"kill -CONT {daemon.pid}")
         return
-    result = probe(daemon, probe_spec(subject.settings, daemon), timeout_s=max(1.0, subject.settings.health.timeout_s))
-    if result.ok:
-        what = f"{daemon.boot_id} (pid {daemon.pid}, port {daemon.port}): {result.reason or 'well'}"
-        yield ok("daemons", what, service=subject.name)
-    else:
-        what = f"{daemon.boot_id} (pid {daemon.pid}, port {daemon.port}): {result.reason}"
-        yield bad("daemons", what, f"turnout refresh{subject.flag}", service=subject.name)
+    result = probe(daemon, probe_spec(service.settings, daemon), timeout_s=max(1.0, service.settings.health.timeout_s))
+    evidence = f"{daemon.boot_id} (pid {daemon.pid}, port {daemon.port}): {result.reason or 'well'}"
+    again = "turnout refresh" if daemon.owned else attach_again(daemon)
+    yield ok(evidence) if result.ok else bad(evidence, f"{again}{service.flag}")
 
 
-def check_strays(scene: Scene) -> Iterator[Found]:
-    """Processes that turnout started and nothing names any more. A router has them stopped within seconds."""
-    for subject in scene.subjects:
-        known = set(subject.snapshot.daemons) | subject.snapshot.deployment.named if subject.snapshot else set[str]()
-        strays = [
-            record
-            for boot_id, record in read_records(subject.home.records).items()
-            if boot_id not in known and record.ended is None and is_alive(record.identity)
-        ]
-        for record in strays:
+def check_strays(_context: Context, service: ServiceContext) -> Iterator[CheckResult]:
+    """Processes that turnout started and nothing names any more, and what outlives a daemon that has ended.
+
+    A router has the former stopped within seconds, the latter with the next daemon or `turnout down`.
+    """
+    known = set(service.snapshot.daemons) | service.snapshot.deployment.named if service.snapshot else set[str]()
+    # what a registry that another service has, or that cannot be read, does not say, is no proof against a daemon
+    unproven = service.is_taken or (service.snapshot is None and service.registry.exists())
+    for boot_id, record in read_records(service.home.records).items():
+        daemon_lives = record.ended is None and is_alive(record.identity)
+        if not daemon_lives:
+            yield from _orphans(record)
+        elif boot_id not in known and not unproven:
             pid = record.identity.pid
-            yield warn(
-                "strays",
-                f"{record.boot_id} (pid {pid}, {command_of(pid)}) was started by turnout, and the registry does not"
-                " know it",
-                f"kill {pid}",
-                service=subject.name,
-                fix=partial(_end, record),
-            )
+            started = f"{boot_id} (pid {pid}, {command_of(pid)}) was started by turnout"
+            yield warn(f"{started}, and the registry does not know it", f"kill {pid}", partial(_end, record))
 
 
-def check_locks(scene: Scene) -> Iterator[Found]:
-    """Who keeps verbs and writes from going on."""
-    for subject in scene.subjects:
-        for path, what in (
-            (subject.home.root / "lifecycle.lock", "the lifecycle lock"),
-            (subject.registry.with_name(f"{subject.registry.name}.lock"), "the registry's lock"),
-        ):
-            pid = holder_pid(path, proc=scene.proc)
-            if not pid:
-                continue
-            who = f"pid {pid} ({command_of(pid) or 'command unknown'})"
-            if is_suspended(pid):
-                yield bad("locks", f"{who} has {what} and is suspended", f"kill -CONT {pid}", service=subject.name)
-                continue
-            since = LifecycleLock(subject.home.root, timeout_s=1.0, verb="doctor").holder().since
-            held_s = scene.clock() - since if since and path.name == "lifecycle.lock" else 0.0
-            if held_s > HELD_LONG_S:
-                told = f"{who} has had {what} for {held_s:.0f} s"
-                yield warn("locks", told, f"kill {pid}", service=subject.name)
-            else:
-                yield ok("locks", f"{who} has {what}", service=subject.name)
+def _orphans(record: SpawnRecord) -> Iterator[CheckResult]:
+    if not record.has_remains:
+        return
+    with closing(processes_of(Boot(record.boot_id, None, record.shim))) as found:
+        pids = [handle.identity.pid for handle in found.handles]
+    if pids:
+        left = ", ".join(f"pid {pid} ({command_of(pid) or 'command unknown'})" for pid in pids[:SHOWN_REMAINS])
+        more = f" and {len(pids) - SHOWN_REMAINS} more" if len(pids) > SHOWN_REMAINS else ""
+        evidence = f"{record.boot_id} has ended, and left behind: {left}{more}"
+        yield warn(evidence, f"kill {' '.join(map(str, pids))}", partial(_end_orphans, record))
+
+
+def check_copied(context: Context) -> Iterator[CheckResult]:
+    """Whether the home is a copy: its records name processes of the original, which turnout leaves alone."""
+    directories = [context.home.root, *(service.home.records for service in context.services)]
+    pids = sorted(record.identity.pid for directory in directories for record in foreign_records(directory).values())
+    if pids:
+        copy = "this home is a copy: its records name processes of the original home, which turnout leaves alone"
+        hint = "turnout up, with an address of its own (--listen) while the original runs"
+        yield warn(f"{copy}: pid {', '.join(map(str, pids))}", hint)
+
+
+def check_locks(context: Context, service: ServiceContext) -> Iterator[CheckResult]:
+    """The processes that keep verbs and writes from going on."""
+    lifecycle = service.home.root / LOCK
+    registry = service.registry.with_name(f"{service.registry.name}.lock")
+    for path, lock in ((lifecycle, "the lifecycle lock"), (registry, "the registry's lock")):
+        pid = holder_pid(path, proc=context.proc)
+        if not pid:
+            continue
+        holder = f"pid {pid} ({command_of(pid) or 'command unknown'})"
+        if is_suspended(pid):
+            yield bad(f"{holder} has {lock} and is suspended", f"kill -CONT {pid}")
+            continue
+        since = LifecycleLock(service.home.root, timeout_s=1.0, verb="doctor").holder().since
+        held_s = context.clock() - since if since and path == lifecycle else 0.0
+        if held_s > HELD_LONG_S:
+            yield warn(f"{holder} has had {lock} for {held_s:.0f} s", f"kill {pid}")
+        else:
+            yield ok(f"{holder} has {lock}")
 
 
 def _end(record: SpawnRecord) -> None:
     """Ask it to end, proven to be the very process that was started."""
     with ProcessHandle.open(record.identity) as handle:
         handle.signal(signal.SIGTERM)
-        handle.wait(5.0)
+        handle.wait(END_TIMEOUT_S)
+
+
+def _end_orphans(record: SpawnRecord) -> None:
+    """Ask what a dead daemon left behind to end."""
+    deadline = time.monotonic() + END_TIMEOUT_S
+    with closing(processes_of(Boot(record.boot_id, None, record.shim))) as found:
+        for handle in found.handles:
+            with suppress(ProcessLookupError, PermissionError):
+                handle.signal(signal.SIGTERM)
+        for handle in found.handles:
+            handle.wait(deadline - time.monotonic())
 
 
 def _state(pid: int) -> str:
-    try:
-        return state_of(pid) if pid > 0 else ""
-    except (ProcessLookupError, PermissionError):
-        return ""
+    with suppress(ProcessLookupError, PermissionError):
+        return state_of(pid)
+    return ""

@@ -1,91 +1,84 @@
-"""All checks, in the order in which a person asks: can it run here, is it sound, does it run, who is in its way."""
+"""All checks, in the order in which a person asks: can it run here, is it sound, does it run, what is in its way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
-from turnout.doctor.addresses import check_addresses
-from turnout.doctor.files import (
-    check_builds,
-    check_configuration,
-    check_journal,
-    check_registry,
-    check_settings,
-    check_writers,
-)
-from turnout.doctor.finding import Diagnosis, Found, bad, worst
-from turnout.doctor.homes import check_clock, check_disk, check_home, check_private
-from turnout.doctor.machine import check_backlog, check_descriptors, check_pipes, check_plane, check_ports
-from turnout.doctor.metrics import check_metrics
-from turnout.doctor.processes import (
-    check_daemons,
-    check_keeper,
-    check_locks,
-    check_router,
-    check_services,
-    check_strays,
-)
-from turnout.doctor.scene import Scene
-from turnout.doctor.steering import check_steering
+from turnout.doctor import addresses, direct_planes, files, lost_homes, machine, processes, state_directory
+from turnout.doctor.context import Context, ServiceContext
+from turnout.doctor.finding import CheckResult, Diagnosis, bad, worst
 from turnout.errors import TurnoutError
 
-Check = Callable[[Scene], Iterator[Found]]
+Check = Callable[[Context], Iterator[CheckResult]]
+
+
+def _each(check: Callable[[Context, ServiceContext], Iterator[CheckResult]]) -> Check:
+    """The check of one service, made of all services."""
+    return lambda context: (
+        replace(result, service=service.name) for service in context.services for result in check(context, service)
+    )
+
+
 CHECKS: Mapping[str, Check] = {
-    "home": check_home,
-    "modes": check_private,
-    "disk": check_disk,
-    "clock": check_clock,
-    "descriptors": check_descriptors,
-    "pipes": check_pipes,
-    "backlog": check_backlog,
-    "ports": check_ports,
-    "configuration": check_configuration,
-    "settings": check_settings,
-    "registry": check_registry,
-    "builds": check_builds,
-    "journal": check_journal,
-    "writers": check_writers,
-    "keeper": check_keeper,
-    "router": check_router,
-    "plane": check_plane,
-    "steering": check_steering,
-    "service": check_services,
-    "daemons": check_daemons,
-    "strays": check_strays,
-    "locks": check_locks,
-    "address": check_addresses,
-    "metrics": check_metrics,
+    "home": state_directory.check_home,
+    "modes": state_directory.check_private,
+    "disk": state_directory.check_disk,
+    "clock": state_directory.check_clock,
+    "descriptors": machine.check_descriptors,
+    "pipes": machine.check_pipes,
+    "backlog": machine.check_backlog,
+    "ports": machine.check_ports,
+    "configuration": files.check_configuration,
+    "settings": _each(files.check_settings),
+    "registry": _each(files.check_registry),
+    "builds": _each(files.check_builds),
+    "journal": _each(files.check_journal),
+    "writers": _each(files.check_writers),
+    "homes": lost_homes.check_lost_homes,
+    "keeper": processes.check_keeper,
+    "router": processes.check_router,
+    "plane": _each(machine.check_plane),
+    "steering": direct_planes.check_steering,
+    "service": _each(processes.check_service),
+    "daemons": _each(processes.check_daemons),
+    "strays": _each(processes.check_strays),
+    "copied": processes.check_copied,
+    "locks": _each(processes.check_locks),
+    "address": _each(addresses.check_addresses),
+    "metrics": addresses.check_metrics,
 }
 
 
-def diagnose(scene: Scene) -> list[Found]:
+def diagnose(context: Context) -> list[CheckResult]:
     """Run every check; one that cannot be made is a finding too, and the others go on."""
-    found: list[Found] = []
+    results: list[CheckResult] = []
     for name, check in CHECKS.items():
         try:
-            found.extend(check(scene))
+            results.extend(replace(result, check=result.check or name) for result in check(context))
         except (OSError, TurnoutError, ValueError) as error:
             why = error.message if isinstance(error, TurnoutError) else f"{type(error).__name__}: {error}"
-            found.append(bad(name, f"this could not be looked at: {why}", "see whether the home can be read: ls -la"))
-    return found
+            hint = "see whether the home can be read: ls -la"
+            results.append(bad(f"this could not be looked at: {why}", hint, check=name))
+    return results
 
 
-def fix(found: list[Found]) -> list[str]:
-    """Do what is safe; answers a line for each thing that was done, or why it was not."""
+def fix(results: list[CheckResult]) -> list[str]:
+    """Do what is safe; returns a line for each thing that was done, or why it was not."""
     done: list[str] = []
-    for one in found:
-        if one.fix is None:
+    for result in results:
+        if result.fix is None:
             continue
         try:
-            one.fix()
+            result.fix()
         except (OSError, TurnoutError, ValueError) as error:
-            done.append(f"NOT mended: {one.finding.evidence}: {error}")
+            done.append(f"NOT mended: {result.evidence}: {error}")
         else:
-            done.append(f"{one.finding.mend} ({one.finding.evidence})")
+            done.append(f"{result.hint} ({result.evidence})")
     return done
 
 
-def diagnosis(found: list[Found], fixed: list[str]) -> Diagnosis:
+def diagnosis(results: list[CheckResult], fixed: list[str]) -> Diagnosis:
     """The answer as ``--json`` gives it."""
-    findings = [one.finding for one in found]
+    findings = [result.finding for result in results]
     return Diagnosis(schema=1, verdict=worst(findings), fixed=fixed, findings=findings)

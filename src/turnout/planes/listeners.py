@@ -1,31 +1,36 @@
-"""The listeners of a front: registered while it may accept, and not for a moment while it cannot."""
+"""The listeners of an acceptor: registered while it may accept, and not for a moment while it cannot."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Final
+from select import EPOLLIN
+from typing import Final, Protocol
 
-from turnout.planes.chooser import is_shared
 from turnout.planes.plane import Counters
-from turnout.planes.readiness import EIN, Readiness
-from turnout.planes.tcp import listens, set_up
+from turnout.reuseport.program import is_shared
+from turnout.system.net.tcp import listens, set_up
 
 FD_PAUSE_S: Final = 0.05
 
 
-class Listeners:
-    """Owns a descriptor of its own for each of them.
+class Readiness(Protocol):
+    """Descriptors are registered here as with select.epoll; the plane tells its acceptor which of them are ready.
 
-    Args:
-        loop: for a pause's end; only its thread may call.
-        readiness: where they are registered.
-        counters: the plane's.
+    Of a descriptor without events nothing but its death is of interest.
     """
+
+    def register(self, fd: int, eventmask: int = ..., /) -> None: ...
+    def modify(self, fd: int, eventmask: int, /) -> None: ...
+    def unregister(self, fd: int, /) -> None: ...
+
+
+class Listeners:
+    """Owns a descriptor of its own for each listener. ``shared``: one of them is, or may become, a group's member."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, readiness: Readiness, counters: Counters) -> None:
         self.by_fd: dict[int, socket.socket] = {}
-        self.shared = False  # one of them is, or may become, a member of a group
+        self.shared = False
         self._loop = loop
         self._readiness = readiness
         self._counters = counters
@@ -33,12 +38,21 @@ class Listeners:
         self._no_resources = False
 
     def add(self, sock: socket.socket, *, user_timeout_ms: int) -> None:
+        """Accept from a listening socket.
+
+        Raises:
+            OSError: no descriptor or no memory is left; then nothing was changed.
+        """
         own = sock.dup()
-        own.setblocking(False)
-        set_up(own, user_timeout_ms=user_timeout_ms)
+        try:
+            own.setblocking(False)
+            set_up(own, user_timeout_ms=user_timeout_ms)
+            self._readiness.register(own.fileno(), self._events)
+        except OSError:
+            own.close()
+            raise
         self.shared = self.shared or is_shared(own)
         self.by_fd[own.fileno()] = own
-        self._readiness.register(own.fileno(), self._events)
 
     def at(self, address: tuple[str, int]) -> list[socket.socket]:
         return [sock for sock in self.by_fd.values() if sock.getsockname()[:2] == address]
@@ -59,18 +73,17 @@ class Listeners:
             self.remove(sock)
 
     def set_full(self, full: bool) -> None:
-        """While the limit of connections is reached nobody is accepted, and who comes waits in the kernel's queue."""
+        """While the limit of connections is reached nothing is accepted: clients wait in the kernel's queue."""
         self._full = full
         self._watch()
 
     def pause(self) -> None:
         """No descriptors: a listener stays readable, so it is not watched for a moment instead of spinning."""
         self._counters.fd_exhausted += 1
-        if self._no_resources:
-            return
-        self._no_resources = True
-        self._watch()
-        self._loop.call_later(FD_PAUSE_S, self._resume)
+        if not self._no_resources:
+            self._no_resources = True
+            self._watch()
+            self._loop.call_later(FD_PAUSE_S, self._resume)
 
     def _resume(self) -> None:
         self._no_resources = False
@@ -78,7 +91,7 @@ class Listeners:
 
     @property
     def _events(self) -> int:
-        return 0 if self._no_resources or self._full else EIN
+        return 0 if self._no_resources or self._full else EPOLLIN
 
     def _watch(self) -> None:
         for fd in self.by_fd:

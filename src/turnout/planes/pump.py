@@ -2,7 +2,7 @@
 
 Each direction starts by copying through one shared buffer; a read that fills the buffer sends it over to splice(2), and
 small transfers bring it back. Where the destination is full the source is paused: at most one buffer or pipe is filled
-in between. What a stall, an end or a reset means is not decided here but in :mod:`turnout.core.flow`.
+in between. What a stall, an end or a reset means is not decided here but in :mod:`turnout.planes.flow`.
 """
 
 from __future__ import annotations
@@ -12,70 +12,46 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from dataclasses import dataclass, field
+from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT
+from typing import Final
 
-from turnout.core.flow import Do, FlowEvent, FlowState, step, waits_for
-from turnout.planes.plane import Carried, Counters
-from turnout.planes.splice import NONBLOCK, PIPE_BYTES, Pipe, PipePool
-from turnout.planes.tcp import NO_LINGER, RESET_LINGER, peer_of
+from turnout.planes.flow import Do, FlowEvent, FlowState, step, waits_for
+from turnout.planes.pipe_pool import NONBLOCK, PIPE_BYTES, Pipe, PipePool
+from turnout.planes.plane import ConnectionInfo, Counters
+from turnout.system.net.tcp import NO_LINGER, RESET_LINGER, peer_of, reset_on_close
 
-EIN: Final = select.EPOLLIN
-EOUT: Final = select.EPOLLOUT
-EDEAD: Final = select.EPOLLERR | select.EPOLLHUP
+EDEAD: Final = EPOLLERR | EPOLLHUP
 BUFFER_BYTES: Final = 65536
 SMALL_BYTES: Final = 16384
 SMALL_TIMES: Final = 4  # so many small transfers in a row end a burst
-AGAIN_AT_ONCE: Final = 64  # flows that are read on in one round without being told
+AGAIN_AT_ONCE: Final = 64  # flows that are read on in one round without an event
 UNWATCHED: Final = -1
 FLOWING: Final = FlowState.FLOWING
 
 
-class Splice(Protocol):
-    """splice(2): so many bytes at most from one descriptor to another, one of them a pipe."""
-
-    def __call__(self, src: int, dst: int, count: int, /, *, flags: int) -> int: ...
-
-
+@dataclass(slots=True, eq=False)
 class Flow:
     """One direction of a connection: from ``src`` to ``dst``. Owns the pipe it has leased, nothing else.
 
     The rest, where its state says that there is one, lies in ``pending`` or in the pipe.
     """
 
-    __slots__ = (
-        "count",
-        "dst",
-        "dst_fd",
-        "pair",
-        "pending",
-        "pipe",
-        "pump",
-        "recv_into",
-        "rev",
-        "send",
-        "small",
-        "src",
-        "src_fd",
-        "state",
-        "watch",
-    )
-
-    def __init__(self, src: socket.socket, dst: socket.socket, pair: Pair, pump: Pump) -> None:
-        self.pump = pump
-        self.src = src
-        self.dst = dst
-        self.src_fd = src.fileno()
-        self.dst_fd = dst.fileno()
-        self.recv_into = src.recv_into
-        self.send = dst.send
-        self.pair = pair
-        self.rev: Flow = self
-        self.pending: memoryview | None = None  # what dst did not take
-        self.pipe: Pipe | None = None
-        self.small = 0
-        self.count = 0
-        self.state = FLOWING
-        self.watch = EIN  # what the epoll watches src for; UNWATCHED: it is not in there
+    src: socket.socket
+    dst: socket.socket
+    src_fd: int
+    dst_fd: int
+    recv_into: Callable[[bytearray], int]
+    send: Callable[[memoryview], int]
+    pair: Pair
+    pump: Pump
+    rev: Flow = field(init=False)  # the other direction
+    pending: memoryview | None = None  # what dst did not take
+    pipe: Pipe | None = None
+    small: int = 0
+    count: int = 0
+    state: FlowState = FLOWING
+    watch: int = EPOLLIN  # what the epoll watches src for; UNWATCHED: it is not in there
 
 
 class Pair:
@@ -91,18 +67,25 @@ class Pair:
         self.since = since
         self.closed = False
         self.broken = False  # one side was reset: however the rest ends, it ends as a reset
-        self.up = Flow(client, daemon, self, pump)
-        self.down = Flow(daemon, client, self, pump)
+        client_fd, daemon_fd = client.fileno(), daemon.fileno()
+        self.up = Flow(client, daemon, client_fd, daemon_fd, client.recv_into, daemon.send, self, pump)
+        self.down = Flow(daemon, client, daemon_fd, client_fd, daemon.recv_into, client.send, self, pump)
         self.up.rev = self.down
         self.down.rev = self.up
         self.last = self.down  # the direction in which bytes went last
+
+    def end(self) -> None:
+        self.up.pump.end(self)
+
+    def reset(self) -> None:
+        self.up.pump.reset(self)
 
     def moved(self) -> tuple[int, int]:
         """Bytes that the daemon took, and the client."""
         return self.up.count, self.down.count
 
-    def carried(self, now: float, *, peers: bool) -> Carried:
-        return Carried(
+    def info(self, now: float, *, peers: bool) -> ConnectionInfo:
+        return ConnectionInfo(
             self.id,
             peer_of(self.up.src) if peers else "",
             now - self.since,
@@ -117,13 +100,13 @@ class Pump:
     """Moves bytes for every pair that was added. Owns the pairs, the buffer and the pipes; the epoll is the relay's.
 
     Args:
-        epoll: where the sockets are watched.
-        flows: where each flow is found by the descriptor that it reads from; other pumps may share both.
-        counters: what it moved is counted here.
+        epoll: where the sockets are watched; other pumps may share it and ``flows``.
+        flows: each flow by the descriptor that it reads from.
+        counters: the relay's.
         on_closed: called with each pair once its sockets are closed.
         on_again: called when a flow is to be read on that no event will call for; :meth:`run_again` does it.
         pool: the pipes that it leases.
-        splice: splice(2), or what a test puts into its place.
+        splice: splice(2), or a test's fake of it.
     """
 
     def __init__(
@@ -135,7 +118,7 @@ class Pump:
         on_again: Callable[[], None],
         *,
         pool: PipePool | None = None,
-        splice: Splice = os.splice,
+        splice: Callable[..., int] = os.splice,
     ) -> None:
         self._epoll = epoll
         self._counters = counters
@@ -158,7 +141,7 @@ class Pump:
         watch = self._epoll.register if fresh else self._watch
         for flow in (pair.up, pair.down):
             self._flows[flow.src_fd] = flow
-            watch(flow.src_fd, EIN)
+            watch(flow.src_fd, EPOLLIN)
         self.read(pair.up)  # what the client has sent meanwhile goes out with the same wakeup
         return pair
 
@@ -171,13 +154,17 @@ class Pump:
     # -- events ------------------------------------------------------------------------------------------------------
 
     def handle(self, flow: Flow, events: int) -> None:
-        """What the epoll says of the descriptor that ``flow`` reads from."""
-        if events & EOUT and flow.rev.state.blocked:
-            self._go_on(flow.rev)
+        """Handle the epoll's events of the descriptor that ``flow`` reads from."""
+        rev = flow.rev
+        if events & EPOLLOUT and rev.state.blocked:  # the destination takes bytes again: the rest first
+            if rev.pending is not None:
+                self._flush(rev, rev.pending)
+            elif rev.pipe is not None:
+                self._empty(rev, rev.pipe)
         if flow.pair.closed:
             return
         if flow.state is FLOWING:
-            if events & (EIN | EDEAD):
+            if events & (EPOLLIN | EDEAD):
                 self.read(flow)
         elif events & EDEAD:
             self._met(flow, FlowEvent.SOURCE_DEAD)
@@ -196,13 +183,13 @@ class Pump:
         self._on_again()
 
     def _met(self, flow: Flow, event: FlowEvent) -> None:
-        """Have it decided what that means, and do it."""
+        """Decide what the event means, and do it."""
         flow.state, flow.pair.broken, do = step(flow.state, flow.rev.state, flow.pair.broken, event)
         if flow.state is FlowState.ENDED:
             flow.pending = None
             self._give_back(flow)
-        for one in do:
-            match one:
+        for action in do:
+            match action:
                 case Do.WATCH:
                     self._watch_both(flow)
                 case Do.UNWATCH:
@@ -224,14 +211,14 @@ class Pump:
                     self.reset(flow.pair)
 
     def _watch_both(self, flow: Flow) -> None:
-        """Tell the epoll what both ends are waited for now."""
-        for one in (flow, flow.rev):
-            if one.watch != UNWATCHED:
-                readable, writable = waits_for(one.state, one.rev.state)
-                events = (EIN if readable else 0) | (EOUT if writable else 0)
-                if events != one.watch:
-                    one.watch = events
-                    self._epoll.modify(one.src_fd, events)
+        """Have the epoll watch both sockets for what is waited for now."""
+        for way in (flow, flow.rev):
+            if way.watch != UNWATCHED:
+                readable, writable = waits_for(way.state, way.rev.state)
+                events = (EPOLLIN if readable else 0) | (EPOLLOUT if writable else 0)
+                if events != way.watch:
+                    way.watch = events
+                    self._epoll.modify(way.src_fd, events)
 
     # -- moving bytes ------------------------------------------------------------------------------------------------
 
@@ -283,7 +270,9 @@ class Pump:
             self._met(flow, FlowEvent.SOURCE_RESET)
             return
         if not size:
-            self._met(flow, FlowEvent.END)
+            # The end, or urgent data, which splice(2) never moves (tcp_read_sock, net/ipv4/tcp.c): a read tells which.
+            self._give_back(flow)
+            self.read(flow)
             return
         self._counters.spliced_bytes += size
         flow.pair.last = flow
@@ -292,13 +281,6 @@ class Pump:
         self._empty(flow, pipe)
         if flow.small >= SMALL_TIMES and not pipe.held:
             self._give_back(flow)
-
-    def _go_on(self, flow: Flow) -> None:
-        """The destination takes bytes again: the rest first."""
-        if flow.pending is not None:
-            self._flush(flow, flow.pending)
-        elif flow.pipe is not None:
-            self._empty(flow, flow.pipe)
 
     def _empty(self, flow: Flow, pipe: Pipe) -> None:
         """Pipe to destination, as much as it takes."""
@@ -352,12 +334,9 @@ class Pump:
         if pair.closed:
             return
         for flow in (pair.up, pair.down):
-            self._give_back(flow)
-        for sock in (pair.up.src, pair.down.src):
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_LINGER)
-            except OSError:
-                continue
+            self._give_back(flow)  # which undoes SO_LINGER
+        reset_on_close(pair.up.src)
+        reset_on_close(pair.down.src)
         self._close(pair)
 
     def _close(self, pair: Pair) -> None:

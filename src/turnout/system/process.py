@@ -1,4 +1,4 @@
-"""What a process is, and how to signal exactly it. Standard library only: the keeper imports this.
+"""Identifies processes, and signals exactly the process that is meant. Standard library only: the keeper imports this.
 
 A pid is not an identity, it is reused. The start time in field 22 of /proc/PID/stat, together with the machine's boot
 id and the pid namespace, is one; a pidfd holds on to it.
@@ -13,13 +13,18 @@ import os
 import select
 import signal
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from turnout.core.model import Identity
+from turnout.system.files import undone_on_error
 
+# In the place of a machine's boot id: a process of the home that this one was copied from. As after a reboot, nothing
+# that runs here is that process, whatever its pid.
+ANOTHER_HOME: Final = "another home"
 _STAT_BYTES: Final = 4096  # more than a line of it can have
 _PROC: Final = "/proc"
+_COMMAND_CHARS: Final = 80
+_SHELLS: Final = frozenset({"sh", "ash", "bash", "dash", "ksh", "ksh93", "mksh", "rbash", "yash", "zsh"})
 # Python knows no name for it yet. pidfd_send_signal(2), Linux 6.9: signal the group that this process leads or led.
 _PIDFD_SIGNAL_PROCESS_GROUP: Final = 1 << 2
 
@@ -131,24 +136,43 @@ def state_of(pid: int) -> str:
     return _read_stat(pid)[:1].decode()
 
 
-def user_of(pid: int) -> int | None:
-    """The user as whom a process acts (its effective uid, proc_pid_status(5)); None: it is gone, or not to be seen.
-
-    The owner of /proc/PID is root's where the process has changed its user and executed nothing since (proc(5)).
-    """
+def own_status(proc: Path = Path(_PROC)) -> dict[str, str]:
+    """The fields of proc_pid_status(5) of this process; empty where they are not known."""
     try:
-        lines = Path(f"{_PROC}/{pid}/status").read_text().splitlines()
-        return next(int(line.split()[2]) for line in lines if line.startswith("Uid:"))
-    except (OSError, StopIteration):
-        return None
+        lines = (proc / "self/status").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def command_of(pid: int, *, proc: Path = Path(_PROC)) -> str:
+    """A process's command line, or its name where that is empty, in one short printable line; empty: it is not seen."""
+    try:
+        raw = (proc / str(pid) / "cmdline").read_bytes() or (proc / str(pid) / "comm").read_bytes()
+    except OSError:
+        return ""
+    text = raw.replace(b"\0", b" ").decode(errors="replace")
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= _COMMAND_CHARS else line[: _COMMAND_CHARS - 1] + "…"
 
 
 def is_suspended(pid: int) -> bool:
-    """Whether it is stopped (T) or traced (t), proc_pid_stat(5); one that cannot be seen is not known to be."""
+    """Whether it is stopped (T) or traced (t), proc_pid_stat(5); a process that cannot be seen is not known to be."""
     try:
         return pid > 0 and state_of(pid) in {"T", "t"}
     except (ProcessLookupError, PermissionError):
         return False
+
+
+def is_shell(identity: Identity) -> bool:
+    """Whether a process is a shell, which passes no signal on to what it runs. One that cannot be seen is none."""
+    try:
+        program = Path(f"{_PROC}/{identity.pid}/exe").readlink().name
+        if program == "busybox":
+            program = Path(f"{_PROC}/{identity.pid}/comm").read_text().strip()
+    except OSError:
+        return False
+    return program in _SHELLS and is_alive(identity)
 
 
 def is_alive(identity: Identity) -> bool:
@@ -172,6 +196,11 @@ def of_another_boot(identity: Identity) -> bool:
     return bool(identity.machine_boot_id) and identity.machine_boot_id != machine_boot_id()
 
 
+def of_another_home(identity: Identity) -> bool:
+    """Whether it is a process of the home that this one was copied from; then it counts as ended."""
+    return identity.machine_boot_id == ANOTHER_HOME
+
+
 def out_of_sight(identity: Identity) -> bool:
     """Whether its pid counts in another pid namespace, where it says nothing to us."""
     return bool(identity.pid_ns) and identity.pid_ns != pid_namespace()
@@ -190,7 +219,7 @@ def _runs(identity: Identity) -> bool:
 
 
 class ProcessHandle:
-    """A process that was proven to be the one that was meant, held by a pidfd. Owns that descriptor."""
+    """A process that was proven to be the expected one, held by a pidfd. Owns that descriptor."""
 
     __slots__ = ("_fd", "identity")
 
@@ -214,14 +243,11 @@ class ProcessHandle:
             fd = os.pidfd_open(identity.pid)  # close-on-exec by itself
         except OverflowError as error:
             raise ProcessLookupError(f"{identity.pid} is no pid") from error
-        try:
-            same = _stat(identity.pid).start_ticks == identity.start_ticks
-        except (ProcessLookupError, PermissionError):
-            same = False
-        if not same:
-            os.close(fd)
+        with undone_on_error(functools.partial(os.close, fd)):  # also where none is left to read /proc with
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if _stat(identity.pid).start_ticks == identity.start_ticks:
+                    return cls(fd, identity)
             raise ProcessLookupError(f"pid {identity.pid} is not the process that was meant")
-        return cls(fd, identity)
 
     def fileno(self) -> int:
         return self._fd
@@ -271,9 +297,7 @@ class ProcessHandle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
 
@@ -301,18 +325,18 @@ def tree_of(identity: Identity) -> set[int]:
 
 
 def _table() -> dict[int, _Stat]:
-    found: dict[int, _Stat] = {}
+    table: dict[int, _Stat] = {}
     if _has_proc():
         for pid in (int(entry.name) for entry in Path(_PROC).iterdir() if entry.name.isdigit()):
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                found[pid] = _stat(pid)
-    return found
+                table[pid] = _stat(pid)
+    return table
 
 
 def _below(roots: set[int], table: dict[int, _Stat]) -> set[int]:
-    found = set(roots)
-    fresh = found
+    below = set(roots)
+    fresh = below
     while fresh:
-        fresh = {pid for pid, stat in table.items() if stat.ppid in fresh} - found
-        found |= fresh
-    return found
+        fresh = {pid for pid, stat in table.items() if stat.ppid in fresh} - below
+        below |= fresh
+    return below

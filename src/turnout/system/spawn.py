@@ -1,61 +1,48 @@
-"""Starting a daemon from a single-threaded parent, so that none ever runs unrecorded. Standard library only.
+"""Starts a daemon from a single-threaded parent, so that none ever runs unrecorded. Standard library only.
 
-    parent: fork ─ write the record ─ open the gate ─ read how exec went
+    parent: fork ─ read the daemon's pid ─ write the record ─ open the gate ─ read how exec went
     child:  setsid, log, directory, limits ─ wait at the gate ─ exec
 
-A parent that dies before the gate is open closes the pipe, and the child ends without having become the daemon.
+A parent that dies before the gate is open closes the pipe, and the child ends without having become the daemon. Between
+the keeper and a daemon stands a shim (:mod:`turnout.system.shim`), which forks the child. The parent's steps are a
+generator, so that the keeper's loop goes on while a shim or a program hangs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import io
 import os
 import re
 import resource
-import secrets
 import select
 import signal
-import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Final, NoReturn
 
 from turnout.core.model import Identity
-from turnout.errors import SpawnError, StateUnwritableError
-from turnout.system.process import identify
-from turnout.system.spawn_record import EndRecord, SpawnRecord, read_records, record_end, write_record
-
-__all__ = [
-    "EndRecord",
-    "ReservedPort",
-    "SpawnRecord",
-    "SpawnRequest",
-    "adopt_subreaper",
-    "choose_port",
-    "clean_environment",
-    "fill_port",
-    "read_records",
-    "record_end",
-    "resolve_command",
-    "spawn",
-]
+from turnout.errors import NotBegunError, SpawnError
+from turnout.system.files import open_private, or_unwritable
+from turnout.system.limits import NO_LIMITS, Limits, set_own
+from turnout.system.process import ProcessHandle, identify
+from turnout.system.shim import Shim, close_others, fork_behind
+from turnout.system.spawn_record import SpawnRecord, write_record
 
 EXEC_TIMEOUT_S: Final = 5.0
-FIXED_PORT: Final = 47777  # where clients come by default, so never a daemon's own
-PORT_TRIES: Final = 200
-# What an outer turnout or systemd said to this process alone: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
+BLOCKED_TIMEOUT_S: Final = 1.0  # instead, where the caller can do nothing else: verbs kill a keeper that is silent
+# Set by an outer turnout or systemd for this process alone: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
 # Whole names, since LISTEN_ADDR and the like are the daemon's business.
 _NOT_FOR_DAEMONS: Final = frozenset({"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "MAINPID"})
 _NOR_THESE: Final = ("TURNOUT_", "WATCHDOG_")
 _WORD: Final = re.compile(r"(?<!\{)\{(port|fd|listen_port)\}(?!\})")
-_PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2), Linux 3.4
+_FORK_TIMEOUT_S: Final = 4.0  # with EXEC_TIMEOUT_S less than a verb waits for the keeper's answer
+_END_TIMEOUT_S: Final = 1.0
+_SAYS_WITHIN_S: Final = 0.2  # a child that has failed wrote so before it ended; a stopped shim writes nothing
 _FIRST_PASSED_FD: Final = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 
 
@@ -72,10 +59,12 @@ class SpawnRequest:
         log_path: its output is appended there; made with mode 0600, refused if it is a symbolic link.
         record_path: says what runs, and is written before it runs.
         nofile: soft and hard RLIMIT_NOFILE (getrlimit(2)); None leaves what the parent has.
-        pass_fds: descriptors that it gets as 3, 4, …, told by LISTEN_FDS and LISTEN_PID. They stay the caller's.
+        limits: further resource limits, by name; they win over ``nofile``.
+        umask: its file mode creation mask (umask(2)); None leaves what the parent has.
+        program: the absolute path of its program; where that is empty, or gone, ``argv[0]`` is looked up.
+        pass_fds: descriptors that it gets as 3, 4, …, named by LISTEN_FDS and LISTEN_PID. They stay the caller's.
         slot: its place in the group at the fixed address.
         listener_inode: the listener that it has there; 0: it is in none.
-        joins: it joins that group by itself.
     """
 
     boot_id: str
@@ -86,59 +75,153 @@ class SpawnRequest:
     log_path: Path
     record_path: Path
     nofile: tuple[int, int] | None = None
+    limits: Limits = field(default_factory=lambda: NO_LIMITS)
+    umask: int | None = None
+    program: str = ""
     pass_fds: tuple[int, ...] = ()
     slot: int = 0
     listener_inode: int = 0
-    joins: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait until ``fd`` is readable, for at most ``timeout_s`` seconds."""
+
+    fd: int
+    timeout_s: float
+
+
+# Yields each wait, is sent whether the descriptor became readable in time, and returns the daemon (and its shim).
+Start = Generator[Wait, bool, tuple[ProcessHandle, Shim | None]]
 
 
 def spawn(request: SpawnRequest) -> Identity:
-    """Fork and exec, from a process without threads; the daemon leads a session of its own.
+    """Fork and exec, from a process without threads; the child leads a session of its own.
 
-    Answers once exec is done, or after 5 s (a cold disk), when it is the probe that judges. To wait for the child is
-    the caller's business.
+    Returns once exec is done, or after 1 s (a cold disk). To wait for the child is the caller's business.
 
     Raises:
         SpawnError: no such command, not executable, no such directory, no process to be had; nothing of it is left.
         StateUnwritableError: its record or its log cannot be written; nothing runs.
     """
-    path = resolve_command(request.argv, request.cwd, request.env)
+    handle, _ = wait_through(_start(request, shimmed=False))
+    with handle:
+        return handle.identity
+
+
+def spawn_behind_shim(request: SpawnRequest) -> Start:
+    """As :func:`spawn`, with a shim as the daemon's parent, which is this process' child. Both are the caller's.
+
+    The start is over once exec is done, or after 5 s, when it is the probe that judges. Between two steps the caller
+    may wait for its children (wait(2)). Raises as :func:`spawn`.
+    """
+    return _start(request, shimmed=True)
+
+
+def wait_through(start: Start) -> tuple[ProcessHandle, Shim | None]:
+    """Run a start to its end, and do nothing else meanwhile. Raises as :func:`spawn`."""
+    try:
+        wait = next(start)
+        while True:
+            wait = start.send(_is_readable(wait.fd, wait.timeout_s))
+    except StopIteration as end:
+        started: tuple[ProcessHandle, Shim | None] = end.value
+        return started
+
+
+def _is_readable(fd: int, timeout_s: float) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN | select.POLLHUP)
+    return bool(poller.poll(timeout_s * 1000))
+
+
+def _start(request: SpawnRequest, *, shimmed: bool) -> Start:
+    path = resolve_command(request.argv, request.cwd, request.env, program=request.program)
     with contextlib.ExitStack() as opened:
-        log = opened.enter_context(_open_log(request.log_path))
+        with or_unwritable("write", request.log_path):
+            log_fd = open_private(request.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            log = opened.enter_context(io.FileIO(log_fd, "ab"))
         try:
             gate_read, gate_write = _pipe(opened)
-            told_read, told_write = _pipe(opened)
+            status_read, status_write = _pipe(opened)
+            report_read, report_write = _pipe(opened)
             pid = _fork_masked()
         except OSError as error:
             raise _refusal(request, path, "fork", error.errno or 0) from error
         if pid == 0:
-            _become(request, path, log.fileno(), gate_read.fileno(), gate_write.fileno(), told_write.fileno())
-        for child_end in (log, gate_read, told_write):
+            if shimmed:
+                fork_behind(report_write.fileno())
+            _become(request, path, log.fileno(), gate_read.fileno(), gate_write.fileno(), status_write.fileno())
+        for child_end in (log, gate_read, status_write, report_write):
             child_end.close()
+        shim: Shim | None = None
+        handle: ProcessHandle | None = None
         try:
+            try:
+                handle = ProcessHandle.open(identify(pid))
+                if shimmed:
+                    shim, handle = Shim(handle, os.dup(report_read.fileno())), None
+                    yield Wait(shim.report, _FORK_TIMEOUT_S)
+                    handle = _daemon_behind(shim)
+            except OSError as error:  # it may have failed before the gate, and written why
+                gate_write.close()  # else it waits there, and this process for it
+                failure = _exec_failure(status_read, _SAYS_WITHIN_S)
+                raise _refusal(request, path, *(failure or ("fork", error.errno or 0))) from error
             record = SpawnRecord(
-                request.boot_id,
-                request.service,
-                identify(pid),
-                str(request.log_path),
-                time.time(),
+                boot_id=request.boot_id,
+                service=request.service,
+                identity=handle.identity,
+                log=str(request.log_path),
+                spawned_ts=time.time(),
                 slot=request.slot,
                 listener_inode=request.listener_inode,
-                joins=request.joins,
+                shim=shim.identity if shim else None,
             )
             write_record(request.record_path, record)
             with contextlib.suppress(BrokenPipeError):  # it failed before the gate, and says so on the other pipe
                 gate_write.write(b"g")
-            trouble = _exec_trouble(told_read)
-            if trouble:
-                raise _refusal(request, path, *trouble)
-        except BaseException:
-            os.kill(pid, signal.SIGKILL)  # our own child, not waited for: the number is still its own
-            os.waitpid(pid, 0)
+            yield Wait(status_read.fileno(), EXEC_TIMEOUT_S if shimmed else BLOCKED_TIMEOUT_S)
+            failure = _exec_failure(status_read, 0.0)
+            if failure:
+                raise _refusal(request, path, *failure)
+        except BaseException as error:
+            gate_write.close()  # a child that waits there ends by that alone
+            ending = _end_failed(pid, handle, shim)
+            if isinstance(error, GeneratorExit):  # the keeper ends, and waits for nothing more
+                for _ in ending:
+                    pass
+            else:
+                yield from ending
             with contextlib.suppress(OSError):
                 request.record_path.unlink()
             raise
-    return record.identity
+    return handle, shim
+
+
+def _daemon_behind(shim: Shim) -> ProcessHandle:
+    """Raises OSError: the shim could not fork, or has not reported, or what it forked has ended."""
+    daemon = shim.daemon(0.0)
+    if isinstance(daemon, int):
+        raise OSError(daemon or errno.ETIMEDOUT, os.strerror(daemon or errno.ETIMEDOUT))
+    return ProcessHandle.open(daemon)
+
+
+def _end_failed(pid: int, daemon: ProcessHandle | None, shim: Shim | None) -> Iterator[Wait]:
+    """Kill what was forked, and wait for our own child ``pid``: the shim, or the daemon where there is none."""
+    if daemon:
+        with daemon, contextlib.suppress(OSError):
+            daemon.signal(signal.SIGKILL)
+    if shim is None:
+        os.kill(pid, signal.SIGKILL)  # our own child, not waited for: the number is still its own
+        os.waitpid(pid, 0)
+        return
+    yield Wait(shim.handle.fileno(), _END_TIMEOUT_S)  # it ends with the daemon
+    with contextlib.suppress(OSError):
+        shim.handle.signal(signal.SIGKILL)
+    yield Wait(shim.handle.fileno(), _END_TIMEOUT_S)
+    with contextlib.suppress(ChildProcessError):  # the keeper may have waited for it between two steps
+        os.waitid(os.P_PIDFD, shim.handle.fileno(), os.WEXITED | os.WNOHANG)
+    shim.close()
 
 
 def _pipe(opened: contextlib.ExitStack) -> tuple[io.FileIO, io.FileIO]:
@@ -158,7 +241,7 @@ def _fork_masked() -> int:
     return pid
 
 
-def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: int, told: int) -> NoReturn:
+def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: int, status: int) -> NoReturn:
     """In the child: turn into the daemon, or tell the parent why not. Never returns."""
     step = "session"
     try:
@@ -166,8 +249,8 @@ def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: i
         os.setsid()
         step = "descriptors"
         above = _FIRST_PASSED_FD + len(request.pass_fds)
-        log, gate, told, *passed = (
-            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in (log, gate, told, *request.pass_fds)
+        log, gate, status, *passed = (
+            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in (log, gate, status, *request.pass_fds)
         )
         os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
         os.set_inheritable(0, True)  # dup2(2) of 0 onto itself, where the parent has no stdin, leaves the flag
@@ -175,12 +258,16 @@ def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: i
         os.dup2(log, 2)
         for number, fd in enumerate(passed, _FIRST_PASSED_FD):
             os.dup2(fd, number)
-        _close_others(above, {gate, told})
+        # a listener that leaks, opened without close-on-exec, keeps its port after all others have ended
+        close_others({gate, status}, low=above)
         step = "directory"
         os.chdir(request.cwd or "/")
         step = "limits"
         if request.nofile:
             resource.setrlimit(resource.RLIMIT_NOFILE, request.nofile)
+        set_own(request.limits)
+        if request.umask is not None:
+            os.umask(request.umask)
         step = "signals"
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
@@ -196,29 +283,15 @@ def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: i
     except BaseException as error:  # noqa: BLE001  # nothing may return into the parent's code
         number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
         with contextlib.suppress(OSError):
-            os.write(told, f"{step} {number}".encode())
+            os.write(status, f"{step} {number}".encode())
     os._exit(127)
 
 
-def _close_others(low: int, keep: Collection[int]) -> None:
-    """Close what some code opened without close-on-exec: a listener that leaks keeps its port after everybody died."""
-    try:
-        numbers = [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
-    except OSError:
-        numbers = list(range(low, 4096))
-    for fd in numbers:
-        if fd >= low and fd not in keep:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-
-
-def _exec_trouble(told: io.FileIO) -> tuple[str, int] | None:
+def _exec_failure(status: io.FileIO, timeout_s: float) -> tuple[str, int] | None:
     """None once exec has closed the pipe, or the time is up; else the step that failed and its errno."""
-    poller = select.poll()
-    poller.register(told.fileno(), select.POLLIN | select.POLLHUP)
-    if not poller.poll(EXEC_TIMEOUT_S * 1000):
+    if not _is_readable(status.fileno(), timeout_s):
         return None
-    step, _, number = told.read(64).decode().partition(" ")
+    step, _, number = status.read(64).decode().partition(" ")
     return (step, int(number)) if step else None
 
 
@@ -233,25 +306,17 @@ def _refusal(request: SpawnRequest, path: str, step: str, number: int) -> SpawnE
         return SpawnError(f"cannot run {path}: exec format error", hint="a script begins with a line like #!/bin/sh")
     if step == "exec" and number == errno.ENOENT:
         return SpawnError(f"cannot run {path}: its interpreter does not exist", hint=f"see the first line of {path}")
+    if step == "exec" and number == errno.E2BIG:
+        return SpawnError(f"cannot run {path}: command and environment are too long", hint="getconf ARG_MAX")
     if step == "exec" and number == errno.EACCES:
         return SpawnError(f"not executable: {path}", hint="it, or its interpreter, or the mount forbids it")
-    return SpawnError(f"cannot start {path}: {step}: {why}", hint="see the limits: ulimit -a")
+    return NotBegunError(f"cannot start {path}: {step}: {why}", hint="see the limits: ulimit -a")
 
 
-def _open_log(path: Path) -> io.FileIO:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        return io.FileIO(os.open(path, flags, 0o600), "ab")
-    except OSError as error:
-        why = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror
-        raise StateUnwritableError(f"cannot write {path}: {why}", hint="check the state directory") from error
-
-
-# -- the command -----------------------------------------------------------------------------------------------------
-
-
-def resolve_command(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> str:
+def resolve_command(argv: Sequence[str], cwd: str, env: Mapping[str, str], *, program: str = "") -> str:
     """Which file will run: relative to ``cwd`` where it has a slash, else found on the PATH of ``env``.
+
+    ``program``: the file that ran at the deploy; it is taken while it can be executed.
 
     Raises:
         SpawnError: there is none, it is not executable, or the directory does not exist. Nothing was started.
@@ -265,11 +330,13 @@ def resolve_command(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> st
     home = Path(cwd or "/")
     if not home.is_dir():
         raise SpawnError(f"no such directory: {cwd}", hint="check cwd")
+    if program and is_file(Path(program)) and os.access(program, os.X_OK):
+        return program
     name = argv[0]
     # an empty or relative entry of PATH is taken from the daemon's directory (environ(7)), not from ours
     entries = [""] if "/" in name else env.get("PATH", os.defpath).split(":")
     places = [home / entry / name for entry in entries]
-    files = [place for place in places if _is_file(place)]
+    files = [place for place in places if is_file(place)]
     for place in files:
         if os.access(place, os.X_OK):
             return str(place)
@@ -280,25 +347,27 @@ def resolve_command(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> st
     raise SpawnError(f"no such command: {name}", hint="is it installed, and on the PATH?")
 
 
-def _is_file(place: Path) -> bool:
+def is_file(place: Path) -> bool:
     try:
         return place.is_file()
-    except OSError:  # a directory on the way that may not be searched
+    except OSError:  # a directory on the way that may not be searched; a word that is no path, for its length
         return False
 
 
 def clean_environment(base: Mapping[str, str], extra: Mapping[str, str], *, port: int | None) -> dict[str, str]:
-    """The daemon's environment: ``base`` without what an outer turnout or systemd said to us, then ``extra``.
+    """The daemon's environment: ``base`` without what an outer turnout or systemd set for this process, then ``extra``.
 
     Args:
         base: what this process has.
-        extra: what the service's configuration adds.
-        port: where the daemon shall listen, told as PORT and TURNOUT_PORT; None where it gets a socket instead.
+        extra: what the service's configuration adds; a PORT in it stays.
+        port: where the daemon shall listen, as PORT and TURNOUT_PORT; None where it gets a socket instead.
     """
     env = {key: value for key, value in base.items() if key not in _NOT_FOR_DAEMONS and not key.startswith(_NOR_THESE)}
     env.update(extra)
     if port is not None:
-        env["PORT"] = env["TURNOUT_PORT"] = str(port)
+        env["TURNOUT_PORT"] = str(port)
+        if "PORT" not in extra:
+            env["PORT"] = str(port)
     return env
 
 
@@ -311,76 +380,5 @@ def fill_port(argv: Sequence[str], port: int, *, listen_port: int | None = None)
         listen_port: ``{listen_port}``, where the service does; None: as ``port``. ``{fd}`` is the first descriptor
             that is passed on (sd_listen_fds(3)).
     """
-    told = {"port": port, "fd": _FIRST_PASSED_FD, "listen_port": port if listen_port is None else listen_port}
-    return tuple(_WORD.sub(lambda match: str(told[match[1]]), word) for word in argv)
-
-
-def adopt_subreaper() -> None:
-    """Have orphaned grandchildren become our children (prctl(2)), so that a daemon that forks twice is still reaped."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-# -- ports -----------------------------------------------------------------------------------------------------------
-
-
-class ReservedPort:
-    """A port kept free for one daemon. Owns the bound, silent SO_REUSEADDR socket that keeps it.
-
-    A daemon that sets SO_REUSEADDR binds beside it (socket(7)); nobody else can take the port meanwhile.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.port: int = sock.getsockname()[1]
-
-    def release(self) -> None:
-        self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-
-def choose_port(host: str = "127.0.0.1", *, avoid: Collection[int] = ()) -> ReservedPort:
-    """Reserve a port at random outside the ephemeral range, which any outgoing connection could take.
-
-    Args:
-        host: the address that the daemon will bind.
-        avoid: ports that must not be chosen, beside 47777.
-
-    Raises:
-        SpawnError: none is free.
-    """
-    low, high = _ephemeral_range()
-    barred = {*avoid, FIXED_PORT}
-    outside = [port for port in (*range(20000, low), *range(high + 1, 65536)) if port not in barred]
-    tries = secrets.SystemRandom().sample(outside, min(len(outside), PORT_TRIES))
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for port in tries or [0] * PORT_TRIES:  # 0: nothing lies outside here, so the kernel chooses
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            # Bound first without SO_REUSEADDR, so that a port somebody else keeps in this way is refused; from then
-            # on with it, so that the daemon is not.
-            sock.bind((host, port))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        except OSError:
-            sock.close()
-            continue
-        reserved = ReservedPort(sock)
-        if reserved.port not in barred:
-            return reserved
-        reserved.release()
-    raise SpawnError(f"no free port for the daemon on {host}", hint="see: ss -ltn")
-
-
-def _ephemeral_range() -> tuple[int, int]:
-    try:
-        low, high = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
-        return int(low), int(high)
-    except (OSError, ValueError):
-        return 32768, 60999  # Linux' default, ip(7)
+    values = {"port": port, "fd": _FIRST_PASSED_FD, "listen_port": port if listen_port is None else listen_port}
+    return tuple(_WORD.sub(lambda match: str(values[match[1]]), word) for word in argv)

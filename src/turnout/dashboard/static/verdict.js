@@ -19,9 +19,11 @@ export function judge(service, beside, rollouts, now) {
     return { tone: severity, headline: capital(what), detail: [since(beside, now), serving(active)], mend, more };
   }
   if (service.desired === "stopped") {
-    const mend = typed(service.router.alive ? "start" : "up", service.name);
+    const failed = service.failed_start;
+    const headline = failed ? capital(failed.what) : "Stopped by hand";
+    const mend = failed ? failed.mend : service.start_with;
     const how = service.router.alive ? "resets" : "refuses"; // without a router nobody listens
-    return { tone: "idle", headline: "Stopped by hand", detail: [`${where} ${how} what comes`], mend, more };
+    return { tone: "idle", headline, detail: [`${where} ${how} what comes`], mend, more };
   }
   if (FLIGHT[block.state]) {
     const who = service.daemons.find((daemon) => daemon.role === "candidate");

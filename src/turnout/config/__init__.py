@@ -1,0 +1,1 @@
+"""Settings: read from flags, the environment and turnout.toml, checked, and resolved for one service."""

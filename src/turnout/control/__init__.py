@@ -1,0 +1,1 @@
+"""Clients of the keeper's and the router's control sockets, for verbs."""

@@ -1,0 +1,372 @@
+"""A verb's line to the keeper, and how a keeper is started where none runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from turnout import errors
+from turnout.config.settings import Address, Settings, parse_address
+from turnout.control.keeper_watchdog import end_silent_keeper
+from turnout.control.router_client import connect
+from turnout.core.model import Identity
+from turnout.errors import AddressInUseError, NotRunningError, ProtocolError, StillRunningError, TurnoutError
+from turnout.state.home import Home
+from turnout.state.keeper_lock import keeper_runs
+from turnout.system.boot_processes import LABEL
+from turnout.system.control_channel import Channel, Message
+from turnout.system.files import open_private, unwritable
+from turnout.system.flock import PROC
+from turnout.system.home_identity import HomeIdentity
+from turnout.system.limits import NO_LIMITS, Limits, spell_limit
+from turnout.system.net.ports import missing_address_hint
+from turnout.system.net.sockets import who_listens
+from turnout.system.sd_notify import notify
+
+ANSWER_TIMEOUT_S: Final = 10.0
+START_TIMEOUT_S: Final = 15.0
+REPLACE_TIMEOUT_S: Final = 45.0  # beyond the keeper's own limits, so that it is the keeper who says what is wrong
+SOCKET_BACK_S: Final = 3.0
+LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperInfo:
+    """What a keeper says of itself; ``attached``: its router is connected and takes listeners.
+
+    ``leaving``: the pids of routers that were replaced and still carry what they had accepted.
+    ``trouble``: why it cannot start a router now; empty: it can, or has one.
+    """
+
+    pid: int
+    version: str
+    router_pid: int
+    attached: bool
+    services: Mapping[str, Sequence[tuple[str, int]]]
+    leaving: Sequence[int] = ()
+    trouble: str = ""
+
+
+class KeeperClient:
+    """One conversation with the keeper. Owns its channel; use as a context manager.
+
+    Args:
+        home: named in each request: a keeper of another home, whose socket was linked into a copy, refuses them.
+    """
+
+    def __init__(self, channel: Channel, home: HomeIdentity | None = None) -> None:
+        self._channel = channel
+        self._home = {"home": home.dumps()} if home else {}
+        self._asked = 0
+
+    @classmethod
+    def connect(cls, home: Home) -> KeeperClient:
+        """Raises NotRunningError: no keeper runs for this home, or it cannot make its removed socket again."""
+        channel = connect(home.keeper_sock, lambda: keeper_runs(home), timeout_s=SOCKET_BACK_S)
+        return cls(channel, HomeIdentity.of(home.root))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def hello(self, *, timeout_s: float = ANSWER_TIMEOUT_S) -> KeeperInfo:
+        """Raises TimedOutError: it is silent for ``timeout_s`` seconds."""
+        answer = self._ask({"op": "hello"}, timeout_s=timeout_s)
+        return KeeperInfo(
+            answer["pid"],
+            answer["version"],
+            answer["router_pid"],
+            answer["attached"],
+            {name: [(host, port) for host, port in found] for name, found in answer["services"].items()},
+            answer.get("leaving", ()),
+            str(answer.get("trouble", "")),
+        )
+
+    def listen(self, settings: Settings) -> None:
+        """Have the service's addresses bound, and a router started. Repeating it changes nothing.
+
+        Routers are started with the interpreter of this process from here on.
+
+        Raises:
+            AddressInUseError: one is taken; the message names the process that has it.
+        """
+        addresses = [[address.host, address.port] for address in settings.listen]
+        request = {"op": "listen", "service": settings.name, "addresses": addresses, "interpreter": sys.executable}
+        answer = self._ask(request, refusable=True)
+        if not answer["ok"]:
+            raise bind_error(parse_address(answer["address"], beyond_loopback=True), answer["errno"])
+
+    def unlisten(self, service: str) -> list[str]:
+        """Give the service's addresses back; answers the services that are left."""
+        return list(self._ask({"op": "unlisten", "service": service})["left"])
+
+    def spawn(
+        self,
+        service: str,
+        boot_id: str,
+        argv: Sequence[str],
+        *,
+        cwd: str,
+        env: Mapping[str, str],
+        listener: Literal["shared"] | tuple[str, int] | None = None,
+        program: str = "",
+        umask: int | None = None,
+        limits: Limits = NO_LIMITS,
+        on_warning: Callable[[str], None] = lambda _text: None,
+    ) -> Identity:
+        """Start a daemon as the keeper's child.
+
+        Args:
+            service: its service.
+            boot_id: the key of this boot.
+            argv: the command, whole.
+            cwd: its directory.
+            env: its whole environment.
+            listener: it gets a listening socket as descriptor 3: one more at the service's own address (where in the
+                group its record tells), or at this host and port.
+            program: the absolute path of its program; empty, or gone: it is looked up.
+            umask: its umask; None: the keeper's.
+            limits: its resource limits, by name; those that are not named are the keeper's.
+            on_warning: called with each of these that the keeper cannot grant.
+
+        Raises:
+            SpawnError: no such command, not executable, no such directory, no listener.
+        """
+        request: Message = {"op": "spawn", "service": service, "boot_id": boot_id, "argv": list(argv), "cwd": cwd}
+        if program:
+            request["program"] = program
+        if umask is not None:
+            request["umask"] = umask
+        if limits:
+            request["limits"] = dict(limits)
+        answer = self._ask({**request, "env": dict(env), "listener": listener})
+        _warn_of_reduced_limits(answer, umask, limits, on_warning)
+        return Identity(answer["pid"], answer["start_ticks"], answer["machine_boot_id"], answer["pid_ns"])
+
+    def stop(
+        self, service: str, boot_id: str, *, stop_signal: str, grace_s: float, wait_s: float | None = None
+    ) -> None:
+        """Stop a daemon of this keeper and wait until it is gone; a dead one is gone already.
+
+        Args:
+            service: its service.
+            boot_id: which.
+            stop_signal: its name without SIG.
+            grace_s: seconds from that signal to KILL. A second request does not restart them.
+            wait_s: seconds to wait for its end; None: the grace and a while.
+
+        Raises:
+            TimedOutError: it is still there. This conversation is over; another one may ask again.
+            StillRunningError: processes of it outlived SIGKILL; this conversation may go on.
+        """
+        request = {"op": "stop", "service": service, "boot_id": boot_id, "signal": stop_signal, "grace_s": grace_s}
+        answer = self._ask(request, timeout_s=grace_s + ANSWER_TIMEOUT_S if wait_s is None else wait_s)
+        if left := answer.get("left"):
+            pids = " ".join(map(str, left))
+            raise StillRunningError(
+                f"pids {pids} of {boot_id} outlived SIGKILL, or belong to another user", hint=f"ps -fp {pids}"
+            )
+
+    def replace_router(self) -> int:
+        """Have another router take over; answers its pid once it leads and the one before only drains.
+
+        Raises:
+            TurnoutError: it did not come up, and nothing changed.
+        """
+        return int(self._ask({"op": "replace_router"}, timeout_s=REPLACE_TIMEOUT_S)["pid"])
+
+    def kill_router(self, pid: int) -> None:
+        """Kill the router ``pid`` if it is one; the keeper starts another."""
+        self._ask({"op": "kill_router", "pid": pid})
+
+    def shutdown(self, *, timeout_s: float = 30.0) -> None:
+        """End the keeper with all its children, and wait until it has closed the door."""
+        self._ask({"op": "shutdown"})
+        deadline = time.monotonic() + timeout_s
+        poller = select.poll()
+        poller.register(self._channel.fileno(), select.POLLIN | select.POLLHUP)
+        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+
+    def _ask(self, message: Message, *, timeout_s: float = ANSWER_TIMEOUT_S, refusable: bool = False) -> Message:
+        self._asked += 1
+        answer = self._channel.request({**message, **self._home, "id": self._asked}, timeout_s=timeout_s)
+        if answer.get("ok") or (refusable and answer.get("error") == "bind"):
+            return answer
+        kind = getattr(errors, str(answer.get("error")), ProtocolError)
+        known = isinstance(kind, type) and issubclass(kind, TurnoutError)
+        raise (kind if known else ProtocolError)(
+            str(answer.get("message", "the keeper refused")), hint=answer.get("hint")
+        )
+
+
+def _warn_of_reduced_limits(
+    answer: Message, umask: int | None, limits: Limits, on_warning: Callable[[str], None]
+) -> None:
+    if "reduced" not in answer and (limits or umask is not None):
+        on_warning(
+            "the daemon gets the keeper's umask and limits, since an earlier version of turnout started the keeper;"
+            " turnout down, then turnout up, starts another keeper"
+        )
+    for name in answer.get("reduced", ()):
+        on_warning(
+            f"the daemon gets a hard limit {name} below {spell_limit(limits[name])}: the keeper's own is no higher;"
+            " turnout down, then turnout up from here, starts another keeper"
+        )
+
+
+def tell_service_manager(home: Home) -> None:
+    """To systemd, where it started this verb: all is up, and the process to watch from here on is the keeper.
+
+    sd_notify(3): MAINPID and READY. Without a manager, or a keeper, nothing is said.
+    """
+    if os.environ.get("NOTIFY_SOCKET"):
+        try:
+            with KeeperClient.connect(home) as keeper:
+                pid = keeper.hello().pid
+        except (TurnoutError, OSError):
+            return
+        notify("READY=1", f"MAINPID={pid}", f"STATUS=keeper of {home.root}")
+
+
+def bind_error(address: Address, number: int) -> TurnoutError:
+    """Why an address could not be bound, with the process that has it where that is so."""
+    if number == errno.EADDRNOTAVAIL:
+        what = f"cannot listen on {address}: this machine has no such address"
+        return TurnoutError(what, hint=f"{missing_address_hint(address.host)}; or name another with --listen")
+    if number != errno.EADDRINUSE:
+        return TurnoutError(f"cannot listen on {address}: {os.strerror(number)}", hint="name another with --listen")
+    holder = who_listens(address.host, address.port)
+    if holder is None:
+        return AddressInUseError(
+            f"{address} is in use, by no process that can be seen",
+            hint="name another with --listen, or try again in a minute: a connection that ended may have had it",
+        )
+    other = other_home(holder.pid)
+    if holder.listening and other:
+        return AddressInUseError(
+            f"{address} is in use by turnout (pid {holder.pid}) for another home, {other}",
+            hint=f"name another with --listen; TURNOUT_HOME={shlex.quote(other)} turnout status names the service",
+        )
+    if not holder.pid:  # its descriptors cannot be looked at: another user's, or of a container
+        what = "in use by" if holder.listening else "the source port of a connection of"
+        return AddressInUseError(
+            f"{address} is {what} {holder.command}, whose pid cannot be seen from here",
+            hint=f"name another with --listen; root sees the process: ss -ltnp sport = :{address.port}",
+        )
+    if holder.listening:
+        return AddressInUseError(
+            f"{address} is in use by pid {holder.pid} ({holder.command})", hint="stop it, or name another with --listen"
+        )
+    return AddressInUseError(
+        f"{address} is the source port of a connection of pid {holder.pid} ({holder.command})",
+        hint=f"try again, and keep it free: sysctl net.ipv4.ip_local_reserved_ports={address.port}",
+    )
+
+
+def other_home(pid: int, *, proc: Path = PROC) -> str:
+    """The home whose keeper or router a process is, by its command line; empty where it is neither, or of this home."""
+    try:
+        words = (proc / str(pid) / "cmdline").read_bytes().split(b"\0") if pid > 0 else []
+        at = next(number for number, word in enumerate(words) if word in {b"turnout.keeper", b"turnout.router"})
+        found = os.fsdecode(words[at + 1])
+    except (OSError, StopIteration, IndexError):
+        return ""
+    here, identity = Home.find().root, HomeIdentity.of(Path(found))
+    return "" if found == str(here) or (identity and identity == HomeIdentity.of(here)) else found
+
+
+def ensure_keeper(home: Home) -> KeeperClient:
+    """The running keeper, started where there is none; it outlives this process and its terminal.
+
+    One that has been silent for five seconds is replaced.
+
+    Raises:
+        StateUnwritableError: the state directory cannot be used.
+        TimedOutError: it did not answer in time.
+    """
+    end_silent_keeper(home)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            client = KeeperClient.connect(home)
+        except NotRunningError:
+            pass
+        else:
+            try:
+                client.hello()
+            except (NotRunningError, OSError):  # it was on its way out; a new one takes its place
+                client.close()
+            else:
+                return client
+        if time.monotonic() > deadline:
+            raise errors.TimedOutError(f"no keeper within {START_TIMEOUT_S:g} s", hint=f"see {home.keeper_log}")
+        _start(home, deadline)
+
+
+def _start(home: Home, deadline: float) -> None:
+    """Start one; losing the race for the lock to another verb's keeper is fine, it is found by the next look."""
+    home.create()
+    _prove_files(home)
+    _bound_log(home)
+    ready_read, ready_write = os.pipe2(os.O_CLOEXEC)
+    try:
+        log = open_private(home.keeper_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except OSError as error:
+        os.close(ready_read)
+        os.close(ready_write)
+        raise unwritable("write", home.keeper_log, error) from error
+    try:
+        # -P: a file named like one of ours in the working directory must not be imported in its place
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "turnout.keeper", str(home.root), str(ready_write)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+            pass_fds=(ready_write,),
+            # a keeper that is started from within some daemon is no part of that
+            env={key: value for key, value in os.environ.items() if key != LABEL},
+        )
+    finally:
+        os.close(log)
+        os.close(ready_write)
+    try:
+        poller = select.poll()
+        poller.register(ready_read, select.POLLIN)
+        poller.poll(max(0.0, deadline - time.monotonic()) * 1000)  # ready, or its end of the pipe closed: it ended
+    finally:
+        os.close(ready_read)
+
+
+def _prove_files(home: Home) -> None:
+    """Find out here what the keeper and the router would write to their logs alone, and this verb wait for in vain."""
+    for path in (home.keeper_lock, home.router_lock, home.router_log):
+        try:
+            os.close(open_private(path, os.O_RDWR))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise unwritable("open", path, error) from error
+
+
+def _bound_log(home: Home) -> None:
+    try:
+        if home.keeper_log.stat().st_size > LOG_BOUND_BYTES:
+            home.keeper_log.replace(home.keeper_log.with_suffix(".log.1"))
+    except OSError:
+        return

@@ -1,0 +1,1 @@
+"""The keeper: holds the listeners, and is the parent of the router and of the daemons. Standard library only."""

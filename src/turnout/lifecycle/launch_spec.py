@@ -1,0 +1,58 @@
+"""Where a daemon that is about to be started will listen, and the command and environment that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from turnout.config.settings import Address, Settings, takes_listener
+from turnout.control.router_client import RouterClient
+from turnout.core.addresses import reachable
+from turnout.errors import NotRunningError, TimedOutError
+from turnout.state.builds import Build
+from turnout.system.spawn import clean_environment, fill_port
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """A daemon's address, command and environment; ``listener``: as :meth:`KeeperClient.spawn` takes it."""
+
+    address: Address
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    listener: Literal["shared"] | tuple[str, int] | None
+
+
+def binds_fixed_address(build: Build, settings: Settings, router: RouterClient, *, timeout_s: float) -> bool:
+    """Whether the build's daemon is to listen at the fixed address itself, since the router's plane is made for that.
+
+    ``timeout_s``: seconds for the router's answer.
+    """
+    if not takes_listener(build.command, build.env, settings.plane):
+        return False
+    try:
+        plane = str(router.status(timeout_s=timeout_s)["services"][settings.name]["plane"])
+    except (NotRunningError, TimedOutError, OSError, KeyError):
+        return False
+    return plane == "reuseport"
+
+
+def build_launch_spec(build: Build, settings: Settings, port: int | None, environ: Mapping[str, str]) -> LaunchSpec:
+    """Have the daemon listen on a port of its own; None: at the fixed address, in the group there.
+
+    ``environ``: the environment below the build's own.
+    """
+    fixed = settings.listen[0]
+    address = Address("127.0.0.1", port) if port else Address(reachable(fixed.host), fixed.port)
+    values = fill_port(tuple(build.env.values()), address.port, listen_port=fixed.port)
+    listener: Literal["shared"] | tuple[str, int] | None = None
+    if takes_listener(build.command, build.env, settings.plane):
+        listener = (address.host, address.port) if port else "shared"
+    own = dict(zip(build.env, values, strict=True))
+    return LaunchSpec(
+        address,
+        fill_port(build.command, address.port, listen_port=fixed.port),
+        clean_environment({**environ, "PWD": build.cwd}, own, port=address.port),
+        listener,
+    )

@@ -1,0 +1,194 @@
+"""Connects to the daemon: a socket for each client, made before the client is accepted, and a source address for it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from turnout.core.connection_policy import Policy
+from turnout.planes.fd_reserve import FdReserve
+from turnout.planes.hold_queue import PendingClient
+from turnout.planes.plane import Counters, Upstream, UpstreamChecks
+from turnout.system.net.ports import may_be_a_source
+from turnout.system.net.tcp import is_loopback, reset_on_close, set_up
+
+UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
+SOURCES: Final = 64  # 127.0.0.1 … 127.0.0.64, each with about 28,000 ports (ip(7)): 1.8 million connections
+FIRST_AGAIN_S: Final = 5.0
+_LATE_PORT: Final = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # ip(7), Linux 4.2; Python names it from 3.12 on
+_STREAM: Final = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+
+
+class Dialer:
+    """Makes and connects sockets towards one upstream after the other. Owns the socket that it keeps in reserve.
+
+    A client needs two descriptors. The second one, towards the daemon, is had before the client is accepted, and kept
+    while the client waits: else those that wait would take the descriptors by which they were to reach the daemon.
+    Where there is none to be had, ``no_descriptor`` is called. ``clock``: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        fd_reserve: FdReserve,
+        no_descriptor: Callable[[], None],
+        counters: Counters,
+        checks: UpstreamChecks,
+        clock: Callable[[], float],
+    ) -> None:
+        self._far = False  # the upstream is on another host
+        self._fd_reserve = fd_reserve
+        self._no_descriptor = no_descriptor
+        self._sources = Sources(counters, clock)
+        self._checks = checks
+        self._has_ended = checks.has_ended
+        self._family = socket.AF_INET
+        self._meets_itself = False  # an outgoing connection may be given the daemon's own port
+        self._reserve: socket.socket | None = None
+
+    def set_upstream(self, upstream: Upstream | None, pending: Iterable[PendingClient]) -> None:
+        """Another upstream, or none; ``pending``: whose sockets must be of the upstream's address family."""
+        self._sources.last = 1
+        if upstream is None:
+            return
+        self._far = not is_loopback(upstream.host)
+        self._meets_itself = not self._far and may_be_a_source(upstream.port)
+        self.use(socket.AF_INET6 if ":" in upstream.host else socket.AF_INET, pending)
+
+    def use(self, family: socket.AddressFamily, pending: Iterable[PendingClient]) -> None:
+        """Make sockets of this family from now on, and replace those that ``pending`` have."""
+        if family == self._family:
+            return
+        self._family = family
+        self.close()
+        for client in pending:
+            if client.reserved is not None:
+                client.close_reserved()
+                self.reserve_for(client)
+
+    def reserve_for(self, client: PendingClient) -> None:
+        """Have a socket for a client that has none, or lost it to a connect that failed."""
+        if client.reserved is None:
+            client.reserved = self.fresh()
+
+    def reserve(self) -> bool:
+        """Have a socket for the next client; False: no descriptor is left."""
+        if self._reserve is None:
+            self._reserve = self.fresh()
+        return self._reserve is not None
+
+    def take_reserve(self) -> socket.socket | None:
+        """Give away what :meth:`reserve` has made."""
+        sock, self._reserve = self._reserve, None
+        return sock
+
+    def fresh(self) -> socket.socket | None:
+        """A socket that the caller owns; None: no descriptor is left, and ``no_descriptor`` was called."""
+        try:
+            return self._fd_reserve.admit(socket.socket(self._family, _STREAM))
+        except OSError:
+            self._no_descriptor()
+            return None
+
+    def dial(self, daemon: socket.socket, upstream: Upstream, policy: Policy) -> int:
+        """Connect a fresh socket; loopback answers at once. An errno as ``connect_ex`` answers it, 0: it is connected.
+
+        A connection counts only if the daemon lived after the kernel had made it: its listener was its own then. Else
+        another program may have the port, so the close of the socket resets it, and the answer is ECONNREFUSED.
+        """
+        daemon.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        daemon.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        daemon.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        if self._far or policy.user_timeout_s is not None:  # a peer on loopback does not vanish
+            set_up(daemon, user_timeout_ms=policy.user_timeout_ms())
+        address = (upstream.host, upstream.port)
+        sources = self._sources
+        if upstream.source:
+            # it shares the address with us: once it has left, its index is ours, and no socket would refuse
+            is_there = self._checks.is_there(upstream)
+            code = _connect_from(upstream.source, daemon, address) if is_there else errno.ECONNREFUSED
+        else:
+            code = daemon.connect_ex(address) if sources.last == 1 else errno.EADDRNOTAVAIL
+            if code == errno.EADDRNOTAVAIL:
+                code = sources.connect(daemon, address)
+        if code == errno.EINPROGRESS:  # a second look usually finds it done
+            code = daemon.connect_ex(address)
+        if code != 0 and code != errno.EISCONN:  # noqa: PLR1714  # a set made for each connection costs more
+            return code
+        if self._meets_itself and daemon.getsockname()[:2] == address:
+            # RFC 9293, 3.5: with no listener TCP can connect to itself, and would keep the port from the daemon
+            reset_on_close(daemon)
+            return errno.ECONNREFUSED
+        return self._refused_if_ended(daemon, upstream)
+
+    def answered(self, daemon: socket.socket, upstream: Upstream) -> int:
+        """The same for a socket whose connect took its time, now that the kernel has an answer."""
+        return daemon.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._refused_if_ended(daemon, upstream)
+
+    def _refused_if_ended(self, daemon: socket.socket, upstream: Upstream) -> int:
+        if self._has_ended(upstream):
+            reset_on_close(daemon)
+            return errno.ECONNREFUSED
+        return 0
+
+    def close(self) -> None:
+        """Give the reserve back; another one may be made later."""
+        if self._reserve is not None:
+            self._reserve.close()
+            self._reserve = None
+
+
+class Sources:
+    """Connects from the next loopback address where one has no port left.
+
+    127.0.0.1 is what daemons know as local (``pg_hba.conf``), so it is gone back to every few seconds: by then some
+    connections may have ended. In between the last one that had a port is tried first, for finding none costs a walk
+    through all.
+
+    ``counters``: ``other_source`` and ``ports_exhausted`` are kept there. ``last``: the last byte of the address that
+    had a port; 1: nothing is tight, a plain connect will do.
+    """
+
+    def __init__(self, counters: Counters, clock: Callable[[], float]) -> None:
+        self._counters = counters
+        self._clock = clock
+        self.last = 1
+        self._again_at = 0.0
+
+    def connect(self, daemon: socket.socket, address: tuple[str, int]) -> int:
+        """Connect a fresh socket from another address; answers as ``connect_ex``. EADDRNOTAVAIL: none has a port left.
+
+        An IPv6 daemon has one loopback address, so there is no other one to come from; nor for one on another host.
+        """
+        if ":" in address[0] or not is_loopback(address[0]):
+            self._counters.ports_exhausted += 1
+            return errno.EADDRNOTAVAIL
+        now = self._clock()
+        if now >= self._again_at:
+            self.last = 1
+            self._again_at = now + FIRST_AGAIN_S
+        daemon.setsockopt(socket.IPPROTO_IP, _LATE_PORT, 1)
+        for step in range(SOURCES):
+            last = (self.last - 1 + step) % SOURCES + 1
+            try:
+                daemon.bind((f"127.0.0.{last}", 0))
+            except OSError as error:
+                return error.errno or errno.EADDRNOTAVAIL
+            code = daemon.connect_ex(address)
+            if code != errno.EADDRNOTAVAIL:
+                self.last = last
+                self._counters.other_source += last > 1
+                return code
+        self._counters.ports_exhausted += 1
+        return errno.EADDRNOTAVAIL
+
+
+def _connect_from(source: str, daemon: socket.socket, address: tuple[str, int]) -> int:
+    """Connect a fresh socket from this address; answers as ``connect_ex``."""
+    daemon.setsockopt(socket.IPPROTO_IP, _LATE_PORT, 1)
+    try:
+        daemon.bind((source, 0))
+    except OSError as error:
+        return error.errno or errno.EADDRNOTAVAIL
+    return daemon.connect_ex(address)

@@ -1,0 +1,1 @@
+"""Direct planes: the kernel hands new connections to the active daemon."""

@@ -1,0 +1,1 @@
+"""The stream plane: asyncio transports, portable and slower than the relay."""

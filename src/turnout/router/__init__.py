@@ -1,0 +1,1 @@
+"""The router: accepts clients, follows the registry, checks daemons, and drains old ones."""

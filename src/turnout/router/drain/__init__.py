@@ -1,0 +1,1 @@
+"""Draining: connections of retired daemons and of a replaced router."""

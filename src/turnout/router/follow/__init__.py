@@ -1,0 +1,1 @@
+"""Follows the registry, the settings and turnout.toml while the router runs."""

@@ -1,0 +1,1 @@
+"""Health checks of the active daemon, with rollback, restart and back-off."""

@@ -1,0 +1,1 @@
+"""The registry file: reading, writing, merging and inspecting it."""

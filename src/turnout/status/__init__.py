@@ -1,0 +1,1 @@
+"""The state of a service and of its home, in the form in which every view prints it."""

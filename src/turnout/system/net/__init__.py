@@ -1,0 +1,1 @@
+"""TCP sockets: listeners, options, and the kernel's tables of connections."""

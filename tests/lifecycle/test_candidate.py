@@ -1,0 +1,200 @@
+"""One boot of a daemon up to the switch, with a keeper and probes that are fakes: no process is started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from turnout.config.settings import Address, Settings
+from turnout.core.deployment import begin_deploy
+from turnout.core.model import Daemon, Identity
+from turnout.errors import CandidateError, NotRunningError, TimedOutError
+from turnout.lifecycle.bootstrap import Bootstrap
+from turnout.lifecycle.candidate import SPAWN_TRIES, Candidate
+from turnout.lifecycle.progress import Progress
+from turnout.state.builds import Build
+from turnout.state.exec_context import ExecContext
+from turnout.state.home import Home
+from turnout.state.service import Service
+from turnout.system.probes.probe import ProbeResult
+from turnout.system.process import own_identity
+from turnout.system.spawn_record import SpawnRecord, record_end, write_record
+
+SETTINGS = Settings(name="t", listen=(Address("127.0.0.1", 1),), start_timeout_s=0.2, stop_grace_s=60.0)
+BUILD = Build(("d", "--port", "{port}"), "/", {}, "v1")
+CONTEXT = ExecContext("/bin/d", {})
+WELL = ProbeResult(ok=True, reason="it listens")
+ENDED = ProbeResult(ok=False, reason="it has ended", gone=True)
+SILENT = ProbeResult(ok=False, reason="nothing listens")
+OURSELVES = own_identity()
+DEAD = Identity(2**22 - 1, 1)
+
+
+class FakeKeeper:
+    """A bootstrap and its keeper: answers each start with the next of ``answers``, and notes what it is asked."""
+
+    def __init__(self, *answers: Identity | Exception) -> None:
+        self.answers = list(answers) or [OURSELVES]
+        self.did: list[str] = []
+        self.ports: list[str] = []
+        self.on_spawn: Callable[[], object] = lambda: None
+        self.stop_error: Exception | None = None
+        self.grace_s = 0.0
+
+    @property
+    def keeper(self) -> FakeKeeper:
+        return self
+
+    def reconnect(self) -> None:
+        self.did.append("reconnect")
+
+    def spawn(self, _service: str, _boot_id: str, argv: tuple[str, ...], **_: Any) -> Identity:
+        self.did.append("spawn")
+        self.ports.append(argv[2])
+        self.on_spawn()
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def stop(self, _service: str, _boot_id: str, *, grace_s: float, **_: Any) -> None:
+        self.did.append("stop")
+        self.grace_s = grace_s
+        if self.stop_error:
+            raise self.stop_error
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    service = Service.open(Home(tmp_path).service("t"), SETTINGS)
+    service.home.create()
+    service.registry.update(lambda snap: begin_deploy(snap, "c", owner=OURSELVES))
+    return service
+
+
+def candidate(service: Service, keeper: FakeKeeper) -> Candidate:
+    router = cast("Any", SimpleNamespace())
+    return Candidate(service, cast("Bootstrap", keeper), router, "c", generation=1, progress=Progress())
+
+
+def found(monkeypatch: pytest.MonkeyPatch, *results: ProbeResult) -> None:
+    """Each wait for health has the next of these results; the last one stays."""
+    left = list(results)
+
+    def wait(*_: Any, **__: Any) -> ProbeResult:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    monkeypatch.setattr("turnout.lifecycle.candidate.wait_healthy", wait)
+    monkeypatch.setattr("turnout.lifecycle.candidate.probe", wait)
+    monkeypatch.setattr("turnout.lifecycle.failure_report.END_RECORD_TIMEOUT_S", 0.0)
+
+
+def write_log(service: Service, text: str) -> None:
+    service.home.log("c").write_text(text)
+
+
+def test_a_healthy_candidate_is_in_the_registry_with_its_port_and_its_build(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper()
+    daemon = candidate(service, keeper).start(BUILD, CONTEXT)
+    assert (daemon.owned, daemon.build, daemon.identity) == (True, BUILD.id, OURSELVES)
+    assert keeper.ports == [str(daemon.port)]
+    assert service.registry.read().snapshot.daemons["c"].port == daemon.port
+
+
+def test_an_answer_that_was_lost_with_the_keeper_starts_no_second_daemon(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper(NotRunningError("the keeper died"), DEAD)
+    keeper.on_spawn = lambda: write_record(service.home.record("c"), SpawnRecord("c", "t", OURSELVES, "", 0.0))
+    daemon = candidate(service, keeper).start(BUILD, CONTEXT)
+    assert keeper.did == ["spawn", "reconnect"]
+    assert daemon.identity == OURSELVES
+
+
+def test_a_daemon_that_ended_with_its_keeper_is_cleared_away_and_started_once_more(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper(NotRunningError("the keeper died"), OURSELVES)
+
+    def ends() -> None:
+        write_record(service.home.record("c"), SpawnRecord("c", "t", DEAD, "", 0.0))
+        record_end(service.home.record("c"), 0)
+
+    keeper.on_spawn = ends
+    candidate(service, keeper).start(BUILD, CONTEXT)
+    assert keeper.did == ["spawn", "reconnect", "stop", "spawn"]
+
+
+def test_a_port_that_another_program_took_is_replaced_by_another_one(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, ENDED, WELL)
+    keeper = FakeKeeper()
+    keeper.on_spawn = lambda: write_log(service, "bind: Address already in use")
+    candidate(service, keeper).start(BUILD, CONTEXT)
+    assert keeper.did == ["spawn", "stop", "spawn"]
+
+
+def test_a_port_that_is_always_taken_is_given_up_after_three_tries(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, ENDED)
+    keeper = FakeKeeper()
+    keeper.on_spawn = lambda: write_log(service, "bind: Address already in use")
+    with pytest.raises(CandidateError, match="it has ended"):
+        candidate(service, keeper).start(BUILD, CONTEXT)
+    assert keeper.did.count("spawn") == SPAWN_TRIES
+
+
+@pytest.mark.parametrize(("result", "log"), [(ENDED, "no such file"), (SILENT, "Address already in use")])
+def test_another_failure_is_tried_once(
+    service: Service, monkeypatch: pytest.MonkeyPatch, result: ProbeResult, log: str
+) -> None:
+    """It ended for another reason, or it runs and listens nowhere."""
+    found(monkeypatch, result)
+    keeper = FakeKeeper()
+    keeper.on_spawn = lambda: write_log(service, log)
+    with pytest.raises(CandidateError, match="did not become healthy") as caught:
+        candidate(service, keeper).start(BUILD, CONTEXT)
+    assert keeper.did == ["spawn"]
+    assert caught.value.detail == log
+
+
+def test_a_daemon_that_refuses_its_clients_is_waited_for_until_the_deadline(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    monkeypatch.setattr("turnout.lifecycle.candidate.says_not_ready", lambda *_, **__: "it loads its data")
+    redis = Build(("redis-server", "--port", "{port}"), "/")
+    with pytest.raises(CandidateError, match=r"not healthy within 0\.2 s: it loads its data"):
+        candidate(service, FakeKeeper()).start(redis, CONTEXT)
+
+
+def test_a_last_look_that_fails_is_an_error_and_in_the_journal(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, SILENT)
+    with pytest.raises(CandidateError, match="nothing listens"):
+        candidate(service, FakeKeeper()).check_once_more(Daemon("c", port=5, identity=OURSELVES))
+    entry = json.loads(service.home.journal.read_text())
+    assert (entry["event"], entry["step"], entry["ok"]) == ("probe", "re-probe", False)
+
+
+@pytest.mark.parametrize("error", [None, NotRunningError("no keeper"), TimedOutError("not gone yet")])
+def test_a_candidate_that_is_given_up_has_ten_seconds_at_most_and_its_stop_never_fails(
+    service: Service, error: Exception | None
+) -> None:
+    keeper = FakeKeeper()
+    keeper.stop_error = error
+    candidate(service, keeper).stop()
+    assert (keeper.did, keeper.grace_s) == (["stop"], 10.0)

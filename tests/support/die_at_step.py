@@ -1,0 +1,32 @@
+"""Run the real command line, and die by SIGKILL at one step of its rollout: ``die_at_step.py STEP WHEN VERB ...``.
+
+WHEN is "before" (as the step is announced) or "after" (as the next one is).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from turnout import cli
+from turnout.cli.progress import Reporter
+from turnout.core.rollout_step import RolloutStep
+
+
+def main() -> None:
+    at, when = RolloutStep(sys.argv[1]), sys.argv[2]
+    sys.argv[1:] = sys.argv[3:]
+    seen: list[RolloutStep] = []
+
+    def told(self: Reporter, step: RolloutStep, text: str) -> None:
+        if (step is at and when == "before") or (when == "after" and at in seen and step is not at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen.append(step)
+
+    Reporter.step = told  # type: ignore[method-assign]  # the seam through which progress is told
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,302 @@
+"""The command line as tests use it, and what they ask of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from forked_verb import has_same_interpreter, run_forked
+from support import eventually
+from turnout.control.keeper_client import KeeperClient
+from turnout.core.json_text import json_text
+from turnout.core.model import Identity, Snapshot
+from turnout.demo.load import Load, line_exchange
+from turnout.demo.scenario import find_redis
+from turnout.errors import TurnoutError
+from turnout.state.home import Home
+from turnout.state.keeper_lock import read_keeper
+from turnout.state.registry.file import RegistryFile
+from turnout.state.service import Service, remembered
+from turnout.status.collect import ask_router, service_status
+from turnout.system.process import ProcessHandle, descendants, identify, is_alive, state_of
+from turnout.system.spawn_record import read_records
+
+TURNOUT = (sys.executable, "-P", "-m", "turnout")
+FAST = """
+[service.default]
+listen = "127.0.0.1:{port}"
+command = {command}
+version = "{version}"
+observe = "{observe}"
+health = {{ probe = "{probe}", interval = "{interval}", timeout = "{timeout}", failures = 3{extra} }}
+stop = {{ signal = "{stop_signal}", grace = "5s" }}
+drain = {{ grace = "1s", deadline = "{deadline}", max_draining = {draining} }}
+"""
+
+
+def redis_server() -> str | None:
+    return find_redis()
+
+
+def line_daemon(*flags: str) -> list[str]:
+    """The bundled daemon's command."""
+    return [sys.executable, "-P", "-m", "turnout.demo.daemon", "--port", "{port}", *flags]
+
+
+class Turnout:
+    """One home, one port, and the command line. Ends every process that came out of it."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.home = Home(home)
+        self.port = port
+        self.address = ("127.0.0.1", port)
+        self._popen: list[subprocess.Popen[str]] = []
+
+    @property
+    def env(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("TURNOUT_")}
+        return kept | {"TURNOUT_HOME": str(self.home.root), "XDG_CONFIG_HOME": str(self.home.root.parent / "no-config")}
+
+    def argv(self, *args: str) -> list[str]:
+        return [*TURNOUT, *args]
+
+    def run(
+        self, *args: str, code: int | None = 0, timeout_s: float = 90, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end; ``code`` is the exit code it must have (None: any).
+
+        The verb has an interpreter of its own where a test asks for anything but the plain command: with ``more``,
+        which are options of :func:`subprocess.run`, with an ``argv`` of its own, with variables that Python reads.
+        """
+        argv = self.argv(*args)
+        options = {"cwd": self.home.root.parent, "env": self.env, **more}
+        if more or argv != [*TURNOUT, *args] or not has_same_interpreter(self.env):
+            options |= {"capture_output": True, "text": True, "timeout": timeout_s}
+            done = subprocess.run(argv, check=False, **options)
+        else:
+            done = run_forked(args, timeout_s=timeout_s, **options)
+        assert code is None or done.returncode == code, (
+            f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
+        )
+        return done
+
+    def begin(self, *args: str, **more: Any) -> subprocess.Popen[str]:
+        """Start a verb and go on."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        options = {"cwd": self.home.root.parent, "env": self.env, **streams, **more}
+        process = subprocess.Popen(self.argv(*args), text=True, start_new_session=True, **options)
+        self._popen.append(process)
+        return process
+
+    def configure(
+        self,
+        command: list[str],
+        *,
+        version: str = "v1",
+        observe: str = "600ms",
+        probe: str = "alive",
+        extra: str = "",
+        deadline: str = "10m",
+        interval: str = "100ms",
+        timeout: str = "2s",
+        stop_signal: str = "TERM",
+        draining: int = 3,
+    ) -> None:
+        """Write a turnout.toml with short times into the directory that the verbs run in.
+
+        ``draining``: more at once are hastened, which ends connections that are quiet.
+        """
+        text = FAST.format(
+            port=self.port,
+            command=json.dumps(command),
+            version=version,
+            observe=observe,
+            probe=probe,
+            extra=extra,
+            deadline=deadline,
+            interval=interval,
+            timeout=timeout,
+            stop_signal=stop_signal,
+            draining=draining,
+        )
+        (self.home.root.parent / "turnout.toml").write_text(text)
+
+    @property
+    def registry(self) -> RegistryFile:
+        return RegistryFile(self.home.service("default").registry)
+
+    def snapshot(self) -> Snapshot:
+        return self.registry.read().snapshot
+
+    def applied(self, *, timeout_s: float = 60.0) -> Snapshot:
+        """The registry as it is now, once the router has applied it: whoever connects is served as it says."""
+        snapshot = self.snapshot()
+        wanted = snapshot.deployment.revision
+
+        def reached() -> bool:
+            found = self.status()["router"]["applied_revision"]
+            return found is not None and found >= wanted
+
+        eventually(reached, timeout_s=timeout_s, why=f"revision {wanted} is not applied")
+        return snapshot
+
+    def status(self, service: str = "") -> dict[str, Any]:
+        """One service's entry in ``status --json``, without a process for it: the verb is slow to begin.
+
+        Args:
+            service: its name; empty where the home has no other.
+        """
+        (name,) = [service] if service else self.home.service_names()
+        settings = remembered(self.home.service(name))
+        assert settings, f"{name} has no settings"
+        seen = service_status(Service.open(self.home.service(name), settings), ask_router(self.home))
+        found: dict[str, Any] = json.loads(json_text(seen))
+        return found
+
+    def active(self) -> dict[str, Any]:
+        """The active daemon's entry in status."""
+        found: dict[str, Any] = next(d for d in self.status()["daemons"] if d["role"] == "active")
+        return found
+
+    def keeper_pid(self) -> int:
+        with KeeperClient.connect(self.home) as keeper:
+            return keeper.hello().pid
+
+    def router_pid(self) -> int:
+        with KeeperClient.connect(self.home) as keeper:
+            return keeper.hello().router_pid
+
+    def processes(self) -> dict[str, Identity]:
+        """Every process of this home that lives: daemons and routers, by boot id."""
+        found = dict(read_records(self.home.root))
+        for name in self.home.service_names():
+            found.update(read_records(self.home.service(name).records))
+        return {boot_id: record.identity for boot_id, record in found.items() if is_alive(record.identity)}
+
+    def daemons(self) -> dict[str, Identity]:
+        return {
+            boot_id: identity for boot_id, identity in self.processes().items() if not boot_id.startswith("router-")
+        }
+
+    def journal(self) -> list[dict[str, Any]]:
+        """What was decided, oldest first."""
+        lines = self.home.service("default").journal.read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def tune(self, **settings: str) -> None:
+        """Put more settings into the turnout.toml that :meth:`configure` wrote; a value is TOML as it stands."""
+        path = self.home.root.parent / "turnout.toml"
+        lines = [line for line in path.read_text().splitlines() if line.partition(" = ")[0] not in settings]
+        path.write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in settings.items())]) + "\n")
+
+    def everything(self) -> set[int]:
+        """Every living process that came out of this home's keeper: router, daemons, and whatever those left behind.
+
+        Without the daemons' shims, which end by themselves as soon as nothing else of a daemon is left.
+        """
+        return {pid for pid in descendants(self.keeper_pid()) if _lives(pid)} - self.shims()
+
+    def shims(self) -> set[int]:
+        records = read_records(self.home.service("default").records).values()
+        return {record.shim.pid for record in records if record.shim and is_alive(record.shim)}
+
+    def logs(self) -> str:
+        parts = [
+            f"--- {path.name}\n{path.read_text(errors='replace')[-4000:]}" for path in self.home.root.glob("*.log")
+        ]
+        return "\n".join(parts)
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        """Send a signal. One that is killed is waited for: till then its listener takes clients, and resets them."""
+        os.kill(pid, number)
+        if number == signal.SIGKILL:
+            eventually(lambda: _is_gone(pid), interval_s=0.001)
+
+    def listening(self) -> bool:
+        with socket.socket() as sock:
+            sock.settimeout(1.0)
+            return sock.connect_ex(self.address) == 0
+
+    def end(self) -> None:
+        """End everything that belongs to this home, whatever state a test left it in."""
+        for process in self._popen:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        last = read_keeper(self.home.keeper_lock)
+        for identity in [*self.processes().values(), *([last] if last and is_alive(last) else [])]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(identity.pid, signal.SIGCONT)
+        left: list[Identity] = []
+        with contextlib.suppress(TurnoutError, OSError), KeeperClient.connect(self.home) as keeper:
+            for pid in descendants(keeper.hello().pid):
+                with contextlib.suppress(ProcessLookupError):
+                    left.append(identify(pid))
+            keeper.shutdown()
+        for identity in left:  # what a broken keeper would leave behind
+            with contextlib.suppress(ProcessLookupError), ProcessHandle.open(identity) as handle:
+                handle.signal(signal.SIGKILL)
+        for identity in self.processes().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(identity.pid, signal.SIGKILL)
+        eventually(lambda: not self.processes(), why="processes of the test are left")
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return is_alive(identify(pid))
+    except ProcessLookupError:
+        return False
+
+
+@contextlib.contextmanager
+def under_load(turnout: Turnout, *, clients: int = 3) -> Iterator[Load]:
+    """Clients at the fixed address all the while; at the end none of them may have failed."""
+    load = Load(turnout.address, line_exchange, clients=clients)
+    load.start()
+    try:
+        yield load
+    finally:
+        load.stop()
+    assert (load.failed, dict(load.errors)) == (0, {})
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return state_of(pid) in {"Z", "X"}
+    except ProcessLookupError:
+        return True
+
+
+def ask(address: tuple[str, int], line: str = "hello", *, timeout_s: float = 20.0) -> str:
+    """One line to the bundled daemon over a connection of its own; the version that answered."""
+    with socket.create_connection(address, timeout_s) as sock:
+        sock.sendall(line.encode() + b"\n")
+        return sock.makefile().readline().split(" ")[0].rstrip("\n")
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """As a program does it that knows nothing of turnout: read, change, write beside, rename."""
+    raw = json.loads(path.read_bytes())
+    change(raw)
+    temp = path.with_name("theirs.tmp")
+    temp.write_text(json.dumps(raw))
+    temp.replace(path)
+
+
+def retarget(boot_id: str, port: int = 0) -> Callable[[dict[str, Any]], None]:
+    def change(raw: dict[str, Any]) -> None:
+        if port:
+            raw["daemons"][boot_id] = {"host": "127.0.0.1", "port": port, "theirs": True}
+        raw["deployment"]["active_boot_id"] = boot_id
+        raw["deployment"]["revision"] += 1
+
+    return change
