@@ -58,6 +58,7 @@ class ServiceReport:
             "reasons": dict(monitor.reasons),
             "census": {boot_id: asdict(counted) for boot_id, counted in plane.traffic().items()},
             "elsewhere": {boot_id: self.elsewhere(boot_id) for boot_id in snapshot.daemons},
+            "drained": self.drainer.drained(),
         }
 
     def reading(self) -> ServiceReading:
