@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "system.net": {"core", "system"},
     "system.probes": {"core", "system", "system.net"},
     "reuseport": {"core", "system", "system.net"},
+    "activation": {"system"},
     "config": {"core", *SYSTEM},
     "planes": {"core", "reuseport.program", "system.net.tcp", "system.net.ports"},
     # which plane runs here: it knows all of them
@@ -45,7 +46,16 @@ MAY_IMPORT: dict[str, set[str]] = {
             *SYSTEM,
         ),
     },
-    "keeper": {"core", "config.keys", "reuseport", "state.home", "state.keeper_lock", "system", "system.net"},
+    "keeper": {
+        "activation",
+        "core",
+        "config.keys",
+        "reuseport",
+        "state.home",
+        "state.keeper_lock",
+        "system",
+        "system.net",
+    },
     "router": {
         *(
             "core",

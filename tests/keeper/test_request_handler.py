@@ -13,6 +13,7 @@ import pytest
 
 from turnout.core.model import Identity
 from turnout.errors import NotBegunError
+from turnout.keeper.activations import run_under_filter
 from turnout.keeper.children import Child
 from turnout.keeper.request_handler import RequestHandler
 from turnout.reuseport.group import GroupMember
@@ -60,6 +61,7 @@ class FakeChildren:
 
     def spawn_daemon(self, request: Any, done: Callable[[Any], None]) -> None:
         self.calls.append(("spawn", request.boot_id, request.env, request.pass_fds))
+        self.held = (request.held_fds, request.before_exec)
         self.starting.add(request.boot_id)
         self.done = done
 
@@ -131,6 +133,21 @@ class FakeListeners:
         self.calls.append("refresh")
 
 
+@dataclass
+class FakeActivations:
+    calls: list[tuple[object, ...]] = field(default_factory=list)
+
+    def prepare(self, service: str, boot_id: str, *, given: int, serving: int) -> tuple[int, ...]:
+        self.calls.append(("prepare", service, boot_id, given, serving))
+        return (91, 92, 93)
+
+    def started(self, boot_id: str, held: object, *, runs: bool) -> None:
+        self.calls.append(("started", boot_id, held, runs))
+
+    def told(self, boot_id: str) -> dict[str, object]:
+        return {"serving": 3000, "others": [9100], "trouble": boot_id}
+
+
 class FakeListener:
     def __init__(self) -> None:
         self.closings = 0
@@ -152,9 +169,10 @@ class Scene:
             FakeRouters(),
             FakeListeners(),
         )
+        self.activations = FakeActivations()
         self.shut_down = 0
-        socket, children, routers, listeners = cast("Any", (self.socket, self.children, self.routers, self.listeners))
-        self.handler = RequestHandler(self.home, socket, children, routers, listeners, self._shut_down)
+        fakes = cast("Any", (self.socket, self.children, self.routers, self.listeners, self.activations))
+        self.handler = RequestHandler(self.home, *fakes, self._shut_down)
 
     def _shut_down(self) -> None:
         self.shut_down += 1
@@ -219,6 +237,29 @@ def test_a_daemon_is_answered_when_its_start_is_over_and_its_listener_is_closed_
     assert (answer["ok"], answer["pid"], answer["reduced"]) == (True, 7, ())
     assert listener.closings == 1
     assert "refresh" in scene.listeners.calls
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_daemon_that_is_activated_is_started_with_what_its_shim_holds(scene: Scene, runs: bool) -> None:
+    scene.ask({**SPAWN, "activation": {"given": 40001, "serving": 3000}})
+    assert scene.children.held == ((91, 92, 93), run_under_filter)
+    boot_id = str(SPAWN["boot_id"])
+    assert scene.activations.calls == [("prepare", "a", boot_id, 40001, 3000)]
+    scene.children.done(scene.child(boot_id) if runs else NotBegunError("broken"))
+    assert scene.activations.calls[1:] == [("started", boot_id, (91, 92, 93), runs)]
+    found = scene.ask({"op": "binds", "service": "a", "boot_id": boot_id})
+    assert (found["serving"], found["others"], found["trouble"]) == (3000, [9100], boot_id)
+
+
+@pytest.mark.parametrize("value", [7, {}, {"given": 0, "serving": 1}, {"given": 1, "serving": 65536}, {"given": True}])
+def test_an_activation_without_its_ports_is_refused(scene: Scene, value: object) -> None:
+    assert scene.ask({**SPAWN, "activation": value})["error"] == "ProtocolError"
+    assert scene.activations.calls == []
+
+
+def test_a_daemon_that_is_not_activated_has_nothing_held(scene: Scene) -> None:
+    scene.ask(SPAWN)
+    assert scene.children.held == ((), None)
 
 
 def test_a_start_that_fails_is_answered_with_the_reason_and_its_listener_is_closed(scene: Scene) -> None:

@@ -13,6 +13,7 @@ import selectors
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,11 @@ from turnout.system.spawn import SpawnRequest
 from turnout.system.spawn_record import read_records
 
 
-def fork_stopped(report: int) -> None:
+def fork_stopped(report: int, held: Sequence[int]) -> None:
     """In the place of the shim's own: it is stopped before it has forked the daemon."""
     say("stopped", pid=os.getpid())
     os.kill(os.getpid(), signal.SIGSTOP)
-    fork_behind(report)
+    fork_behind(report, held)
 
 
 def say(what: str, **more: object) -> None:

@@ -56,6 +56,21 @@ class KeeperInfo:
     trouble: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Binds:
+    """The ports that an activated daemon has bound.
+
+    Args:
+        serving: its own port, in whose place it has the given one; 0: it has bound none.
+        others: the TCP ports that it has as it said.
+        trouble: why a bind of it could not be answered; empty: all were.
+    """
+
+    serving: int
+    others: Sequence[int]
+    trouble: str
+
+
 class KeeperClient:
     """One conversation with the keeper. Owns its channel; use as a context manager.
 
@@ -126,6 +141,7 @@ class KeeperClient:
         program: str = "",
         umask: int | None = None,
         limits: Limits = NO_LIMITS,
+        activation: tuple[int, int] | None = None,
         on_warning: Callable[[str], None] = lambda _text: None,
     ) -> Identity:
         """Start a daemon as the keeper's child.
@@ -141,6 +157,8 @@ class KeeperClient:
             program: the absolute path of its program; empty, or gone: it is looked up.
             umask: its umask; None: the keeper's.
             limits: its resource limits, by name; those that are not named are the keeper's.
+            activation: the port of 127.0.0.1 that it gets when it binds its serving port, and that port; 0: the first
+                that it binds. None: it binds as it says.
             on_warning: called with each of these that the keeper cannot grant.
 
         Raises:
@@ -153,9 +171,16 @@ class KeeperClient:
             request["umask"] = umask
         if limits:
             request["limits"] = dict(limits)
+        if activation:
+            request["activation"] = {"given": activation[0], "serving": activation[1]}
         answer = self._ask({**request, "env": dict(env), "listener": listener})
         _warn_of_reduced_limits(answer, umask, limits, on_warning)
         return Identity(answer["pid"], answer["start_ticks"], answer["machine_boot_id"], answer["pid_ns"])
+
+    def binds(self, service: str, boot_id: str) -> Binds:
+        """What the keeper knows of the ports that an activated daemon has bound."""
+        answer = self._ask({"op": "binds", "service": service, "boot_id": boot_id})
+        return Binds(answer["serving"], tuple(answer["others"]), answer["trouble"])
 
     def stop(
         self, service: str, boot_id: str, *, stop_signal: str, grace_s: float, wait_s: float | None = None

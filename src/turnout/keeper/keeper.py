@@ -23,6 +23,7 @@ from typing import Final
 
 from turnout import __version__
 from turnout.errors import ConflictError, StateUnwritableError, TurnoutError
+from turnout.keeper.activations import Activations
 from turnout.keeper.children import Child, Children
 from turnout.keeper.control_socket import KeeperSocket
 from turnout.keeper.daemon_listeners import DaemonListeners
@@ -72,8 +73,9 @@ class Keeper:
         self._routers = Routers(home, self._children, starts, self._after, self._served, self._socket.send)
         self._file_trouble = ""
         self._listeners = DaemonListeners(home, self._served, self._routers.offer, self._after, log_line)
+        self._activations = Activations(self._selector, log_line)
         self._requests = RequestHandler(
-            home, self._socket, self._children, self._routers, self._listeners, self._shut_down
+            home, self._socket, self._children, self._routers, self._listeners, self._activations, self._shut_down
         )
         self._socket.serve(self._requests.on_message, self._routers.on_channel_closed, self._routers.is_router_pid)
         self._done = False
@@ -136,6 +138,8 @@ class Keeper:
                     with contextlib.suppress(StateUnwritableError):
                         write_record(service.record(boot_id), daemon)
                 self._children.adopt(daemon, name, service.record(boot_id))
+                if daemon.held_fds:
+                    self._activations.adopt(daemon)
 
     def _child_ended(self, child: Child) -> None:
         if not self._routers.is_router(child):
@@ -247,6 +251,7 @@ class Keeper:
         for served in self._served.values():
             served.close()
         self._children.close()
+        self._activations.close()
         self._selector.close()
         if self._is_in_home():
             remove(self.home.router_sock)

@@ -12,11 +12,13 @@ from typing import Any
 
 from turnout import __version__
 from turnout.errors import ConflictError, NotRunningError, ProtocolError, SpawnError, TurnoutError
+from turnout.keeper.activations import Activations, run_under_filter
 from turnout.keeper.children import Child, Children, Reply
 from turnout.keeper.control_socket import KeeperSocket
 from turnout.keeper.daemon_listeners import DaemonListeners
 from turnout.keeper.requests import (
     Attach,
+    Binds,
     Command,
     Cut,
     FromRouter,
@@ -51,6 +53,7 @@ class RequestHandler:
     children: Children
     routers: Routers
     listeners: DaemonListeners
+    activations: Activations
     shut_down: Callable[[], None]
     going_down: bool = False  # no service and no daemon is added any more
     shutting_down: bool = False
@@ -129,6 +132,8 @@ class RequestHandler:
                 self._on_unlisten(request, reply)
             case Spawn():
                 self._on_spawn(request, reply)
+            case Binds():
+                reply({"ok": True, **self.activations.told(request.boot_id)})
             case Stop():
                 self._on_stop(request, reply)
             case Command.REPLACE_ROUTER:
@@ -183,6 +188,7 @@ class RequestHandler:
             raise SpawnError(f"{boot_id} already runs")
         limits, reduced = grantable(request.limits)
         listener, member = self.listeners.take(service.name, boot_id, request.listener)
+        held = self._activated(request)
         self.children.spawn_daemon(
             SpawnRequest(
                 boot_id=boot_id,
@@ -199,14 +205,31 @@ class RequestHandler:
                 pass_fds=(listener.fileno(),) if listener else (),
                 slot=member.slot,
                 listener_inode=member.inode,
+                held_fds=held,
+                before_exec=run_under_filter if held else None,
             ),
-            partial(self._started, listener, reduced, reply),
+            partial(self._started, boot_id, listener, held, reduced, reply),
         )
 
+    def _activated(self, request: Spawn) -> tuple[int, ...]:
+        """The descriptors of an activation; none where the daemon is not activated."""
+        if request.activation is None:
+            return ()
+        given, serving = request.activation
+        return self.activations.prepare(request.service, request.boot_id, given=given, serving=serving)
+
     def _started(
-        self, listener: socket.socket | None, reduced: Sequence[str], reply: Reply, child: Child | Exception
+        self,
+        boot_id: str,
+        listener: socket.socket | None,
+        held: Sequence[int],
+        reduced: Sequence[str],
+        reply: Reply,
+        child: Child | Exception,
     ) -> None:
         """The start of a daemon is over: it runs, or it failed."""
+        if held:
+            self.activations.started(boot_id, held, runs=isinstance(child, Child))
         try:
             if isinstance(child, Child) and self.shutting_down:
                 self.children.kill(child)

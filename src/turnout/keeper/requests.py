@@ -71,6 +71,15 @@ class Spawn:
     program: str
     umask: int | None
     limits: Limits
+    activation: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Binds:
+    """Ask what is known of the ports that an activated daemon has bound."""
+
+    service: str
+    boot_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +130,7 @@ class Cut:
 
 
 FromRouter = RouterReport | GroupApplied | Cut
-Request = Command | Listen | Unlisten | Spawn | Stop | KillRouter | Attach | FromRouter
+Request = Command | Listen | Unlisten | Spawn | Binds | Stop | KillRouter | Attach | FromRouter
 
 
 def request_of(message: Message) -> Request:
@@ -236,7 +245,15 @@ def _spawn(message: Message) -> Spawn:
         _system_text("program", message.get("program", "")),
         None if message.get("umask") is None else _integer(message, "umask", low=0, high=0o777),
         _limits(message.get("limits", {})),
+        _activation(message.get("activation")),
     )
+
+
+def _activation(value: object) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    ports = _mapping("activation", value)
+    return _integer(ports, "given", low=1, high=65535), _integer(ports, "serving", low=0, high=65535)
 
 
 def _limits(value: object) -> Limits:
@@ -291,6 +308,7 @@ _READERS: Final[Mapping[str, Callable[[Message], Request]]] = {
     "listen": _listen,
     "unlisten": lambda message: Unlisten(_service(message)),
     "spawn": _spawn,
+    "binds": lambda message: Binds(_service(message), check_name(_string(message, "boot_id"))),
     "stop": _stop,
     "kill_router": lambda message: KillRouter(_pid(message)),
     "attach": _attach,

@@ -9,7 +9,8 @@ subreaper above it (prctl(2), PR_SET_CHILD_SUBREAPER), so what descends from the
 since. The shim waits for all of it, and ends when the last process of its boot has: while it lives, something is left.
 
 It is forked from the keeper and executes nothing, so it costs no start of an interpreter, and needs no file that an
-upgrade may replace. It takes no signal but KILL and STOP, and has nothing open but the pipe on which it reports.
+upgrade may replace. It takes no signal but KILL and STOP, and has nothing open but the pipe on which it reports, and
+what it is to hold for the next keeper.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from turnout.system.process import ProcessHandle, identify
 TITLE: Final = b"turnout-shim"
 _PR_SET_NAME: Final = 15  # prctl(2)
 _PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2), Linux 3.4
+_PR_SET_PTRACER: Final = 0x59616D61  # Yama's, linux/prctl.h
+_PTRACER_ANY: Final = 2**64 - 1
 _ARG_START: Final = 48 - 3  # proc_pid_stat(5): the fields behind the command name begin with the third
 _ARG_END: Final = 49 - 3
 _FD_BOUND: Final = 4096
@@ -93,10 +96,12 @@ class Shim:
         return line
 
 
-def fork_behind(report: int) -> None:
+def fork_behind(report: int, held: Collection[int] = ()) -> None:
     """In a forked child of the keeper that has all signals blocked: become the shim, and return in the daemon alone.
 
-    ``report``: the writing end of the pipe to the keeper.
+    Args:
+        report: the writing end of the pipe to the keeper.
+        held: descriptors that the shim keeps open. A later keeper may copy them (pidfd_getfd(2)).
     """
     try:
         os.setsid()
@@ -107,7 +112,7 @@ def fork_behind(report: int) -> None:
         os._exit(1)
     if pid == 0:
         return
-    _watch(pid, report)
+    _watch(pid, report, held)
 
 
 def set_subreaper() -> None:
@@ -115,12 +120,14 @@ def set_subreaper() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _watch(daemon: int, report: int) -> NoReturn:
+def _watch(daemon: int, report: int, held: Collection[int]) -> NoReturn:
     """Wait for every child there ever is, and report how the daemon ended. Ends with the last of them."""
     try:
         # before it is waited for: the number is its own until then
         os.write(report, b"%d %d\n" % (daemon, identify(daemon).start_ticks))
-        close_others({report})  # the keeper's listeners, locks and logs
+        close_others({report, *held})  # the keeper's listeners, locks and logs
+        if held:  # the next keeper is no ancestor, as Yama demands of a tracer otherwise
+            _prctl(_PR_SET_PTRACER, ctypes.c_ulong(_PTRACER_ANY))
         os.chdir("/")
         _rename()
         signal.set_wakeup_fd(-1)

@@ -20,7 +20,7 @@ import resource
 import select
 import signal
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn
@@ -65,6 +65,9 @@ class SpawnRequest:
         pass_fds: descriptors that it gets as 3, 4, …, named by LISTEN_FDS and LISTEN_PID. They stay the caller's.
         slot: its place in the group at the fixed address.
         listener_inode: the listener that it has there; 0: it is in none.
+        held_fds: descriptors that its shim keeps open for as long as anything of this boot lives, under the numbers
+            that they have here; its record names them. They stay the caller's.
+        before_exec: called in the child, as the last thing before execve(2), with its copies of ``held_fds``.
     """
 
     boot_id: str
@@ -81,6 +84,8 @@ class SpawnRequest:
     pass_fds: tuple[int, ...] = ()
     slot: int = 0
     listener_inode: int = 0
+    held_fds: tuple[int, ...] = ()
+    before_exec: Callable[[Sequence[int]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +155,7 @@ def _start(request: SpawnRequest, *, shimmed: bool) -> Start:
             raise _refusal(request, path, "fork", error.errno or 0) from error
         if pid == 0:
             if shimmed:
-                fork_behind(report_write.fileno())
+                fork_behind(report_write.fileno(), request.held_fds)
             _become(request, path, log.fileno(), gate_read.fileno(), gate_write.fileno(), status_write.fileno())
         for child_end in (log, gate_read, status_write, report_write):
             child_end.close()
@@ -176,6 +181,7 @@ def _start(request: SpawnRequest, *, shimmed: bool) -> Start:
                 slot=request.slot,
                 listener_inode=request.listener_inode,
                 shim=shim.identity if shim else None,
+                held_fds=request.held_fds,
             )
             write_record(request.record_path, record)
             with contextlib.suppress(BrokenPipeError):  # it failed before the gate, and says so on the other pipe
@@ -249,9 +255,11 @@ def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: i
         os.setsid()
         step = "descriptors"
         above = _FIRST_PASSED_FD + len(request.pass_fds)
-        log, gate, status, *passed = (
-            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in (log, gate, status, *request.pass_fds)
+        log, gate, status, *others = (
+            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)
+            for fd in (log, gate, status, *request.pass_fds, *request.held_fds)
         )
+        passed, held = others[: len(request.pass_fds)], others[len(request.pass_fds) :]
         os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
         os.set_inheritable(0, True)  # dup2(2) of 0 onto itself, where the parent has no stdin, leaves the flag
         os.dup2(log, 1)
@@ -259,7 +267,7 @@ def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: i
         for number, fd in enumerate(passed, _FIRST_PASSED_FD):
             os.dup2(fd, number)
         # a listener that leaks, opened without close-on-exec, keeps its port after all others have ended
-        close_others({gate, status}, low=above)
+        close_others({gate, status, *held}, low=above)
         step = "directory"
         os.chdir(request.cwd or "/")
         step = "limits"
@@ -279,6 +287,8 @@ def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: i
             env |= {"LISTEN_FDS": str(len(request.pass_fds)), "LISTEN_PID": str(os.getpid())}
         step = "exec"
         if os.read(gate, 1) == b"g":
+            if request.before_exec:
+                request.before_exec(held)
             os.execve(path, list(request.argv), env)  # noqa: S606  # no shell: the command is a list of words
     except BaseException as error:  # noqa: BLE001  # nothing may return into the parent's code
         number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL

@@ -45,7 +45,8 @@ class SpawnRecord:
     """What the parent wrote of a daemon before it let it run; ``listener_inode`` 0: it shares no address.
 
     ``shim``: the process between keeper and daemon, which lives as long as anything of this boot does
-    (:mod:`turnout.system.shim`); None: it was started by a version without. ``home``: whose processes these are; None
+    (:mod:`turnout.system.shim`); None: it was started by a version without. ``held_fds``: descriptors that the shim
+    keeps open. ``home``: whose processes these are; None
     in a record of 0.1.0.
     """
 
@@ -58,6 +59,7 @@ class SpawnRecord:
     slot: int = 0
     listener_inode: int = 0
     shim: Identity | None = None
+    held_fds: tuple[int, ...] = ()
     home: HomeIdentity | None = field(default=None, compare=False)
 
     @property
@@ -172,6 +174,8 @@ def write_record(path: Path, record: SpawnRecord) -> None:
         raw |= {"slot": record.slot, "listener_inode": record.listener_inode}
     if record.shim:
         raw |= {"shim_pid": record.shim.pid, "shim_start_ticks": record.shim.start_ticks}
+    if record.held_fds:
+        raw["held_fds"] = record.held_fds
     if record.ended:
         raw["ended"] = asdict(record.ended)
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed parent left is overwritten
@@ -216,6 +220,7 @@ def _read_record(path: Path) -> SpawnRecord | None:
             int(raw.get("slot", 0)),
             int(raw.get("listener_inode", 0)),
             _shim_of(raw, identity),
+            tuple(int(fd) for fd in raw.get("held_fds", ())),
             HomeIdentity.loads(raw.get("home")) or _home_by_path(path, Path(str(raw["log"]))),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):

@@ -1,0 +1,166 @@
+"""Answers the calls of one daemon that wait: a bind of its serving port goes to the port that turnout gave it.
+
+    the serving port, on loopback or a wildcard ─────────► the given port of 127.0.0.1, each time it is asked for
+    another TCP port that a daemon of its service holds ─► any free port of 127.0.0.1
+    anything else ───────────────────────────────────────► as the daemon says
+
+The serving port is the one that is named, else the first that it binds.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from turnout.activation.seccomp import Call, Notifications, calls_of
+from turnout.activation.sockets import BindAddress, address_of, bind_in_place, is_bound_to, process_of, socket_of
+
+AFTER_LAST: Final = 64  # how many calls a keeper may have received after the last one that it noted
+_PORTS: Final = 64
+_LAYOUT: Final = struct.Struct(f"=QHHH{_PORTS}H")
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is known of a daemon's binds, in memory that outlives the keeper. Owns its descriptor (memfd_create(2)).
+
+    Args:
+        fd: of the memory.
+        given: the port of 127.0.0.1 that the serving port becomes.
+        last_id: of the call that was received last; 0: none was.
+        serving: the daemon's own port that is answered with the given one; 0: not known yet.
+        ports: the TCP ports that it bound as it said, the first 64 of them.
+    """
+
+    fd: int
+    given: int
+    last_id: int = 0
+    serving: int = 0
+    ports: tuple[int, ...] = ()
+
+    @classmethod
+    def new(cls, given: int, serving: int) -> Memory:
+        """Raises OSError: no descriptor or memory is left."""
+        memory = cls(os.memfd_create("turnout-binds", os.MFD_CLOEXEC), given, serving=serving)
+        memory.store()
+        return memory
+
+    @classmethod
+    def of(cls, fd: int) -> Memory:
+        """What an earlier keeper stored. Raises OSError: it cannot be read."""
+        last_id, given, serving, count, *ports = _LAYOUT.unpack(
+            os.pread(fd, _LAYOUT.size, 0).ljust(_LAYOUT.size, b"\0")
+        )
+        return cls(fd, given, last_id, serving, tuple(ports[:count]))
+
+    def store(self) -> None:
+        ports = self.ports[:_PORTS]
+        room = (*ports, *[0] * (_PORTS - len(ports)))
+        os.pwrite(self.fd, _LAYOUT.pack(self.last_id, self.given, self.serving, len(ports), *room), 0)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+@dataclass(slots=True)
+class Answers:
+    """Answers what one daemon asks by its binds. Owns the notification descriptor and the memory.
+
+    Args:
+        held: whether another daemon of the service holds a port, as far as it is known.
+        log: takes a line.
+        trouble: why a bind could not be answered; empty: all were.
+    """
+
+    notifications: Notifications
+    memory: Memory
+    held: Callable[[int], bool]
+    log: Callable[[str], None]
+    trouble: str = ""
+
+    def take_over(self) -> None:
+        """Have the calls executed that an earlier keeper had received and not answered: they are reported no more."""
+        last = self.memory.last_id
+        for call_id in range(last, last + AFTER_LAST + 1) if last else ():
+            if self.notifications.is_valid(call_id):
+                self.notifications.proceed(call_id)
+
+    def turn(self) -> None:
+        """Answer one call, which is due. A storm of binds delays what else the keeper does by no more than that."""
+        call = self.notifications.receive()
+        if call is None:
+            return
+        self.memory.last_id = call.id
+        self.memory.store()
+        error: int | None = None
+        try:
+            if call.number == calls_of().bind:
+                error = self._bind(call)
+        except OSError as failure:
+            self._note(failure)
+        if error is None:
+            self.notifications.proceed(call.id)
+        else:
+            self.notifications.answer(call.id, error=error)
+
+    def close(self) -> None:
+        self.notifications.close()
+        self.memory.close()
+
+    def _bind(self, call: Call) -> int | None:
+        """Bind the daemon's socket; 0, or the error that bind(2) returns. None: the kernel is to execute the call.
+
+        Raises OSError: the daemon cannot be looked at.
+        """
+        address = address_of(call)
+        if address is None or not address.port or not _is_in_our_network(call):
+            return None
+        sock = socket_of(call)
+        if sock is None or not self.notifications.is_valid(call.id):
+            return None
+        with sock:
+            port = self._port_for(address)
+            if port is None:
+                return None
+            if port and is_bound_to(sock, port):
+                return 0
+            try:
+                bind_in_place(sock, port)
+            except OSError as error:
+                return error.errno
+            self.log(f"port {address.port} of {address.host} is 127.0.0.1 port {sock.getsockname()[1]}")
+            return 0
+
+    def _port_for(self, address: BindAddress) -> int | None:
+        """The port of 127.0.0.1 that a TCP socket gets in the place of its own; 0: any. None: it gets its own."""
+        memory = self.memory
+        if not memory.serving and address.is_local:
+            memory.serving = address.port
+            memory.store()
+        if address.port == memory.serving and address.is_local:
+            return None if address.port == memory.given else memory.given
+        if self.held(address.port):
+            return 0
+        if address.port not in memory.ports and len(memory.ports) < _PORTS:
+            memory.ports = (*memory.ports, address.port)
+            memory.store()
+        return None
+
+    def _note(self, error: OSError) -> None:
+        why = error.strerror or str(error)
+        if isinstance(error, PermissionError):
+            why = "it may not be looked at (ptrace(2)): it runs as another user, or has made itself not dumpable"
+        if why != self.trouble:
+            self.trouble = why
+            self.log(f"a bind cannot be answered: {why}")
+
+
+def _is_in_our_network(call: Call) -> bool:
+    """Whether the caller has our network namespace (network_namespaces(7)): in another one our ports mean nothing."""
+    theirs = Path(f"/proc/{process_of(call.thread)}/ns/net").stat()
+    ours = Path("/proc/self/ns/net").stat()
+    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)

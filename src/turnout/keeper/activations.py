@@ -1,0 +1,186 @@
+"""The activation of the keeper's daemons: each runs under a filter, and the keeper answers its binds in its loop.
+
+    socket pair ◄── the daemon's child sends its notification descriptor, and executes the daemon
+    memory      ◄── the keeper notes what it knows of the daemon's binds
+    both are held by the daemon's shim: a bind waits while there is no keeper, and the next one answers it
+
+Standard library only and single-threaded, as the keeper is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import selectors
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from turnout.activation.answers import Answers, Memory
+from turnout.activation.seccomp import Notifications, UnsupportedError, install
+from turnout.system.pidfd import copy_of
+from turnout.system.process import is_alive, own_status
+from turnout.system.spawn_record import SpawnRecord
+
+_SYS_ADMIN: Final = 1 << 21  # CAP_SYS_ADMIN, capabilities(7)
+_MESSAGE_BYTES: Final = 16
+
+
+@dataclass(slots=True)
+class _Boot:
+    """One daemon. ``line``: where its child sends the descriptor; ``answers`` None: it has not been sent yet."""
+
+    service: str
+    line: socket.socket
+    memory: Memory
+    answers: Answers | None = None
+    trouble: str = ""
+
+
+class Activations:
+    """Owns the sockets, the memory and the notification descriptors of the daemons that are activated.
+
+    Args:
+        selector: where notifications are waited for.
+        log: takes a line.
+    """
+
+    def __init__(self, selector: selectors.BaseSelector, log: Callable[[str], None]) -> None:
+        self._selector = selector
+        self._log = log
+        self._all: dict[str, _Boot] = {}
+
+    def prepare(self, service: str, boot_id: str, *, given: int, serving: int) -> tuple[int, ...]:
+        """Make what the daemon is started with: the descriptors that its shim holds (:func:`run_under_filter`).
+
+        Args:
+            service: its service.
+            boot_id: the daemon.
+            given: the port of 127.0.0.1 to which its serving port is bound.
+            serving: its own port; 0: the first that it binds.
+
+        Raises:
+            OSError: no descriptor or memory is left.
+        """
+        self.forget(boot_id)  # an attempt of the same boot that ended a moment ago
+        line, sending = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            memory = Memory.new(given, serving)
+        except OSError:
+            line.close()
+            sending.close()
+            raise
+        self._add(boot_id, _Boot(service, line, memory))
+        return line.fileno(), sending.detach(), memory.fd
+
+    def started(self, boot_id: str, held: Sequence[int], *, runs: bool) -> None:
+        """The start of a daemon is over: what only its child needed is closed, or all of it."""
+        os.close(held[1])
+        if not runs:
+            self.forget(boot_id)
+
+    def adopt(self, record: SpawnRecord) -> None:
+        """Answer a daemon that an earlier keeper started, and that may wait since then."""
+        shim, copies = record.shim, list[int]()
+        if shim is None or record.boot_id in self._all:
+            return
+        try:
+            for fd in record.held_fds:
+                copies.append(copy_of(shim.pid, fd))
+            if not is_alive(shim):
+                raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+            line, memory = socket.socket(fileno=copies[0]), Memory.of(copies[2])
+        except OSError as error:
+            for fd in copies:
+                os.close(fd)
+            self._log(f"the binds of {record.boot_id} cannot be answered: {error.strerror or error}")
+            return
+        os.close(copies[1])
+        self._add(record.boot_id, _Boot(record.service, line, memory))
+
+    def told(self, boot_id: str) -> dict[str, Any]:
+        """What is known of a daemon's ports: ``serving``, the ``others`` that it bound itself, and any ``trouble``."""
+        boot = self._all.get(boot_id)
+        if boot is None:
+            return {"serving": 0, "others": [], "trouble": ""}
+        trouble = boot.trouble or (boot.answers.trouble if boot.answers else "")
+        return {"serving": boot.memory.serving, "others": list(boot.memory.ports), "trouble": trouble}
+
+    def forget(self, boot_id: str) -> None:
+        """Let go of a daemon that was not started, or has ended with all of its processes."""
+        boot = self._all.pop(boot_id, None)
+        if boot is None:
+            return
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(boot.line)
+        boot.line.close()
+        boot.memory.close()
+        if boot.answers:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(boot.answers.notifications.fileno())
+            boot.answers.notifications.close()
+
+    def close(self) -> None:
+        for boot_id in list(self._all):
+            self.forget(boot_id)
+
+    def _add(self, boot_id: str, boot: _Boot) -> None:
+        self._all[boot_id] = boot
+        try:
+            self._selector.register(boot.line, selectors.EVENT_READ, partial(self._begin, boot_id, boot))
+        except OSError:  # epoll_ctl(2): ENOSPC, ENOMEM
+            self.forget(boot_id)
+            raise
+
+    def _begin(self, boot_id: str, boot: _Boot) -> None:
+        """The child has sent its descriptor, or why there is none. It stays in the socket, for the next keeper."""
+        self._selector.unregister(boot.line)
+        message, fds, _, _ = socket.recv_fds(boot.line, _MESSAGE_BYTES, 1, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC)
+        if not fds:
+            code = int(message)
+            boot.trouble = "its filter was refused: " + (os.strerror(code) if code else "no descriptor is left")
+            self._log(f"{boot_id}: {boot.trouble}")
+            return
+        held = partial(self._is_held, boot.service, boot_id)
+        boot.answers = Answers(Notifications(fds[0]), boot.memory, held, lambda line: self._log(f"{boot_id}: {line}"))
+        boot.answers.notifications.wake_in_turn()
+        boot.answers.take_over()
+        self._selector.register(fds[0], selectors.EVENT_READ, partial(self._turn, boot_id, boot.answers))
+
+    def _turn(self, boot_id: str, answers: Answers) -> None:
+        poller = select.poll()
+        poller.register(answers.notifications.fileno(), select.POLLIN)
+        events = sum(found for _, found in poller.poll(0))
+        if events & select.POLLIN:  # RECV blocks where nothing is due
+            answers.turn()
+        elif events & select.POLLHUP:  # the last process under the filter has ended
+            self.forget(boot_id)
+
+    def _is_held(self, service: str, boot_id: str, port: int) -> bool:
+        """Whether another daemon of this service bound that port as its own, and has processes."""
+        return any(
+            port in boot.memory.ports
+            for other, boot in self._all.items()
+            if other != boot_id and boot.service == service
+        )
+
+
+def run_under_filter(held: Sequence[int]) -> None:
+    """In the child, before it executes the daemon: put it under the filter, and send the keeper its descriptor.
+
+    A filter that is refused is no error: the daemon binds as it says, and the keeper knows why.
+    """
+    sending = socket.socket(fileno=held[1])
+    try:
+        fd = install(privileged=bool(int(own_status().get("CapEff", "0"), 16) & _SYS_ADMIN))
+    except UnsupportedError:
+        sending.send(b"%d" % errno.ENOSYS)
+    except OSError as error:
+        sending.send(b"%d" % (error.errno or errno.EINVAL))
+    else:
+        socket.send_fds(sending, [b"f"], [fd])
+        os.close(fd)

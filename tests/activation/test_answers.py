@@ -1,0 +1,179 @@
+"""Which port a daemon's bind gets, with real processes under the filter, also where the keeper dies over it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from filtered import DEADLINE_S, Filtered
+from turnout.activation.answers import AFTER_LAST, Answers, Memory
+from turnout.testing import free_port
+
+OWN = "def own(port, family=socket.AF_INET, host='127.0.0.1'):\n"
+OWN += " s = socket.socket(family); s.bind((host, port)); s.listen(); print(s.getsockname()[1]); return s\n"
+
+
+@contextmanager
+def answered(
+    code: str, *, given: int, serving: int = 0, held: tuple[int, ...] = ()
+) -> Iterator[tuple[Filtered, Answers]]:
+    """A daemon whose calls are answered, in a thread, until it ends."""
+    with Filtered("import socket\n" + OWN + code) as daemon:
+        answers = Answers(daemon.notifications, Memory.new(given, serving), held.__contains__, lambda _line: None)
+
+        def serve() -> None:
+            poller = select.poll()
+            poller.register(daemon.notifications.fileno(), select.POLLIN)
+            while any(events & select.POLLIN for _, events in poller.poll(DEADLINE_S * 1000)):
+                answers.turn()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield daemon, answers
+        finally:
+            daemon.process.kill()
+            thread.join(DEADLINE_S)
+            assert not thread.is_alive()
+            answers.memory.close()
+
+
+def bound(code: str, *, given: int, serving: int = 0, held: tuple[int, ...] = ()) -> tuple[list[int], Answers]:
+    """The ports that a daemon's sockets have in the end, as it prints them."""
+    with answered(code, given=given, serving=serving, held=held) as (daemon, answers):
+        return [int(word) for word in daemon.printed().split()], answers
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", ""])
+def test_the_first_port_that_it_binds_is_the_serving_port_and_becomes_the_given_one(host: str) -> None:
+    given, own = free_port(), free_port()
+    ports, answers = bound(f"a = own({own}, host={host!r})", given=given)
+    assert (ports, answers.memory.serving, answers.memory.ports) == ([given], own, ())
+
+
+def test_a_named_port_is_the_serving_port_and_the_others_are_as_the_daemon_says() -> None:
+    given, own, peer = free_port(), free_port(), free_port()
+    ports, answers = bound(f"a = own({peer}); b = own({own})", given=given, serving=own)
+    assert (ports, answers.memory.serving, answers.memory.ports) == ([peer, given], own, (peer,))
+
+
+def test_a_worker_and_the_other_family_share_the_given_port() -> None:
+    given, own = free_port(), free_port()
+    code = (
+        f"a = own({own}); b = own({own}); c = own({own}, socket.AF_INET6, '::1'); d = own({own}, socket.AF_INET6, '::')"
+    )
+    assert bound(code, given=given)[0] == [given] * 4
+
+
+def test_a_daemon_that_closes_its_listener_and_binds_anew_gets_the_given_port_again() -> None:
+    given, own = free_port(), free_port()
+    assert bound(f"own({own}).close(); a = own({own})", given=given)[0] == [given, given]
+
+
+def test_a_bind_that_is_called_again_for_a_signal_finds_its_socket_bound() -> None:
+    given, own = free_port(), free_port()
+    assert bound(f"a = own({own}); a.bind(('127.0.0.1', {own})); print(7)", given=given)[0] == [given, 7]
+
+
+def test_a_daemon_that_was_told_its_port_binds_it_itself() -> None:
+    given = free_port()
+    ports, answers = bound(f"a = own({given})", given=given, serving=given)
+    assert (ports, answers.trouble) == ([given], "")
+
+
+def test_a_port_that_another_daemon_of_the_service_holds_is_replaced_by_a_free_one() -> None:
+    """Its metrics port: two releases beside each other would be none."""
+    given, own, metrics = free_port(), free_port(), free_port()
+    ports, answers = bound(f"a = own({own}); b = own({metrics})", given=given, serving=own, held=(metrics,))
+    assert ports[0] == given
+    assert ports[1] not in {metrics, given, 0}
+    assert answers.memory.ports == ()
+
+
+def test_port_0_udp_and_an_address_of_the_network_are_as_the_daemon_says() -> None:
+    given, own = free_port(), free_port()
+    code = (
+        "u = socket.socket(type=socket.SOCK_DGRAM)\n"
+        f"u.bind(('127.0.0.1', {own})); print(u.getsockname()[1]); a = own(0); assert a.getsockname()[1] != {given}\n"
+        "s = socket.socket()\n"
+        f"try: s.bind(('192.0.2.1', {own}))\nexcept OSError as error: print(error.errno)"
+    )
+    ports, answers = bound(code, given=given, serving=own)
+    assert (ports[0], ports[2]) == (own, errno.EADDRNOTAVAIL)
+    assert answers.memory.serving == own
+
+
+def test_a_given_port_that_another_program_took_is_said_to_the_daemon() -> None:
+    own = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        code = f"try: own({own})\nexcept OSError as error: print(error.errno)"
+        assert bound(code, given=theirs.getsockname()[1])[0] == [errno.EADDRINUSE]
+
+
+def test_a_daemon_that_may_not_be_looked_at_binds_as_it_says_and_the_reason_is_known() -> None:
+    """PR_SET_DUMPABLE 0; root may look all the same."""
+    given, own = free_port(), free_port()
+    ports, answers = bound(f"import ctypes; ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\na = own({own})", given=given)
+    if os.geteuid() == 0:
+        assert (ports, answers.trouble) == ([given], "")
+    else:
+        assert ports == [own]
+        assert "not dumpable" in answers.trouble
+
+
+def test_a_daemon_in_a_network_of_its_own_binds_as_it_says() -> None:
+    given, own = free_port(), free_port()
+    unshare = shutil.which("unshare")
+    assert unshare
+    code = (
+        f"import subprocess; subprocess.run(['{unshare}', '-rn', 'sh', '-c', 'ip link set lo up; exec \"$0\" \"$@\"', "
+    )
+    inner = f"import socket; s = socket.socket(); s.bind(('127.0.0.1', {own})); print(s.getsockname()[1])"
+    ports, _ = bound(code + f"'{shutil.which('python3')}', '-c', {inner!r}], check=True)", given=given)
+    assert ports == [own]
+
+
+def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_knows_the_serving_port() -> None:
+    """A keeper that was killed between two of its steps: nobody is told of that call again."""
+    given, first, second = free_port(), free_port(), free_port()
+    with Filtered("import socket\n" + OWN + f"a = own({first}); b = own({second})") as daemon:
+        before = Answers(daemon.notifications, Memory.new(given, 0), lambda _port: False, lambda _line: None)
+
+        def due() -> None:
+            poller = select.poll()
+            poller.register(daemon.notifications.fileno(), select.POLLIN)
+            assert poller.poll(DEADLINE_S * 1000)
+
+        for _ in range(2):  # bind and listen
+            due()
+            before.turn()
+        due()
+        lost = daemon.notifications.receive()
+        assert lost
+        assert before.memory.last_id < lost.id <= before.memory.last_id + AFTER_LAST
+        after = Answers(daemon.notifications, Memory.of(os.dup(before.memory.fd)), before.held, before.log)
+        after.take_over()
+        assert after.memory.serving == first
+        due()
+        after.turn()
+        assert daemon.printed().split() == [str(given), str(second)]
+        before.memory.close()
+        after.memory.close()
+
+
+def test_memory_holds_the_first_ports_and_no_more() -> None:
+    memory = Memory.new(2, 1)
+    memory.ports = tuple(range(1, 100))
+    memory.last_id = 2**64 - 1
+    memory.store()
+    again = Memory.of(memory.fd)
+    assert (again.given, again.serving, again.last_id, again.ports) == (2, 1, 2**64 - 1, tuple(range(1, 65)))
+    memory.close()
