@@ -108,6 +108,7 @@ def bind_in_place(sock: socket.socket, port: int) -> None:
     Raises:
         OSError: another socket has the port.
     """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what keeps the port free until now is bound there
     if port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if sock.family == socket.AF_INET6:

@@ -29,6 +29,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 FLAGS: Final[Mapping[str, tuple[str, str | None, str]]] = {
     "listen": ("ADDR[,…]", "TURNOUT_LISTEN", f"Default {DEFAULT_LISTEN}."),
     "plane": ("P", None, "auto, relay, stream, reuseport or sk_lookup."),
+    "activation": ("A", None, "on: the daemon keeps its own port; off."),
+    "port": ("N", None, "The daemon's own port, with --activation on."),
     "strategy": ("S", None, "blue-green, or recreate for a daemon that owns its data."),
     "observe": ("D", None, "Observe window, e.g. 30s."),
 }
@@ -42,6 +44,8 @@ class CommonOptions:
     service: str | None = None
     listen: str | None = None
     plane: str | None = None
+    activation: str | None = None
+    port: str | None = None
     strategy: str | None = None
     observe: str | None = None
     lock_timeout: str | None = None
@@ -320,7 +324,13 @@ def apply_flags(settings: Settings, common: CommonOptions) -> Settings:
     for name in FLAGS:
         if text := getattr(common, name):
             key = KEYS[name]
-            written = [address.strip() for address in text.split(",")] if key.kind is ADDRESSES else text
+            written: object = text
+            if key.kind is ADDRESSES:
+                written = [address.strip() for address in text.split(",")]
+            elif key.kind.written is int:
+                if not text.isdecimal():
+                    raise UsageError(f"--{name}: {text!r} is no number", hint=f"for example --{name} 3000")
+                written = int(text)
             changes[key.field] = key.read(written, what=f"--{name}")
             if key.named:
                 changes[key.named] = True

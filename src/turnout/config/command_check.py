@@ -41,10 +41,10 @@ def check_command(wanted: ServiceRequest, environ: Mapping[str, str], *, starts_
     plane = wanted.settings.plane
     check_env(wanted.env, takes_listener=takes_listener(wanted.command, wanted.env, plane))
     own = names_own_port(wanted.command, {address.port for address in wanted.settings.listen})
-    if own and not wanted.settings.takes_part:
+    if own and not wanted.settings.takes_part and wanted.settings.activation != "on":
         raise UsageError(
             f"the command names port {own}, where the service itself listens: it would wait for itself",
-            hint="put {port} in its place; the daemon gets a port of its own",
+            hint='put {port} in its place, or say activation = "on" (--activation on); then it may keep that port',
         )
     if plane == "reuseport" and not takes_listener(wanted.command, wanted.env, plane):
         raise UsageError(

@@ -162,6 +162,14 @@ _ROWS: Final = (
         " the way, for a daemon that is given its listener (`{fd}`, LISTEN_FDS). `sk_lookup`: the same for any daemon,"
         " with CAP_BPF and CAP_NET_ADMIN. `auto`: `reuseport` where the command or `env` has `{fd}` and nothing asks"
         " for a relay, else the relay where it runs. A change comes with `turnout router --replace`."),
+    Key("activation", "activation", "auto", _word(values.Activation), Takes.AT_ONCE,
+        "`on`: the daemon keeps the port that its own configuration names, and turnout has its bind(2) go to a free"
+        " port of 127.0.0.1 behind the fixed address; the command needs no `{port}`. `off`: it binds as it says. `auto` is"
+        " `off` in this version. A change comes with the next daemon."),
+    Key("port", "port", 0, replace(COUNT, least=0, most=65535, hint="0: the first that the daemon binds"),
+        Takes.AT_ONCE,
+        "With `activation`: the port at which the daemon serves its clients, as its own configuration has it. 0: the"
+        " first that it binds. A change comes with the next daemon."),
     Key("health.probe", "health.probe", "alive", _word(values.ProbeKind), Takes.WITH_BUILD,
         "`alive`: the daemon runs, is not stopped, owns its listening socket, and its accept queue is not stuck;"
         " before a switch, the kernel must also show a process that waits for connections, or else one connection must"

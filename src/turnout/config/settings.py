@@ -14,6 +14,7 @@ import msgspec
 
 from turnout.config.keys import DEFAULT_LISTEN, default
 from turnout.config.values import (
+    Activation,
     Address,
     Expose,
     OnUnhealthy,
@@ -59,6 +60,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     listen: tuple[Address, ...]
     registry: str = default("registry")  # empty: in the service's own directory
     plane: PlaneName = default("plane")
+    activation: Activation = default("activation")
+    port: int = default("port")  # the daemon's own; 0: the first that it binds
     takes_part: bool = False  # the daemon is given its listener, and so can share the fixed address
     strategy: StrategyName = default("strategy")
     strategy_named: bool = False  # the operator said so; else it follows from the command

@@ -17,6 +17,7 @@ StrategyName = Literal["blue-green", "recreate"]
 OnUnhealthy = Literal["report", "restart"]
 ProxyProtocol = Literal["none", "v2"]
 Expose = Literal["clients-look-local"]
+Activation = Literal["auto", "on", "off"]
 Duration = str | int | float
 T = TypeVar("T")
 

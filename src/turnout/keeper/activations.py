@@ -15,6 +15,7 @@ import os
 import select
 import selectors
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from turnout.system.spawn_record import SpawnRecord
 
 _SYS_ADMIN: Final = 1 << 21  # CAP_SYS_ADMIN, capabilities(7)
 _MESSAGE_BYTES: Final = 16
+_FD: Final = struct.Struct("i")
 
 
 @dataclass(slots=True)
@@ -139,9 +141,11 @@ class Activations:
     def _begin(self, boot_id: str, boot: _Boot) -> None:
         """The child has sent its descriptor, or why there is none. It stays in the socket, for the next keeper."""
         self._selector.unregister(boot.line)
-        message, fds, _, _ = socket.recv_fds(boot.line, _MESSAGE_BYTES, 1, socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC)
+        flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC  # socket.recv_fds() passes no flags on
+        message, control, _, _ = boot.line.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(_FD.size), flags)
+        fds = [_FD.unpack_from(data)[0] for _, _, data in control]
         if not fds:
-            code = int(message)
+            code = int(message) if message.isdigit() else 0
             boot.trouble = "its filter was refused: " + (os.strerror(code) if code else "no descriptor is left")
             self._log(f"{boot_id}: {boot.trouble}")
             return

@@ -21,7 +21,7 @@ from turnout.core.model import Daemon, Identity
 from turnout.core.outcome import must_hold
 from turnout.core.rollout_step import RolloutStep
 from turnout.core.slots import source_of
-from turnout.errors import NotRunningError, TimedOutError
+from turnout.errors import CandidateError, NotRunningError, TimedOutError
 from turnout.lifecycle.bootstrap import Bootstrap
 from turnout.lifecycle.failure_report import candidate_error, log_tail
 from turnout.lifecycle.launch_spec import LaunchSpec, binds_fixed_address, build_launch_spec
@@ -91,6 +91,8 @@ class Candidate:
                     reserved.release()
                 daemon = self._spawn(build, context, reserved.port)
                 result = self._wait_ready(daemon, owner)
+            if settings.activation == "on":
+                self._check_binds(daemon, result)
             if result.ok:
                 return daemon
             log = log_tail(self._service.home.log(self._boot_id)).lower()
@@ -100,6 +102,27 @@ class Candidate:
             with suppress(OSError):  # its lines on the socket that keeps the port mislead
                 os.truncate(self._service.home.log(self._boot_id), 0)
         raise AssertionError("the last try returns or raises")
+
+    def _check_binds(self, daemon: Daemon, result: ProbeResult) -> None:
+        """Say which port the daemon has bound, or why that did not become the port behind the fixed address.
+
+        Raises:
+            CandidateError: it is not known which of its ports is the one for its clients, or it was not answered.
+        """
+        binds = self._bootstrap.keeper.binds(self._service.name, self._boot_id)
+        if binds.serving and binds.others and not self._service.settings.port and binds.serving != daemon.port:
+            ports = ", ".join(map(str, sorted({binds.serving, *binds.others})))
+            raise CandidateError(
+                f"the daemon binds ports {ports}: which of them is for its clients?",
+                hint=f"name it: --port {binds.serving}, or port = {binds.serving} in turnout.toml",
+            )
+        if binds.trouble and not result.ok:
+            raise CandidateError(
+                f"the daemon's own port cannot become the one behind the fixed address: {binds.trouble}",
+                hint='activation = "off", and {port} in the command',
+            )
+        if result.ok and binds.serving not in {0, daemon.port}:
+            self._progress.note(f"the daemon's own port {binds.serving} is 127.0.0.1:{daemon.port} here")
 
     def check_ready(self, daemon: Daemon, known: DataOwner | None = None) -> None:
         """Wait until a daemon is ready, ``start_timeout`` at most; ``known``: how its kind says that it is not.
@@ -181,6 +204,7 @@ class Candidate:
             program=context.program,
             umask=context.umask,
             limits=context.limits,
+            activation=spec.activation,
             on_warning=self._progress.warning,
         )
 

@@ -16,12 +16,16 @@ from turnout.system.spawn import clean_environment, fill_port
 
 @dataclass(frozen=True, slots=True)
 class LaunchSpec:
-    """A daemon's address, command and environment; ``listener``: as :meth:`KeeperClient.spawn` takes it."""
+    """A daemon's address, command and environment.
+
+    ``listener``, ``activation``: as :meth:`KeeperClient.spawn` takes them.
+    """
 
     address: Address
     argv: tuple[str, ...]
     env: dict[str, str]
     listener: Literal["shared"] | tuple[str, int] | None
+    activation: tuple[int, int] | None = None
 
 
 def binds_fixed_address(build: Build, settings: Settings, router: RouterClient, *, timeout_s: float) -> bool:
@@ -49,10 +53,15 @@ def build_launch_spec(build: Build, settings: Settings, port: int | None, enviro
     listener: Literal["shared"] | tuple[str, int] | None = None
     if takes_listener(build.command, build.env, settings.plane):
         listener = (address.host, address.port) if port else "shared"
+    activation: tuple[int, int] | None = None
+    if settings.activation == "on" and listener is None:
+        told = any("{port}" in word for word in (*build.command, *build.env.values()))
+        activation = address.port, settings.port or (address.port if told else 0)
     own = dict(zip(build.env, values, strict=True))
     return LaunchSpec(
         address,
         fill_port(build.command, address.port, listen_port=fixed.port),
         clean_environment({**environ, "PWD": build.cwd}, own, port=address.port),
         listener,
+        activation,
     )
