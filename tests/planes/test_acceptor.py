@@ -256,6 +256,27 @@ def test_a_refused_connect_holds_the_client_and_a_reset_one_ends_it(scene: Scene
     assert all(daemon.closed for daemon in scene.dialled if daemon is not scene.begun[0][1])
 
 
+def test_a_refused_client_is_not_dialled_again_with_the_same_wakeup(scene: Scene) -> None:
+    scene.set_upstream(A)
+    scene.code = errno.ECONNREFUSED
+    scene.come(3)
+    assert (len(scene.dialled), scene.counters.connect_failed, scene.counters.held_now) == (1, 1, 3)
+    scene.code = 0
+    scene.loop.go_on(0.1)
+    assert len(scene.begun) == 3, "the next try is one pause away"
+
+
+def test_refusals_that_hold_no_client_delay_no_client_that_is_held_later(scene: Scene) -> None:
+    scene.set_upstream(A, 0.0)
+    scene.code = errno.ECONNREFUSED
+    scene.come(10)
+    scene.set_upstream(A)
+    (held,) = scene.come()
+    scene.code = 0
+    scene.loop.go_on(0.1)
+    assert scene.served() == [held]
+
+
 def test_a_daemon_that_refuses_is_given_up_after_the_patience(scene: Scene) -> None:
     scene.set_upstream(A, 0.25)
     scene.code = errno.ECONNREFUSED

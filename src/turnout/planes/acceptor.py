@@ -183,9 +183,12 @@ class Acceptor:
             if self._policy.allow and not self._policy.admits(peer[0]):
                 self._counters.denied += 1
                 self._reject(client)
-            # to the daemon at once, unless others were here first
-            elif self._upstream is None or len(self._hold_queue) or not self._connect(client):
+            elif self._upstream is None or len(self._hold_queue):  # others were here first
                 self._hold(client)
+            elif not self._connect(client):
+                self._hold(client)
+                if len(self._hold_queue):  # else the pause would be one of clients that come later
+                    self._pause_release(self._clock())
             if sock.fileno() >= fd_reserve.first and fd_reserve.check(client.fd):
                 break
         if fd_reserve.exhausted:
@@ -326,10 +329,14 @@ class Acceptor:
                 return
             if not self._connect(client):
                 self._hold_again(client)
-                failed = self._pace.filled if self._patience.obstacle is Obstacle.FULL else self._pace.failed
-                failed(now)
+                self._pause_release(now)
                 return
             self._pace.went()
+
+    def _pause_release(self, now: float) -> None:
+        """Connect no held client for a moment: a connect has failed."""
+        failed = self._pace.filled if self._patience.obstacle is Obstacle.FULL else self._pace.failed
+        failed(now)
 
     def _tick(self) -> None:
         """While any client waits: release, and end what has waited too long."""
