@@ -93,8 +93,8 @@ class RolloutRun:
             expected_generation=expected_generation,
             expected_active=action.expected_active,
         )
-        self._record(build, launch, context_id, begun)
         try:
+            self._record(build, launch, context_id, begun)
             self._make_room(begun)
             daemon = self._candidate(boot_id).start(build, launch.context)
             return self._switch(daemon, window=cause in OBSERVED)
@@ -247,8 +247,10 @@ class RolloutRun:
         self._service.journal.write("abort", generation=self._generation, revision=block.revision, reason=reason)
         self._notify_router(outcome)
         if build_id:
-            self._service.builds.set_result(self._generation, "aborted")
-            self._candidate(boot_id).stop()
+            try:
+                self._service.builds.set_result(self._generation, "aborted")
+            finally:
+                self._candidate(boot_id).stop()
         self._registry.update(lambda snap: forget_daemon(snap, boot_id))
 
     def _notify_router(self, outcome: Outcome, *, wait: bool = False) -> None:
