@@ -135,7 +135,8 @@ class Restarter:
     async def run(self) -> None:
         """Restart what dies, until cancelled."""
         while True:
-            await self._wake.wait()
+            if not self.pending:  # else the last attempt ended in an error, and is made again
+                await self._wake.wait()
             self._wake.clear()
             while self.pending:
                 due = self.pending
