@@ -71,7 +71,7 @@ def test_a_rollout_whose_record_cannot_be_written_is_aborted(tmp_path: Path, mon
     monkeypatch.setattr(run, "_candidate", lambda _boot_id: Stopped())
     monkeypatch.setattr(service.builds, "record_rollout", _refuse)
     launch = Launch(ExecContext("/bin/true", {}), "context")
-    with pytest.raises(StateUnwritableError, match="builds.json"):
+    with pytest.raises(StateUnwritableError, match=r"builds\.json"):
         run.run(StartBuild(Build(("true",), "/"), Cause.DEPLOY, launch))
     block = registry.read().snapshot.deployment
     assert (block.generation, block.state, block.candidate_boot_id) == (1, State.IDLE, "")

@@ -1,4 +1,4 @@
-"""Signals as events of a loop: they are noted when they come, and taken when the loop has time for them. Their names."""
+"""The names of signals, and signals as events of a loop: noted when they come, taken when the loop has time."""
 
 from __future__ import annotations
 
