@@ -298,7 +298,8 @@ class Router:
             return
         service = compose_service(self._resources, self._planes, opened, pins)
         self._services[opened.home.name] = service
-        self._tasks[opened.home.name] = self._group.create_task(service.run())
+        task = self._tasks[opened.home.name] = self._group.create_task(service.run())
+        task.add_done_callback(lambda _: service.close())  # a task that is cancelled before its first step runs nothing
         if self._leader_lock.held:
             service.become_leader()
         self._hand_listeners(service, sockets, message)

@@ -146,8 +146,7 @@ class ServiceRuntime:
                 self._leading.clear()
                 self._decided.set()
         finally:
-            self._decided.set()
-            self._close()
+            self.close()
 
     def take_listeners(self, sockets: Sequence[socket.socket], message: Message) -> None:
         """Accept on these and on no other listeners, now or once this router leads; they are owned here.
@@ -251,7 +250,9 @@ class ServiceRuntime:
         """Cut what the drain settings say; returns how many clients a draining router still has."""
         return self._drain.step(self.registry.snapshot, self._loop.time()) if self._drain else 0
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the plane, the listeners and the threads; may be called twice."""
+        self._decided.set()
         self.registry.close()
         self._files.shutdown()
         self._probe_threads.close()
