@@ -126,9 +126,7 @@ def test_where_no_thread_can_be_started_a_check_takes_one_that_runs(
 
 
 @pytest.mark.parametrize("name", ["a b", "", "check"])
-def test_a_boot_id_of_another_program_may_be_any_text(
-    hung: threading.Event, shared: DaemonThreads, name: str
-) -> None:
+def test_a_boot_id_of_another_program_may_be_any_text(hung: threading.Event, shared: DaemonThreads, name: str) -> None:
     """Else each snapshot would forget the check in flight, and each check that hangs leave a thread behind."""
     calls: list[str] = []
 
