@@ -39,7 +39,7 @@ class ServiceReport:
     def status(self) -> Mapping[str, Any]:
         """The service as it is now, for ``turnout status``."""
         plane, monitor, snapshot = self.plane.plane, self.health.monitor, self.service.registry.snapshot
-        remaining_s = monitor.observe_remaining_s
+        remaining_s, named = monitor.observe_remaining_s, snapshot.deployment.named
         return {
             "applied_revision": self.service.registry.applied_revision,
             "plane": plane.name,
@@ -57,7 +57,12 @@ class ServiceReport:
             "healthy": dict(monitor.healthy),
             "reasons": dict(monitor.reasons),
             "census": {boot_id: asdict(counted) for boot_id, counted in plane.traffic().items()},
-            "elsewhere": {boot_id: self.elsewhere(boot_id) for boot_id in snapshot.daemons},
+            # asked of the kernel on the loop, so not for the thousands of daemons that a shared registry may name
+            "elsewhere": {
+                boot_id: self.elsewhere(boot_id)
+                for boot_id, daemon in snapshot.daemons.items()
+                if daemon.draining or boot_id in named
+            },
         }
 
     def reading(self) -> ServiceReading:
