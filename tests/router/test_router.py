@@ -3,43 +3,98 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from turnout.config.settings import Address, Settings, dump_settings
 from turnout.router.follow.settings import OpenedSettings
 from turnout.router.router import Router
-from turnout.state.home import Home
+from turnout.state.home import Home, ServiceHome
+
+
+@contextlib.asynccontextmanager
+async def leading(home: Home) -> AsyncGenerator[Router]:
+    """A router that leads, with the test's own group of tasks."""
+    router = Router(asyncio.get_running_loop(), home)
+    assert router._leader_lock.try_take()
+    try:
+        async with asyncio.TaskGroup() as router._group:
+            yield router
+            router._openings.close()
+        await asyncio.sleep(0)  # what is done after a task
+    finally:
+        router._link.close()
+        router._planes.close()
+        router._leader_lock.release()
+        for threads in (router._executor, router._files, router._journal):
+            threads.shutdown(wait=False)
+
+
+def play(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(story())
+
+
+def made(home: Home, name: str, listener: socket.socket) -> ServiceHome:
+    """A service of that home, which listens there."""
+    home.create()
+    service = home.service(name)
+    service.create()
+    address = Address(*listener.getsockname()[:2])
+    service.settings.write_bytes(dump_settings(Settings(name=name, listen=(address,))))
+    return service
 
 
 def test_a_service_that_is_released_as_soon_as_it_is_opened_accepts_no_client_any_more(tmp_path: Path) -> None:
     """The keeper's message may come before the first step of the service's task, which a cancelled task never makes."""
-    home = Home(tmp_path)
-    home.create()
-    service = home.service("s")
-    service.create()
-    listener = socket.create_server(("127.0.0.1", 0))
-    service.settings.write_bytes(dump_settings(Settings(name="s", listen=(Address(*listener.getsockname()[:2]),))))
+    home, listener = Home(tmp_path), socket.create_server(("127.0.0.1", 0))
+    opened = OpenedSettings.read(made(home, "s", listener))
 
-    async def run() -> None:
-        router = Router(asyncio.get_running_loop(), home)
-        assert router._leader_lock.try_take()
-        try:
-            async with asyncio.TaskGroup() as router._group:
-                router._opened(OpenedSettings.read(service), None, [listener], {"op": "listen", "service": "s"})
-                plane = router._services["s"].plane
-                router.release_listeners("s")
-            await asyncio.sleep(0)
+    async def story() -> None:
+        async with leading(home) as router:
+            router._opened(opened, None, [listener], {"op": "listen", "service": "s"})
+            router.release_listeners("s")
+            poller = router._planes._poller
+        assert listener.fileno() == -1
+        assert poller is None or not poller.members
+
+    play(story)
+
+
+def test_the_next_keeper_is_given_the_listeners_of_services_that_cannot_be_opened_yet(tmp_path: Path) -> None:
+    """Else the address looks taken to it, by the router itself, for as long as that runs."""
+    home, listener = Home(tmp_path), socket.create_server(("127.0.0.1", 0))
+    service = made(home, "s", listener)
+    service.settings.write_text("damaged")
+    host, port = listener.getsockname()
+
+    async def story() -> None:
+        async with leading(home) as router:
+            router.take_listeners("s", [listener], {"op": "listen", "service": "s", "home": 3})
+            assert router.listeners() == [("s", host, port, listener.fileno())]
+            assert router.router_indexes() == {"s": 3}
+            router.release_listeners("s")
+            assert (router.listeners(), router.router_indexes(), listener.fileno()) == ([], {}, -1)
+
+    play(story)
+
+
+def test_a_router_that_leaves_keeps_no_listener_of_a_service_that_it_could_not_open(tmp_path: Path) -> None:
+    """Nothing would accept what the kernel queues there once its successor has closed it."""
+    home, listener = Home(tmp_path), socket.create_server(("127.0.0.1", 0))
+    service = made(home, "s", listener)
+    service.settings.write_text("damaged")
+
+    async def story() -> None:
+        async with leading(home) as router:
+            router.take_listeners("s", [listener], {"op": "listen", "service": "s"})
+            router.release_lead()
+            await router._hand_over()
             assert listener.fileno() == -1
-            assert plane.waiting() == 0
-            assert not router._planes._poller or not router._planes._poller.members
-        finally:
-            router._planes.close()
-            router._leader_lock.release()
-            for threads in (router._executor, router._files, router._journal):
-                threads.shutdown(wait=False)
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
+    play(story)

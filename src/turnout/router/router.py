@@ -26,6 +26,7 @@ from turnout.planes.selection import Planes
 from turnout.router.admin_socket import AdminSocket
 from turnout.router.follow.registry import REST_S
 from turnout.router.follow.settings import OpenedSettings
+from turnout.router.group_view import router_index_of
 from turnout.router.keeper_link import KeeperLink
 from turnout.router.metrics_server import MetricsServer
 from turnout.router.openings import ServiceOpener, close_all
@@ -178,6 +179,7 @@ class Router:
         self._draining = True
         for service in self._services.values():
             service.begin_drain()
+        self._openings.close()
         self._admin.close()
         if self._restoring:
             await asyncio.wait([self._restoring], timeout=REST_S)
@@ -317,14 +319,13 @@ class Router:
             self._tasks.pop(service).cancel()
 
     def listeners(self) -> Sequence[tuple[str, str, int, int]]:
-        return [
-            (name, *sock.getsockname()[:2], sock.fileno())
-            for name, service in self._services.items()
-            for sock in service.sockets
-        ]
+        held = {name: service.sockets for name, service in self._services.items()} | self._openings.offered()
+        return [(name, *sock.getsockname()[:2], sock.fileno()) for name, sockets in held.items() for sock in sockets]
 
     def router_indexes(self) -> Mapping[str, int]:
-        return {name: service.group.router_index() for name, service in self._services.items()}
+        return {name: service.group.router_index() for name, service in self._services.items()} | {
+            name: router_index_of(message) for name, message in self._openings.messages().items()
+        }
 
     def on_daemon_exit(self, service: str, boot_id: str) -> None:
         if service in self._services:
