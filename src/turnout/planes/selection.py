@@ -96,9 +96,7 @@ class Planes:
         """A relay or a stream, by the name that was selected."""
         options = PlaneOptions(policy, checks)
         if name == "stream":
-            # its connections are on the loop's own epoll, and must not wait for a relay's
-            self.loop_priority.pending += 1
-            return Stream(self._loop, options)
+            return Stream(self._loop, options, loop_priority=self.loop_priority)
         from turnout.planes.poller import Poller  # noqa: PLC0415
         from turnout.planes.relay import Relay  # noqa: PLC0415
 

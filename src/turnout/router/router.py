@@ -189,7 +189,7 @@ class Router:
         self._link.send({"op": "left"})
 
     def _on_term(self) -> None:
-        """Have a successor started, which makes this one leave; asked twice, end at once."""
+        """Have a successor started, which makes this one leave; asked again once it leaves, end at once."""
         if self._draining or self._release_asked.is_set() or not self._leader_lock.held:
             self._done.set()
             return
