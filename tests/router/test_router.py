@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
+from fake_time import SkippingLoop
 from turnout.config.settings import Address, Settings, dump_settings
+from turnout.keeper.routers import RELEASE_TIMEOUT_S
+from turnout.router.follow.registry import REST_S
 from turnout.router.follow.settings import OpenedSettings
 from turnout.router.router import Router
 from turnout.state.home import Home, ServiceHome
@@ -35,8 +39,11 @@ async def leading(home: Home) -> AsyncGenerator[Router]:
             threads.shutdown(wait=False)
 
 
-def play(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+def play(
+    story: Callable[[], Coroutine[Any, Any, None]],
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
+) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(story())
 
 
@@ -98,3 +105,35 @@ def test_a_router_that_leaves_keeps_no_listener_of_a_service_that_it_could_not_o
             assert listener.fileno() == -1
 
     play(story)
+
+
+class HangingService:
+    """A service whose last write hangs with the file system of its home."""
+
+    async def stop_deciding(self) -> None:
+        await asyncio.sleep(REST_S)
+
+    def begin_drain(self) -> None:
+        """It has nothing."""
+
+
+def test_a_home_that_hangs_keeps_a_router_no_longer_from_leaving_than_its_keeper_waits(tmp_path: Path) -> None:
+    """The keeper kills a router that does not release the lead in time, and every client with it."""
+    home = Home(tmp_path)
+    home.create()
+    hangs = threading.Event()
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        async with leading(home) as router:
+            router._services["s"] = cast("Any", HangingService())
+            router._restoring = loop.create_future()
+            loop.run_in_executor(router._journal, hangs.wait)
+            router.release_lead()
+            began = loop.time()
+            await router._hand_over()
+            assert loop.time() - began < RELEASE_TIMEOUT_S
+            assert not router._leader_lock.held
+            hangs.set()
+
+    play(story, SkippingLoop)

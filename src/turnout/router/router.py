@@ -43,6 +43,7 @@ FILES_LOOK_S: Final = 1.0
 LEAD_POLL_S: Final = 0.005
 ORPHAN_PATIENCE_S: Final = 2.0  # a predecessor that was asked to has released the lead by then
 LEFT_POLL_S: Final = 0.05
+LAST_WAIT_S: Final = 0.5  # for the journal, where all before it took its time
 REPLACE_TIMEOUT_S: Final = 60.0
 LOG_BOUND_BYTES: Final = 8 * 1024 * 1024
 log = logging.getLogger("turnout.router")
@@ -174,6 +175,7 @@ class Router:
     async def _hand_over(self) -> None:
         """Finish what is being decided; then, in one step, stop accepting and release the lead."""
         log.info("a successor is ready: leaving, pid %d", os.getpid())
+        by = self._loop.time() + REST_S  # each wait is for the home's file system, and the keeper waits for all of them
         await asyncio.gather(*(service.stop_deciding() for service in self._services.values()))
         await self._admin.settled()  # it must not take the place of the successor's
         self._draining = True
@@ -181,10 +183,10 @@ class Router:
             service.begin_drain()
         self._openings.close()
         self._admin.close()
-        if self._restoring:
-            await asyncio.wait([self._restoring], timeout=REST_S)
+        # the journal has all that was decided, or its directory hangs
         written = self._loop.run_in_executor(self._journal, lambda: None)
-        await asyncio.wait([written], timeout=REST_S)  # the journal has all that was decided, or its directory hangs
+        left_s = max(LAST_WAIT_S, by - self._loop.time())
+        await asyncio.wait([written, *filter(None, [self._restoring])], timeout=left_s)
         self._leader_lock.release()
         self._link.send({"op": "left"})
 
