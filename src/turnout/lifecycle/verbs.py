@@ -186,8 +186,7 @@ class Lifecycle(PlannedVerb):
 
     def _stop_daemon(self, active: Daemon) -> VerbResult:
         """Stop the daemon. The fixed address stays, and resets new connections."""
-        self._set_desired(Desired.STOPPED)
-        self._deactivate(active, "stopped", DrainCause.STOPPED)
+        self._deactivate(active, "stopped", DrainCause.STOPPED, desired=Desired.STOPPED)
         self._processes.wait_gone(self.service.settings.stop_grace_s + ROUTER_TIMEOUT_S)
         if not active.owned:
             return VerbResult(f"{self.service.name} is stopped{_runs_on(active)}")
@@ -229,11 +228,17 @@ class Lifecycle(PlannedVerb):
 
         self.service.registry.update(change)
 
-    def _deactivate(self, active: Daemon, reason: str, cause: DrainCause) -> None:
+    def _deactivate(self, active: Daemon, reason: str, cause: DrainCause, *, desired: Desired | None = None) -> None:
+        """Take the daemon out of service, and record ``desired`` in the same write: both, or neither."""
         generation = self.service.registry.read().snapshot.deployment.generation
-        outcome = self.service.registry.update(
-            lambda snap: deactivate(snap, generation, active.boot_id, reason=reason, cause=cause)
-        )
+
+        def change(snap: Snapshot) -> Outcome:
+            outcome = deactivate(snap, generation, active.boot_id, reason=reason, cause=cause)
+            if desired is None or not outcome.ok or outcome.deployment.desired is desired:
+                return outcome
+            return set_desired(outcome.snapshot, desired, reason=reason)
+
+        outcome = self.service.registry.update(change)
         must_hold(outcome)
         revision = outcome.deployment.revision
         self.service.journal.write("deactivate", generation=generation, revision=revision, reason=reason)
