@@ -135,6 +135,9 @@ def test_a_boot_id_of_another_program_may_be_any_text(hung: threading.Event, sha
         for _ in range(3):
             await probing.run(daemon(name), blocked(hung, calls, "once"), timeout_s=BOUND_S)
             probing.keep({name})
+        async with asyncio.timeout(WAIT_S):
+            while not calls:  # noqa: ASYNC110  # a thread
+                await asyncio.sleep(0.001)
         assert calls == ["once"]
         probing.close()
 
