@@ -184,9 +184,10 @@ class Router:
         self._openings.close()
         self._admin.close()
         # the journal has all that was decided, or its directory hangs
-        written = self._loop.run_in_executor(self._journal, lambda: None)
-        left_s = max(LAST_WAIT_S, by - self._loop.time())
-        await asyncio.wait([written, *filter(None, [self._restoring])], timeout=left_s)
+        ending: list[asyncio.Future[Any]] = [self._loop.run_in_executor(self._journal, lambda: None)]
+        if self._restoring:
+            ending.append(self._restoring)
+        await asyncio.wait(ending, timeout=max(LAST_WAIT_S, by - self._loop.time()))
         self._leader_lock.release()
         self._link.send({"op": "left"})
 
