@@ -63,6 +63,7 @@ class ServiceReport:
                 for boot_id, daemon in snapshot.daemons.items()
                 if daemon.draining or boot_id in named
             },
+            "drained": self.drainer.drained(),
         }
 
     def reading(self) -> ServiceReading:
