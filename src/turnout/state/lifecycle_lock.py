@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+import msgspec
 
 from turnout.errors import LockTimeoutError
 from turnout.system import flock
@@ -34,8 +35,7 @@ _guard = threading.Lock()
 _held: set[tuple[int, str]] = set()  # with the pid: a forked child has not got what its parent holds
 
 
-@dataclass(frozen=True, slots=True)
-class LockHolder:
+class LockHolder(msgspec.Struct, frozen=True):
     """The verb that has the lock; what is not known is 0 or empty.
 
     ``verb`` is the command line where the sidecar is missing. ``since`` is wall-clock seconds. ``wish`` is what it will

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -23,8 +22,7 @@ from turnout.system.probes.http import parse_statuses
 from turnout.system.probes.probe import ProbeSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(msgspec.Struct, frozen=True):
     """One service opened: its settings and everything of it that lies on disk."""
 
     home: ServiceHome
