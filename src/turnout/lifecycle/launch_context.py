@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
+
+import msgspec
 
 from turnout.config.build_stamp import contents
 from turnout.core.model import Cause
@@ -22,8 +24,7 @@ from turnout.system.spawn import resolve_command
 SHOWN_FILES: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True):
     """A context for one start."""
 
     context: ExecContext
@@ -73,7 +74,7 @@ class Launches:
         launch = self._from_shell(build, cause)
         if cause is Cause.ROLLBACK:
             text = f"{_name(build)} has no record of its environment, limits and umask: it gets those of this shell"
-            launch = replace(launch, warnings=(*self._replaced_before_records(build), text), note="")
+            launch = msgspec.structs.replace(launch, warnings=(*self._replaced_before_records(build), text), note="")
         return launch
 
     def recorded(self, build: Build, generation: int | None = None) -> Launch | None:
