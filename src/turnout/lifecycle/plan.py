@@ -10,7 +10,6 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -137,7 +136,7 @@ class Planner:
         if pending:
             self._ask_version()
             runs = self._service.builds.get(active.build)
-            if runs and replace(build, version=runs.version).id == runs.id:
+            if runs and msgspec.structs.replace(build, version=runs.version).id == runs.id:
                 self._steps.append(
                     f"leave {daemon_name(active)} if the version is still {runs.version!r}, and otherwise:"
                 )
