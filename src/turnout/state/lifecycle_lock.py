@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -174,7 +173,7 @@ class LifecycleLock:
         me = own_identity()
         signed = {"verb": self._verb, "pid": me.pid, "start_ticks": me.start_ticks}
         signed |= {"since": time.time(), "wish": self._wish}
-        temp = self._sidecar.with_name(f".{self._sidecar.name}.{secrets.token_hex(4)}.tmp")
+        temp = self._sidecar.with_name(f".{self._sidecar.name}.{os.urandom(4).hex()}.tmp")
         try:  # not synced: after a crash of the machine no process holds it
             fd = open_private(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             with os.fdopen(fd, "wb") as file:
