@@ -11,8 +11,9 @@ verb aborts the rollout of a dead owner, and the router stops daemons that nothi
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
 
 from turnout.control.router_client import RouterClient
 from turnout.core.deployment import (
@@ -46,8 +47,7 @@ KEPT_GOOD: Final = 20  # contexts of good rollouts stay, whatever their size
 OBSERVED: Final = frozenset({Cause.DEPLOY, Cause.ATTACH, Cause.ROLLBACK})
 
 
-@dataclass(frozen=True, slots=True)
-class Switched:
+class Switched(msgspec.Struct, frozen=True):
     """A rollout that reached its switch: ``observed`` tells whether the router now watches it."""
 
     daemon: Daemon
@@ -196,7 +196,7 @@ class RolloutRun:
             self._router,
             boot_id,
             generation=self._generation,
-            progress=replace(self._progress, attempt=self._attempted),
+            progress=msgspec.structs.replace(self._progress, attempt=self._attempted),
         )
 
     def _attempted(self, result: ProbeResult) -> None:

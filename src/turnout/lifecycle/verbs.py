@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
+
+import msgspec
 
 from turnout.control.keeper_watchdog import SILENT_AFTER_S
 from turnout.control.registry_claim import is_others, release_claim
@@ -33,8 +35,7 @@ from turnout.system.process import is_alive, provably_dead
 METRICS_TIMEOUT_S: Final = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class VerbResult:
+class VerbResult(msgspec.Struct, frozen=True):
     """The answer of a verb, in one line for people; ``changed`` False: it was so already."""
 
     text: str
@@ -130,7 +131,7 @@ class Lifecycle(PlannedVerb):
             self._progress.note(action.launch.note)
         try:
             switched = rollout.run(
-                replace(action, supersede=action.supersede or preparation.takes_over),
+                msgspec.structs.replace(action, supersede=action.supersede or preparation.takes_over),
                 expected_generation=self._request.if_generation,
             )
         except (CandidateError, SpawnError) as error:
@@ -259,7 +260,7 @@ class Lifecycle(PlannedVerb):
         notes = f"; not deployed: {self._not_deployed}" if self._not_deployed else ""
         notes += f"; it runs on plane {runs} until: turnout router --replace" if runs else ""
         notes += f"; metrics are not served: {unserved}" if unserved else ""
-        return replace(result, text=result.text + notes)
+        return msgspec.structs.replace(result, text=result.text + notes)
 
     def _must_be_served(self, result: VerbResult) -> None:
         """See that a router serves the address, and has applied what was done: it may have died in the meantime.

@@ -6,8 +6,9 @@ import asyncio
 import os
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from turnout.core.connection_policy import DIRECT, Policy
 from turnout.errors import ConfigError
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from turnout.planes.poller import Poller
 
 
-@dataclass(frozen=True, slots=True)
-class SelectedPlane:
+class SelectedPlane(msgspec.Struct, frozen=True):
     """A plane by its name, and why it is that one, for people."""
 
     name: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -21,8 +21,7 @@ from turnout.status.collect import deployment_status
 from turnout.status.metrics import DAEMONS_MOST, DaemonReading, ServiceReading
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceReport:
+class ServiceReport(msgspec.Struct, frozen=True):
     """Read-only: builds status and metrics for one service.
 
     ``elsewhere`` answers how many connections of a daemon a router that drains still has; None: unknown.
@@ -34,7 +33,7 @@ class ServiceReport:
     drainer: Drainer
     elsewhere: Callable[[str], int | None]
     warnings: PlaneWarnings
-    times: RolloutTimes = field(default_factory=RolloutTimes)
+    times: RolloutTimes = msgspec.field(default_factory=RolloutTimes)
 
     def status(self) -> Mapping[str, Any]:
         """The service as it is now, for ``turnout status``."""

@@ -9,8 +9,9 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from turnout.config.settings import Address
 from turnout.config.validation import demands
@@ -55,8 +56,7 @@ WARNINGS_S: Final = 1.0
 log = logging.getLogger("turnout.router")
 
 
-@dataclass(frozen=True, slots=True)
-class RouterResources:
+class RouterResources(msgspec.Struct, frozen=True):
     """What one router process shares with the runtimes of all its services. The router owns it.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from fake_time import SkippingLoop
@@ -68,7 +69,7 @@ class Scenario:
             await asyncio.sleep(self.slow_s)
         answers = self.script.get(daemon.boot_id, [])
         answer = answers.pop(0) if len(answers) > 1 else answers[0] if answers else OK
-        return replace(answer, took_s=self.now() - began)
+        return msgspec.structs.replace(answer, took_s=self.now() - began)
 
     async def update(self, change: Callable[[Snapshot], Outcome]) -> Outcome:
         outcome = change(self.snapshot)
