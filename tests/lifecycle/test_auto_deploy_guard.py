@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from turnout.config.settings import Address, Health, ServiceRequest, Settings, dump_settings
@@ -169,7 +169,7 @@ def test_the_build_that_is_started_instead_has_its_own_directory_environment_and
     last = Build(("older", "--port", "{port}"), "/srv", {"A": "1"}, "2", "hash")
     service.builds.record_rollout(Rollout(1, last.id, "deploy", 1.0, "active"), last)
     wanted, _ = guard(service, asks("1")).decide(Snapshot())
-    assert named_build(wanted) == replace(last, cwd="/srv")
+    assert named_build(wanted) == msgspec.structs.replace(last, cwd="/srv")
 
 
 # -- where a daemon runs -----------------------------------------------------------------------------------------------

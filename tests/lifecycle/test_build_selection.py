@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from turnout.config.settings import Address, ServiceRequest, Settings
@@ -48,7 +49,7 @@ def service(tmp_path: Path) -> Service:
 def service_of(directory: Path, settings: Settings, snapshot: Snapshot | None = None) -> Service:
     service = Service.open(Home(directory).service("t"), settings)
     service.home.create()
-    return replace(service, registry=cast("Any", MemoryRegistry(snapshot)))
+    return msgspec.structs.replace(service, registry=cast("Any", MemoryRegistry(snapshot)))
 
 
 def build(version: str, cwd: str = "/") -> Build:
@@ -160,7 +161,7 @@ def test_a_named_build_is_deployed_as_it_is_named(tmp_path: Path) -> None:
 def test_the_remembered_build_is_deployed_with_its_files_as_they_are_now(tmp_path: Path) -> None:
     watched = tmp_path / "file"
     service = service_of(tmp_path, Settings(name="t", listen=SETTINGS.listen, watch=(str(watched),)))
-    service.builds.remember(replace(build("1"), watched="before"))
+    service.builds.remember(msgspec.structs.replace(build("1"), watched="before"))
     with pytest.raises(ConfigError):
         build_to_deploy(service, NOTHING)
     watched.write_text("one")

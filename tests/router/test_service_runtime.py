@@ -9,10 +9,10 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from turnout.config.settings import Address, Settings
@@ -334,7 +334,7 @@ def test_a_status_asks_the_kernel_only_for_daemons_that_may_have_clients(scene: 
                 asked.append(boot_id)
                 return 3
 
-            status = replace(at.runtime.report, elsewhere=ask).status()
+            status = msgspec.structs.replace(at.runtime.report, elsewhere=ask).status()
             assert sorted(asked) == ["a", "c", "d", "o"]
             assert status["elsewhere"] == dict.fromkeys(asked, 3)
 
