@@ -196,7 +196,7 @@ def test_what_a_machine_lacks_is_said(monkeypatch: pytest.MonkeyPatch, code: int
 def run_filter(code: bytes, *, arch: int, number: int, arguments: tuple[int, ...] = ()) -> int:
     """What the kernel would make of a call: the few instructions that the filter has."""
     data = struct.pack("<iIQ6Q", number, arch, 0, *(*arguments, 0, 0, 0, 0, 0, 0)[:6])
-    lines = list(struct.iter_unpack("HBBI", code))
+    lines: list[tuple[int, int, int, int]] = list(struct.iter_unpack("HBBI", code))
     at = value = 0
     while True:
         kind, true, false, k = lines[at]
@@ -217,7 +217,10 @@ def run_filter(code: bytes, *, arch: int, number: int, arguments: tuple[int, ...
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_both_architectures_have_their_numbers(machine: str) -> None:
     calls = calls_of(machine)
-    run = lambda number, *arguments: run_filter(program(calls), arch=calls.arch, number=number, arguments=arguments)  # noqa: E731
+
+    def run(number: int, *arguments: int) -> int:
+        return run_filter(program(calls), arch=calls.arch, number=number, arguments=arguments)
+
     notify, allow = 0x7FC00000, 0x7FFF0000
     assert [run(calls.bind, 3, 0, length) for length in (12, 15, 16, 28, 109, 110, 111, 128)] == [
         *(allow, allow, notify, notify, notify, allow, notify, notify)

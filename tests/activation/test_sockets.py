@@ -83,7 +83,9 @@ def test_a_daemon_serves_at_the_port_to_which_its_own_socket_was_bound(made: str
             assert not is_bound_to(sock, port + 1)
         daemon.notifications.answer(call.id)
         daemon.notifications.proceed(daemon.next_call().id)
-        with eventually(lambda: connected(port), why="it does not listen") as client:
+        client = eventually(lambda: connected(port), why="it does not listen")
+        assert client
+        with client:
             client.sendall(b"hello")
             assert daemon.printed() == "hello\n"
 

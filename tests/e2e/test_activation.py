@@ -54,9 +54,10 @@ def test_releases_with_one_hard_coded_port_run_side_by_side_and_nobody_fails(tur
     said = up(turnout, own_port("v1", own))
     assert f"the daemon's own port {own} is 127.0.0.1:" in said
     with under_load(turnout) as load:
-        for version in ("v2", "v3"):
-            turnout.run("deploy", "--", *own_port(version, own))
-            eventually(lambda version=version: load.answered[version] > 0)
+        turnout.run("deploy", "--", *own_port("v2", own))
+        eventually(lambda: load.answered["v2"] > 0)
+        turnout.run("deploy", "--", *own_port("v3", own))
+        eventually(lambda: load.answered["v3"] > 0)
     assert set(load.answered) >= {"v1", "v3"}
 
 

@@ -171,8 +171,9 @@ class Scene:
         )
         self.activations = FakeActivations()
         self.shut_down = 0
-        fakes = cast("Any", (self.socket, self.children, self.routers, self.listeners, self.activations))
-        self.handler = RequestHandler(self.home, *fakes, self._shut_down)
+        socket, children, routers, listeners = cast("Any", (self.socket, self.children, self.routers, self.listeners))
+        activations = cast("Any", self.activations)
+        self.handler = RequestHandler(self.home, socket, children, routers, listeners, activations, self._shut_down)
 
     def _shut_down(self) -> None:
         self.shut_down += 1

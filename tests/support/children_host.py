@@ -13,7 +13,7 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from turnout.system.spawn import SpawnRequest
 from turnout.system.spawn_record import read_records
 
 
-def fork_stopped(report: int, held: Sequence[int]) -> None:
+def fork_stopped(report: int, held: Collection[int] = ()) -> None:
     """In the place of the shim's own: it is stopped before it has forked the daemon."""
     say("stopped", pid=os.getpid())
     os.kill(os.getpid(), signal.SIGSTOP)

@@ -172,9 +172,11 @@ def install(*, privileged: bool) -> int:
     if not privileged and ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    code = program(calls)
-    held = ctypes.create_string_buffer(code, len(code))
-    filtered = struct.pack("HxxxxxxQ", len(code) // _INSTRUCTION.size, ctypes.addressof(held))  # struct sock_fprog
+    filter_code = program(calls)
+    held = ctypes.create_string_buffer(filter_code, len(filter_code))
+    filtered = struct.pack(
+        "HxxxxxxQ", len(filter_code) // _INSTRUCTION.size, ctypes.addressof(held)
+    )  # struct sock_fprog
     return _syscall(calls.seccomp, _SET_MODE_FILTER, _NEW_LISTENER | _WAIT_KILLABLE_RECV, filtered)
 
 

@@ -164,8 +164,8 @@ _ROWS: Final = (
         " for a relay, else the relay where it runs. A change comes with `turnout router --replace`."),
     Key("activation", "activation", "auto", _word(values.Activation), Takes.AT_ONCE,
         "`on`: the daemon keeps the port that its own configuration names, and turnout has its bind(2) go to a free"
-        " port of 127.0.0.1 behind the fixed address; the command needs no `{port}`. `off`: it binds as it says. `auto` is"
-        " `off` in this version. A change comes with the next daemon."),
+        " port of 127.0.0.1 behind the fixed address; the command needs no `{port}`. `off`: it binds as it says. `auto`"
+        " is `off` in this version. A change comes with the next daemon."),
     Key("port", "port", 0, replace(COUNT, least=0, most=65535, hint="0: the first that the daemon binds"),
         Takes.AT_ONCE,
         "With `activation`: the port at which the daemon serves its clients, as its own configuration has it. 0: the"

@@ -56,8 +56,7 @@ class KeeperInfo(msgspec.Struct, frozen=True):
     trouble: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Binds:
+class Binds(msgspec.Struct, frozen=True):
     """The ports that an activated daemon has bound.
 
     Args:
