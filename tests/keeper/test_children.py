@@ -41,6 +41,7 @@ while True: time.sleep(60)
 # Ends its worker by a signal of its own, which is not the one that it gets itself, and waits for it.
 MASTER = """
 import os, signal, sys, time
+ready, say_ready = os.pipe()
 worker = os.fork()
 if worker == 0:
     def note(number, _):
@@ -49,14 +50,16 @@ if worker == 0:
             time.sleep(0.3)
             os._exit(0)
     for number in (signal.SIGTERM, signal.SIGUSR1): signal.signal(number, note)
-    open("pid.new", "w").write(str(os.getpid()))
-    os.rename("pid.new", "pid")
+    os.write(say_ready, b"x")
     while True: time.sleep(60)
 def stop(*_):
     os.kill(worker, signal.SIGUSR1)
     os.waitpid(worker, 0)
     os._exit(0)
 signal.signal(signal.SIGTERM, stop)
+os.read(ready, 1)
+open("pid.new", "w").write(str(worker))
+os.rename("pid.new", "pid")
 while True: time.sleep(60)
 """
 
