@@ -248,6 +248,19 @@ def test_a_daemon_whose_shim_stays_stopped_is_not_started_and_nothing_of_it_is_l
     host.spawn("sleep", "600", boot_id="b1")
 
 
+def test_a_command_on_a_file_system_that_hangs_delays_its_own_start_alone(host: Host) -> None:
+    os.mkfifo(host.directory / "hangs")
+    host.tell("spawn", argv=["sleep", "600"], boot_id="b1", hangs=True)
+    host.spawn("sleep", "600", boot_id="b2")
+    (host.directory / "hangs").write_bytes(b"")
+    said = host.hear("spawned")
+    host.started.also(said["pid"])
+    host.started.also(said["shim"])
+    assert said["boot_id"] == "b1"
+    host.stop("b1")
+    assert not lives(said["pid"])
+
+
 # -- whose process it is -----------------------------------------------------------------------------------------------
 
 

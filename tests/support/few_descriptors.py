@@ -110,7 +110,7 @@ def fail_fork(number: int) -> None:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return fork()
 
-    os.fork = limited  # type: ignore[assignment]  # shim and spawn call it by this name
+    os.fork = limited  # shim and spawn call it by this name
 
 
 if __name__ == "__main__":
