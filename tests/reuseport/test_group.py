@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import socket
@@ -14,7 +15,8 @@ from types import SimpleNamespace
 import pytest
 
 from turnout.core.slots import ROUTER_INDEX, source_of
-from turnout.errors import SpawnError
+from turnout.errors import NotBegunError, SpawnError
+from turnout.reuseport import group as group_module
 from turnout.reuseport.group import LISTENERS_MOST, Group, GroupMember
 from turnout.reuseport.program import attach
 from turnout.system.net.connections import Handshake
@@ -275,6 +277,21 @@ def test_a_gap_with_clients_in_its_queue_is_not_closed(group: Group, home: socke
 def test_an_ipv6_address_is_refused_with_the_reason() -> None:
     with bind("::1", 0) as home, pytest.raises(SpawnError, match="IPv6"):
         Group(home).join("v1")
+
+
+@pytest.mark.parametrize("lacks", ["descriptor", "room"])
+def test_a_listener_that_cannot_be_had_is_no_fault_of_the_daemon(
+    group: Group, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    def no_descriptor(*_: object, **_more: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    if lacks == "room":
+        monkeypatch.setattr(group_module, "LISTENERS_MOST", 1)
+    else:
+        monkeypatch.setattr(group_module, "bind", no_descriptor)
+    with pytest.raises(NotBegunError, match="open files" if lacks == "descriptor" else "1 listeners share port"):
+        group.join("v1")
 
 
 def test_another_users_listener_keeps_a_daemon_out_with_the_reason(home: socket.socket) -> None:

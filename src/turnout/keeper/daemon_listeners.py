@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from turnout.errors import SpawnError, TurnoutError
+from turnout.errors import NotBegunError, TurnoutError
 from turnout.keeper.requests import Address
 from turnout.keeper.service_listeners import ServiceListeners
 from turnout.reuseport.group import GroupMember
@@ -93,7 +93,7 @@ class DaemonListeners:
             wanted: ``shared``: at the service's own address; or host and port.
 
         Raises:
-            SpawnError: it cannot be had, and why.
+            SpawnError: it cannot be had, and why; NotBegunError where that is no fault of the build.
         """
         if wanted == "shared":
             listener, member = self._of(name).join(boot_id)
@@ -107,7 +107,7 @@ class DaemonListeners:
             listener = bind(host, port)
         except OSError as error:
             at = spell([(host, port)])
-            raise SpawnError(
+            raise NotBegunError(
                 f"cannot listen on {at} for the daemon: {error.strerror}", hint="turnout doctor names who has it"
             ) from error
         listener.setblocking(True)
@@ -116,7 +116,7 @@ class DaemonListeners:
     def _of(self, name: str) -> ServiceListeners:
         served = self.served.get(name)
         if served is None:
-            raise SpawnError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
+            raise NotBegunError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
         return served
 
     def watch(self) -> None:

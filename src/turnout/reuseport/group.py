@@ -32,7 +32,7 @@ from typing import Any, Final, Self
 
 from turnout.core.addresses import reachable
 from turnout.core.slots import ROUTER_INDEX
-from turnout.errors import SpawnError
+from turnout.errors import NotBegunError, SpawnError
 from turnout.reuseport.placement import LATE_S, connect_to_index, locate_listener, probe_indices
 from turnout.reuseport.program import attach, is_shared
 from turnout.reuseport.recovery import taken_by
@@ -129,7 +129,8 @@ class Group:
         """A listener for a daemon that is about to be started, in its place; the caller passes it on and closes it.
 
         Raises:
-            SpawnError: it cannot join, and why; the group is as it was.
+            SpawnError: it cannot join, and why; NotBegunError where that is no fault of the build. The group is as it
+                was.
         """
         if ":" in self._host:
             raise SpawnError(
@@ -160,7 +161,7 @@ class Group:
 
         Raises:
             OSError: the kernel cannot be asked, or gives no socket.
-            SpawnError: there are too many listeners.
+            NotBegunError: there are too many listeners.
         """
         if not self.is_open:
             return False
@@ -208,7 +209,7 @@ class Group:
 
     def _last(self) -> socket.socket:
         if len(self._inodes()) >= LISTENERS_MOST:
-            raise SpawnError(
+            raise NotBegunError(
                 f"{LISTENERS_MOST} listeners share port {self._port} already", hint="stop daemons that drain"
             )
         return bind(self._host, self._port, shared=True)
@@ -301,7 +302,7 @@ class Group:
             self._pad()
             if probe_indices(self.address, [slot], sock, within_s=LATE_S) == slot:
                 return member
-        raise SpawnError(
+        raise NotBegunError(
             f"the kernel does not choose by place among the listeners of port {self._port}",
             hint='plane = "relay"; is a firewall or a program of another kind attached?',
         )
@@ -314,11 +315,11 @@ class Group:
                 if boot_id:
                     self.members[boot_id] = GroupMember(slot, daemons[boot_id].listener_inode)
 
-    def _refused(self, error: OSError) -> SpawnError:
+    def _refused(self, error: OSError) -> NotBegunError:
         why = error.strerror or str(error)
         if error.errno == errno.EADDRINUSE:
             why = "somebody has it who does not share it, or runs as another user (socket(7), SO_REUSEPORT)"
-        return SpawnError(
+        return NotBegunError(
             f"no listener for the daemon at {self._host} port {self._port}: {why}", hint='plane = "relay"'
         )
 
