@@ -131,9 +131,8 @@ class Channel:
         """
         deadline = time.monotonic() + timeout_s
         try:
-            self.sock.settimeout(
-                max(0.0, timeout_s)
-            )  # without, a peer that is busy has two seconds to read it (SO_SNDTIMEO)
+            # else a peer that is busy has two seconds to read the question (SO_SNDTIMEO)
+            self.sock.settimeout(max(0.0, timeout_s))
             self.send(message, fds)
             while not self._has_answer(message.get("id")):
                 left = deadline - time.monotonic()
