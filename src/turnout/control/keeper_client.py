@@ -296,6 +296,7 @@ def ensure_keeper(home: Home) -> KeeperClient:
 
     Raises:
         StateUnwritableError: the state directory cannot be used.
+        NotBegunError: no process is to be had for it.
         TimedOutError: it did not answer in time.
     """
     end_silent_keeper(home)
@@ -342,6 +343,9 @@ def _start(home: Home, deadline: float) -> None:
             # a keeper that is started from within some daemon is no part of that
             env={key: value for key, value in os.environ.items() if key != LABEL},
         )
+    except OSError as error:  # no process to be had, or the interpreter is gone
+        os.close(ready_read)
+        raise errors.NotBegunError(f"cannot start a keeper: {error.strerror}", hint="ulimit -u") from error
     finally:
         os.close(log)
         os.close(ready_write)
