@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from turnout.errors import NotBegunError
-from turnout.keeper import daemon_listeners
 from turnout.keeper.daemon_listeners import LOOK_S, NO_MEMBER, DaemonListeners
 from turnout.keeper.service_listeners import ServiceListeners
 from turnout.reuseport.group import Group
@@ -75,7 +74,7 @@ def test_where_nothing_listens_for_the_service_a_shared_listener_is_no_fault_of_
 
 
 def test_addresses_that_are_bound_already_are_not_offered_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon_listeners.ServiceListeners, "at", lambda addresses: ServiceListeners([*addresses], []))
+    monkeypatch.setattr(ServiceListeners, "at", lambda addresses: ServiceListeners([*addresses], []))
     assert scene.listeners.bind("a", [("127.0.0.1", 7000)])
     assert not scene.listeners.bind("a", [("127.0.0.1", 7000)])
     assert scene.offered == ["a"]
