@@ -26,7 +26,7 @@ from turnout.keeper.log_bounds import LOOK_S
 from turnout.keeper.service_listeners import ServiceListeners
 from turnout.keeper.shutdown import DEFAULT_TERMS
 from turnout.state.home import Home
-from turnout.state.keeper_lock import keeper_runs
+from turnout.state.keeper_lock import keeper_runs, take_keeper_lock
 from turnout.system.home_identity import HomeIdentity
 from turnout.system.process import own_identity
 from turnout.system.spawn_record import EndRecord, SpawnRecord, read_records, write_record
@@ -267,6 +267,17 @@ def test_a_keeper_that_cannot_write_its_lock_file_leaves_the_directory_unlocked(
     assert open_descriptors() == before
 
 
+def test_a_keeper_whose_lock_file_another_process_has_leaves_the_directory_unlocked(home: Home) -> None:
+    """The directory could not be locked when that process began, on a file system that has no such locks."""
+    fd = take_keeper_lock(home.keeper_lock)
+    before = open_descriptors()
+    with pytest.raises(ConflictError, match=f"pid {os.getpid()}"):
+        Keeper(home)
+    assert open_descriptors() == before
+    os.close(fd)
+    assert not keeper_runs(home)
+
+
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
@@ -346,6 +357,17 @@ def _write(scene: Scene, boot_id: str, **more: Any) -> None:
     service = scene.home.service("a")
     record = SpawnRecord(boot_id, "a", own_identity(), str(service.log(boot_id)), 0.0)
     write_record(service.record(boot_id), replace(record, **more))
+
+
+def test_services_that_cannot_be_listed_keep_no_router_from_being_adopted(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_home: Home) -> list[str]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Home, "service_names", fail)
+    scene.keeper._adopt()
+    assert scene.routers.calls == [("adopt",)]
 
 
 def test_what_an_earlier_keeper_left_is_adopted_and_what_has_ended_is_not(scene: Scene) -> None:
