@@ -248,9 +248,10 @@ def test_a_daemon_whose_shim_stays_stopped_is_not_started_and_nothing_of_it_is_l
     host.spawn("sleep", "600", boot_id="b1")
 
 
-def test_a_command_on_a_file_system_that_hangs_delays_its_own_start_alone(host: Host) -> None:
+@pytest.mark.parametrize("hangs", ["command", "disk"])
+def test_a_command_or_a_disk_that_hangs_delays_its_own_start_alone(host: Host, hangs: str) -> None:
     os.mkfifo(host.directory / "hangs")
-    host.tell("spawn", argv=["sleep", "600"], boot_id="b1", hangs=True)
+    host.tell("spawn", argv=["sleep", "600"], boot_id="b1", hangs=hangs)
     host.spawn("sleep", "600", boot_id="b2")
     (host.directory / "hangs").write_bytes(b"")
     said = host.hear("spawned")

@@ -26,6 +26,8 @@ from turnout.system.signals import Signals
 from turnout.system.spawn import SpawnRequest, resolve_command
 from turnout.system.spawn_record import read_records
 
+fsync = os.fsync
+
 
 def fork_stopped(report: int) -> None:
     """In the place of the shim's own: it is stopped before it has forked the daemon."""
@@ -38,6 +40,11 @@ def resolve_once_released(argv: Sequence[str], cwd: str, env: Mapping[str, str],
     """In the place of the look at the command: its file system hangs until something opens the FIFO ``hangs`` there."""
     (Path(cwd) / "hangs").read_bytes()
     return resolve_command(argv, cwd, env, program=program)
+
+
+def fsync_once_released(fd: Any) -> None:
+    """In the place of fsync(2): the disk is busy until something opens the FIFO ``hangs`` beside the record."""
+    (Path(os.readlink(f"/proc/self/fd/{fd}")).parent / "hangs").read_bytes()  # noqa: PTH115  # as it is named
 
 
 def say(what: str, **more: object) -> None:
@@ -73,7 +80,8 @@ class Host:
         match told["op"]:
             case "spawn":
                 spawn.fork_behind = fork_stopped if told.get("stopped") else fork_behind  # type: ignore[attr-defined]
-                spawn.resolve_command = resolve_once_released if told.get("hangs") else resolve_command
+                spawn.resolve_command = resolve_once_released if told.get("hangs") == "command" else resolve_command
+                os.fsync = fsync_once_released if told.get("hangs") == "disk" else fsync
                 spawn.EXEC_TIMEOUT_S = 60.0  # type: ignore[misc]
                 spawn._FORK_TIMEOUT_S = told.get("fork_within_s", 60.0)  # type: ignore[misc]
                 self.children.spawn_daemon(self.request(boot_id, told), partial(self.started, boot_id))

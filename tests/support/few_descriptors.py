@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from turnout.errors import TurnoutError
 from turnout.system import spawn as module
@@ -113,10 +114,17 @@ def fail_fork(number: int) -> None:
     os.fork = limited  # shim and spawn call it by this name
 
 
+def fail_fsync(fd: Any) -> None:
+    """In the place of fsync(2): the disk reports an error."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(fd))
+
+
 if __name__ == "__main__":
     match sys.argv[4:]:
         case ["silent"]:
             vars(module).update(_daemon_behind=say_nothing, EXEC_TIMEOUT_S=600.0)
         case ["fork", number]:
             fail_fork(int(number))
+        case ["disk"]:
+            os.fsync = fail_fsync
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -307,6 +307,13 @@ def test_a_fork_that_fails_is_no_fault_of_the_daemon_and_leaves_nothing(
     assert (said["leaked"], said["processes"], said["records"]) == (0, 0, [])
 
 
+def test_a_record_that_the_disk_does_not_take_leaves_no_daemon(tmp_path: Path, started: Started) -> None:
+    (said,) = _with_few_descriptors(started, tmp_path, "20", "21", "disk")
+    assert said["kind"] == "StateUnwritableError"
+    assert said["error"].endswith("b20.json: Input/output error")
+    assert (said["leaked"], said["processes"], said["records"]) == (0, 0, [])
+
+
 def test_spawning_often_leaks_no_descriptor(parent: Parent) -> None:
     parent.run("true")
     before = parent.tell("look")

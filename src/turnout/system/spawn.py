@@ -1,12 +1,12 @@
 """Starts a daemon from a single-threaded parent, so that none ever runs unrecorded. Standard library only.
 
     parent: fork ─ read the daemon's pid ─ write the record ─ open the gate ─ read how exec went
-    child:  setsid, log, look at the command, directory, limits ─ wait at the gate ─ exec
+    child:  setsid, log, look at the command, directory ─ wait at the gate ─ sync the record, limits ─ exec
 
 A parent that dies before the gate is open closes the pipe, and the child ends without having become the daemon. Between
 the keeper and a daemon stands a shim (:mod:`turnout.system.shim`), which forks the child. The parent's steps are a
-generator, so that the keeper's loop goes on while a shim or a program hangs. The child, too, looks at the command and
-its directory: their file system may hang.
+generator, so that the keeper's loop goes on while a shim or a program hangs. What a file system or a busy disk may hold
+up is the child's: it looks at the command and its directory, and syncs the record.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from turnout.core.model import Identity
-from turnout.errors import NotBegunError, SpawnError
-from turnout.system.files import open_private, or_unwritable
+from turnout.errors import NotBegunError, SpawnError, TurnoutError
+from turnout.system.files import open_private, or_unwritable, unwritable
 from turnout.system.limits import NO_LIMITS, Limits, set_own
 from turnout.system.process import ProcessHandle, identify
 from turnout.system.shim import Shim, close_others, fork_behind
-from turnout.system.spawn_record import SpawnRecord, write_record
+from turnout.system.spawn_record import SpawnRecord, sync_record, write_record
 
 EXEC_TIMEOUT_S: Final = 5.0
 BLOCKED_TIMEOUT_S: Final = 1.0  # instead, where the caller can do nothing else: verbs kill a keeper that is silent
@@ -181,7 +181,7 @@ def _start(request: SpawnRequest, *, shimmed: bool) -> Start:
                 listener_inode=request.listener_inode,
                 shim=shim.identity if shim else None,
             )
-            write_record(request.record_path, record)
+            write_record(request.record_path, record, sync=False)
             with contextlib.suppress(BrokenPipeError):  # it failed before the gate, and says so on the other pipe
                 gate_write.write(b"g")
             yield Wait(status_read.fileno(), EXEC_TIMEOUT_S if shimmed else BLOCKED_TIMEOUT_S)
@@ -268,6 +268,11 @@ def _become(request: SpawnRequest, log: int, gate: int, gate_write: int, status:
         path = resolve_command(request.argv, request.cwd, request.env, program=request.program)
         step = "directory"
         os.chdir(request.cwd or "/")
+        step = "gate"
+        if os.read(gate, 1) != b"g":
+            os._exit(127)
+        step = "record"
+        sync_record(request.record_path)
         step = "limits"
         if request.nofile:
             resource.setrlimit(resource.RLIMIT_NOFILE, request.nofile)
@@ -284,8 +289,7 @@ def _become(request: SpawnRequest, log: int, gate: int, gate_write: int, status:
         if request.pass_fds:
             env |= {"LISTEN_FDS": str(len(request.pass_fds)), "LISTEN_PID": str(os.getpid())}
         step = "exec"
-        if os.read(gate, 1) == b"g":
-            os.execve(path, list(request.argv), env)  # noqa: S606  # no shell: the command is a list of words
+        os.execve(path, list(request.argv), env)  # noqa: S606  # no shell: the command is a list of words
     except BaseException as error:  # noqa: BLE001  # nothing may return into the parent's code
         number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
         words = (step, str(number), path)
@@ -296,7 +300,7 @@ def _become(request: SpawnRequest, log: int, gate: int, gate_write: int, status:
     os._exit(127)
 
 
-def _exec_failure(request: SpawnRequest, status: io.FileIO, timeout_s: float) -> SpawnError | None:
+def _exec_failure(request: SpawnRequest, status: io.FileIO, timeout_s: float) -> TurnoutError | None:
     """None once exec has closed the pipe, or the time is up; else why the child could not run the command."""
     if not _is_readable(status.fileno(), timeout_s):
         return None
@@ -307,9 +311,11 @@ def _exec_failure(request: SpawnRequest, status: io.FileIO, timeout_s: float) ->
     return _refusal(request, step, int(why), more) if step else None
 
 
-def _refusal(request: SpawnRequest, step: str, number: int, path: str = "") -> SpawnError:
+def _refusal(request: SpawnRequest, step: str, number: int, path: str = "") -> TurnoutError:
     """What went wrong with the command, and what to do about it; ``path``: its program; empty: not looked up yet."""
     path, why = path or request.program or request.argv[0], os.strerror(number)
+    if step == "record":
+        return unwritable("write", request.record_path, OSError(number, why))
     if step == "directory":
         return SpawnError(f"cannot start {path} in {request.cwd}: {why}", hint="check cwd")
     if step == "limits":
