@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from turnout.errors import NotBegunError
+from turnout.core.model import Identity
+from turnout.errors import NotBegunError, StateUnwritableError
+from turnout.keeper import daemon_listeners
 from turnout.keeper.daemon_listeners import LOOK_S, NO_MEMBER, DaemonListeners
 from turnout.keeper.service_listeners import ServiceListeners
-from turnout.reuseport.group import Group
+from turnout.reuseport.group import Group, GroupMember
 from turnout.state.home import Home
 from turnout.system.net.listener import bind
+from turnout.system.spawn_record import SpawnRecord
 
 
 class Scene:
@@ -38,12 +41,20 @@ class FakeGroup(Group):
         self.found = list(found)
         self.members = {}
         self.strangers = set()
+        self.version = self.router_index = 0
 
     def look(self) -> bool:
         found = self.found.pop(0)
         if isinstance(found, OSError):
             raise found
         return found
+
+
+class Joined(ServiceListeners):
+    closings = 0
+
+    def close(self) -> None:
+        self.closings += 1
 
 
 @pytest.fixture
@@ -109,3 +120,32 @@ def test_groups_are_looked_at_by_one_timer_however_often_that_is_asked_for(scene
     assert delay_s == LOOK_S
     look()
     assert len(scene.due) == 1, "there is no daemon in any group"
+
+
+def test_a_group_that_was_joined_again_and_cannot_be_recorded_is_let_go(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk: the listener would have stayed in the group, and nothing accepted from it."""
+    group = FakeGroup()
+    group.members = {"b1": GroupMember(1, 5)}
+    joined = Joined([], [], group)
+
+    def taken(_addresses: object) -> ServiceListeners:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    def full(_path: Path, _record: SpawnRecord) -> None:
+        raise StateUnwritableError("No space left on device")
+
+    record = SpawnRecord("b1", "a", Identity(1), "", 0.0, listener_inode=5)
+    monkeypatch.setattr(ServiceListeners, "at", taken)
+    monkeypatch.setattr(ServiceListeners, "rejoined", lambda *_: joined)
+    monkeypatch.setattr(daemon_listeners, "read_records", lambda _directory: {"b1": record})
+    monkeypatch.setattr(daemon_listeners, "write_record", full)
+    with pytest.raises(StateUnwritableError):
+        scene.listeners.bind("a", [("127.0.0.1", 7000)])
+    assert joined.closings == 1
+    assert (scene.served, scene.offered) == ({}, [])
+    monkeypatch.setattr(daemon_listeners, "write_record", lambda *_: None)
+    assert scene.listeners.bind("a", [("127.0.0.1", 7000)])
+    assert (joined.closings, scene.offered) == (1, ["a"])
+    assert "its daemons had the address alone" in scene.lines[-1]

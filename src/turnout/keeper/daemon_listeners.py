@@ -16,6 +16,7 @@ from turnout.keeper.requests import Address
 from turnout.keeper.service_listeners import ServiceListeners
 from turnout.reuseport.group import GroupMember
 from turnout.state.home import Home
+from turnout.system.files import undone_on_error
 from turnout.system.net.listener import bind, spell
 from turnout.system.spawn_record import read_records, write_record
 
@@ -76,8 +77,9 @@ class DaemonListeners:
                 found = None
             if found is None or found.group is None:
                 raise
-        for boot_id, member in found.group.members.items():
-            write_record(home.record(boot_id), replace(records[boot_id], slot=member.slot))
+        with undone_on_error(found.close):
+            for boot_id, member in found.group.members.items():
+                write_record(home.record(boot_id), replace(records[boot_id], slot=member.slot))
         self.watch()
         self.log(f"service {name}: its daemons had the address alone: {found.group.told()}")
         return found
