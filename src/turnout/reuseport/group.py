@@ -44,6 +44,8 @@ from turnout.system.spawn_record import SpawnRecord
 PLACINGS: Final = 5  # each one that fails takes another daemon that left meanwhile
 LISTENERS_MOST: Final = 128  # a router gets those of all services with one message, of 253 at most (unix(7))
 TAKEN_S: Final = 1.0  # for a daemon to accept
+ALL_TAKEN_S: Final = 3.0  # for all of them: the keeper answers no verb meanwhile
+TAKEN_LEAST_S: Final = 0.02  # for each when that is over: who accepts does so at once, mostly
 TICK_S: Final = 0.01  # of the clock by which the kernel knows the age of a handshake, at most
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
@@ -309,9 +311,11 @@ class Group:
 
     def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
         """The places of daemons that run, by who accepts what chooses a place; who accepts nothing is not found."""
+        deadline = time.monotonic() + ALL_TAKEN_S
         for slot in range(self.router_index):  # it was the last
             with contextlib.suppress(OSError), connect_to_index(self.address, slot) as probe:
-                boot_id = taken_by(probe, self._port, daemons, within_s=TAKEN_S)
+                within_s = max(TAKEN_LEAST_S, min(TAKEN_S, deadline - time.monotonic()))
+                boot_id = taken_by(probe, self._port, daemons, within_s=within_s)
                 if boot_id:
                     self.members[boot_id] = GroupMember(slot, daemons[boot_id].listener_inode)
 
