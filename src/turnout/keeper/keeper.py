@@ -5,7 +5,7 @@ whatever happens to the router, connections to the fixed address wait in the ker
 
     CLI ──► keeper.sock ──► listen, unlisten, spawn, stop, hello, replace_router, kill_router, shutdown
     router ──► keeper.sock ──► attach (brings the listeners it has; gets those that it lacks), stop,
-                               replace_router, ready, heard, left, leads, cut
+                               replace_router, ready, heard, left, leads, seen, cut
 """
 
 from __future__ import annotations
