@@ -7,14 +7,14 @@ import os
 import subprocess
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from process_support import open_descriptors
 from turnout.config.settings import Address
 from turnout.control.keeper_client import KeeperClient, bind_error, ensure_keeper, other_home
-from turnout.errors import NotBegunError, StillRunningError
+from turnout.errors import NotBegunError, NotRunningError, StillRunningError, TimedOutError, TurnoutError
 from turnout.state.home import Home
 from turnout.system.control_channel import Channel, Message
 from turnout.system.net.sockets import PortHolder
@@ -100,3 +100,37 @@ def test_a_keeper_that_cannot_be_started_is_one_error_in_one_line_and_leaves_no_
     with pytest.raises(NotBegunError, match=f"cannot start a keeper: {os.strerror(number)}"):
         ensure_keeper(home)
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize("error", [TimedOutError("silent"), NotRunningError("on its way out"), None])
+def test_the_line_to_a_keeper_that_does_not_answer_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: TurnoutError | None
+) -> None:
+    lines: list[FakeLine] = []
+
+    class FakeLine:
+        def __init__(self, fails: TurnoutError | None) -> None:
+            self.fails, self.closed = fails, False
+            lines.append(self)
+
+        def hello(self) -> None:
+            if self.fails:
+                raise self.fails
+
+        def close(self) -> None:
+            self.closed = True
+
+    class FakeKeeper:
+        @staticmethod
+        def connect(_home: Home) -> FakeLine:
+            return FakeLine(None if lines else error)
+
+    monkeypatch.setattr("turnout.control.keeper_client.KeeperClient", FakeKeeper)
+    monkeypatch.setattr("turnout.control.keeper_client.end_silent_keeper", lambda _home: 0)
+    monkeypatch.setattr("turnout.control.keeper_client._start", lambda *_: None)
+    if isinstance(error, TimedOutError):
+        with pytest.raises(TimedOutError):
+            ensure_keeper(Home(tmp_path))
+    else:
+        assert cast("Any", ensure_keeper(Home(tmp_path))) is lines[-1]
+    assert [line.closed for line in lines] == ([True, False] if isinstance(error, NotRunningError) else [bool(error)])

@@ -24,7 +24,7 @@ from turnout.state.home import Home
 from turnout.state.keeper_lock import keeper_runs
 from turnout.system.boot_processes import LABEL
 from turnout.system.control_channel import Channel, Message
-from turnout.system.files import open_private, unwritable
+from turnout.system.files import open_private, undone_on_error, unwritable
 from turnout.system.flock import PROC
 from turnout.system.home_identity import HomeIdentity
 from turnout.system.limits import NO_LIMITS, Limits, spell_limit
@@ -308,9 +308,10 @@ def ensure_keeper(home: Home) -> KeeperClient:
             pass
         else:
             try:
-                client.hello()
+                with undone_on_error(client.close):
+                    client.hello()
             except (NotRunningError, OSError):  # it was on its way out; a new one takes its place
-                client.close()
+                pass
             else:
                 return client
         if time.monotonic() > deadline:
