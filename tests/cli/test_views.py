@@ -146,6 +146,16 @@ class Tour:
         assert self.turnout.registry.update(change).applied
 
     def look(self, state: str) -> None:
+        why = f"{state}: the registry is written again and again"
+        found = eventually(lambda: self.views(state), timeout_s=60, why=why)
+        assert found
+        self.seen[state] = found
+
+    def views(self, state: str) -> Views | None:
+        """All views of one revision; None where the registry was written meanwhile.
+
+        A router writes once the last connection of an old daemon has ended, for one: that may be after the verb's end.
+        """
         block = self.turnout.snapshot().deployment
         socket = metrics = None
         if state != "not running":
@@ -161,13 +171,16 @@ class Tour:
         assert (text.exit_code, told.exit_code, more.exit_code) == (0, 0, 0), text.output
         everything = json.loads(told.stdout)
         (service,) = everything["services"]
-        self.seen[state] = Views(
+        page = self.paged(block.revision, alive=socket is not None)
+        if page is None or self.turnout.snapshot().deployment.revision != block.revision:
+            return None
+        return Views(
             state=state,
             text=text.stdout.splitlines(),
             verbose=more.stdout.splitlines()[5:],
             all=everything,
             json=service,
-            page=self.paged(block.revision, alive=socket is not None),
+            page=page,
             file=self.dashboard.ask("GET", "/status.json").json,
             socket=socket,
             metrics=metrics,
@@ -177,16 +190,19 @@ class Tour:
         found: dict[str, Any] = RouterClient(self.turnout.home).status(timeout_s=20)["services"]["default"]
         return found
 
-    def paged(self, revision: int, *, alive: bool) -> dict[str, Any]:
+    def paged(self, revision: int, *, alive: bool) -> dict[str, Any] | None:
         """What a page is sent, once it is of this revision, and of a router that is there, or no more.
 
-        A router that goes has let go of its service a moment before it stops answering: the metrics say which it was.
+        None: it is of a later revision. A router that goes lets go of its service a moment before it stops answering:
+        the metrics say which it was.
         """
         events = self.dashboard.events()
         try:
             while True:
                 found: dict[str, Any] = events.next("look")["status"]
                 (service,) = found["services"] or [None]
+                if service and service["deployment"]["revision"] > revision:
+                    return None
                 if not service or found["metrics"]["served"] is not alive:
                     continue
                 if (service["deployment"]["revision"], service["router"]["alive"]) == (revision, alive):
@@ -195,8 +211,9 @@ class Tour:
             events.close()
 
     def scraped(self, revision: int) -> Scrape | None:
+        """The metrics, once they are of this revision or of a later one."""
         found = scrape(self.metrics_port)
-        return found if found.value("turnout_deployment_revision") == revision else None
+        return found if (found.value("turnout_deployment_revision") or 0) >= revision else None
 
 
 @pytest.fixture(scope="module")

@@ -244,6 +244,7 @@ def test_doctor_says_what_a_killed_router_left_and_what_it_advises_takes_it_over
     for pid in (steered.keeper_pid(), steered.router_pid()):
         steered.kill(pid)
     found = steering_of(steered)
+    assert found, (steered.processes(), steered.run("doctor", code=None).stdout)
     assert "no router runs, and the kernel goes on" in found["evidence"]
     assert found["mend"] == "turnout up"
     steered.run("up")

@@ -419,6 +419,27 @@ def test_the_record_of_a_router_that_has_ended_is_removed(scenario: Scenario, tm
     assert not scenario.routers.wanted
 
 
+def test_a_router_of_an_earlier_keeper_counts_as_draining_until_it_names_its_phase(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    """The leader, which attaches first, would have daemons stopped whose clients the other one still carries."""
+    home = Home(tmp_path)
+    drains, leads = os.getppid(), os.getpid()
+    for number, pid in enumerate((drains, leads)):
+        boot_id = f"router-{number}"
+        record = SpawnRecord(boot_id, "", identify(pid), "", float(number), home=HomeIdentity.of(tmp_path))
+        write_record(home.router_record(boot_id), record)
+    scenario.routers.adopt()
+    channel = scenario.attach(leads, "leads")
+    assert (scenario.routers.draining_pids, scenario.current_pid()) == ([drains], leads)
+    assert scenario.told(channel)[-1] == "leaving"
+    scenario.attach(drains, "leaving")
+    assert scenario.routers.draining_pids == [drains]
+    scenario.end(drains)
+    assert scenario.routers.draining_pids == []
+    assert scenario.told(channel)[-1] == "leaving"
+
+
 def test_a_router_that_never_attached_carries_nothing_and_is_replaced(scenario: Scenario) -> None:
     scenario.routers.wanted = True
     scenario.routers.start()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from process_support import Started, line_of
 from turnout.config.settings import Address, Settings
 from turnout.control.router_client import RouterClient
-from turnout.core.model import Identity
-from turnout.errors import NotBegunError
+from turnout.core.model import Daemon, Identity
+from turnout.errors import NotBegunError, NotRunningError, TimedOutError
 from turnout.lifecycle.bootstrap import Bootstrap
 from turnout.lifecycle.progress import Progress
 from turnout.lifecycle.recreate import RecreateRun
@@ -75,3 +78,40 @@ def test_nothing_is_started_while_what_a_dead_daemon_left_behind_lives(run: Recr
         with pytest.raises(NotBegunError, match=f"pid {left}"):
             run._must_be_gone("b1")
     run._must_be_gone("b1")
+
+
+@dataclass
+class FakeRouter(RouterClient):
+    """A router that says of each look in turn which boots it has drained; an error is raised."""
+
+    looks: list[list[str] | Exception]
+    asked: int = 0
+
+    def status(self, *, timeout_s: float = 5.0) -> dict[str, Any]:
+        self.asked += 1
+        found = self.looks.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return {"services": {"t": {"drained": found, "census": {"b1": {"connections": 0}}}}}
+
+
+@pytest.mark.parametrize(
+    "at_first",
+    [
+        pytest.param([[]], id="connections are on their way to it, which the count of the open ones lacks"),
+        pytest.param([NotRunningError("none answers")], id="the router is replaced; on a direct plane clients stay"),
+        pytest.param([TimedOutError("no answer")], id="the router hangs"),
+    ],
+)
+def test_the_old_daemon_is_stopped_once_the_router_has_drained_it(
+    run: RecreateRun, at_first: list[list[str] | Exception]
+) -> None:
+    run._router = router = FakeRouter([*at_first, ["b1"]])
+    run._end_connections(Daemon("b1", identity=Identity(os.getpid())))
+    assert router.asked == 2
+
+
+def test_nothing_is_waited_for_where_the_old_daemon_is_dead(run: RecreateRun) -> None:
+    run._router = router = FakeRouter([])
+    run._end_connections(Daemon("b1", identity=Identity(2**22 - 1)))
+    assert router.asked == 0

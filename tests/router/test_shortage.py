@@ -39,7 +39,11 @@ FAILS = 2
 
 
 class Short:
-    """Stands before a call that takes a descriptor. ``left``: how often it fails; ``of_file``: for this file alone."""
+    """Stands before a call that takes a descriptor. ``left``: how often it fails; ``of_file``: for this file alone.
+
+    ``of_file`` is the end of a path. A service that runs reads its own settings all the time, in a thread: where only
+    the name is given, it takes the failures that are meant for another service.
+    """
 
     def __init__(self, call: Callable[..., Any], *, of_file: str = "") -> None:
         self._call = call
@@ -51,7 +55,7 @@ class Short:
         return partial(self, owner)
 
     def __call__(self, *args: Any, **more: Any) -> Any:
-        if self.left and (not self._of_file or Path(args[0]).name == self._of_file):
+        if self.left and (not self._of_file or Path(args[0]).match(self._of_file)):
             self.left -= 1
             self.failed += 1
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -172,7 +176,7 @@ def dup_fails(patch: pytest.MonkeyPatch) -> Short:
 
 
 def settings_fail(patch: pytest.MonkeyPatch) -> Short:
-    short = Short(files.open_regular, of_file="settings.json")
+    short = Short(files.open_regular, of_file="second/settings.json")
     patch.setattr(files, "open_regular", short)
     return short
 

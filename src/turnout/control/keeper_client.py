@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
+
+import msgspec
 
 from turnout import errors
 from turnout.config.settings import Address, Settings, parse_address
@@ -39,8 +40,7 @@ SOCKET_BACK_S: Final = 3.0
 LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class KeeperInfo:
+class KeeperInfo(msgspec.Struct, frozen=True):
     """What a keeper says of itself; ``attached``: its router is connected and takes listeners.
 
     ``leaving``: the pids of routers that were replaced and still carry what they had accepted.

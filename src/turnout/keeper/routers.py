@@ -80,8 +80,14 @@ class Routers:
 
     @property
     def draining_pids(self) -> list[int]:
-        """The pids of the routers that carry what they have accepted, and accept nothing."""
-        return [router.pid for router in self._routers.values() if router.draining]
+        """The pids of the routers that carry what they have accepted, and accept nothing, or may do so.
+
+        A router of an earlier keeper may, until it attaches and names its phase.
+        """
+        return [router.pid for router in self._routers.values() if router.draining or self._may_drain(router)]
+
+    def _may_drain(self, router: RouterChild) -> bool:
+        return router is not self.leader and not (router.child.mine or router.has_attached)
 
     def is_router(self, child: Child) -> bool:
         return child.boot_id in self._routers

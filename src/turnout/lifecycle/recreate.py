@@ -71,24 +71,20 @@ class RecreateRun(RolloutRun):
         """The router cuts them at quiet moments, and then all; the daemon itself ends what is left as it stops."""
         deadline = time.monotonic() + self._service.settings.retire_s + END_SLACK_S
         while time.monotonic() < deadline and is_alive(active.identity):
-            if self._connections(active.boot_id) == 0:
+            if self._is_drained(active.boot_id):
                 return
             time.sleep(LOOK_S)
 
-    def _connections(self, boot_id: str) -> int | None:
-        """The number of the daemon's connections in the router; None: it is not known."""
+    def _is_drained(self, boot_id: str) -> bool:
+        """Whether the router has found that the daemon has no connection left, and that none is on its way to it.
+
+        On a direct plane the connections outlive their router: its successor tells.
+        """
         try:
-            services = self._router.status(timeout_s=1.0)["services"]
-        except (NotRunningError, OSError):
-            return 0  # they ended with their router
-        except TimedOutError:
-            return None
-        service = services.get(self._service.name, {})
-        here = service.get("census", {}).get(boot_id) or {"connections": 0}
-        elsewhere = service.get("elsewhere", {}).get(boot_id, 0)  # in a router that was replaced and still drains
-        if here["connections"] is None or elsewhere is None:
-            return None
-        return int(here["connections"]) + int(elsewhere)
+            service = self._router.status(timeout_s=1.0)["services"].get(self._service.name, {})
+        except (NotRunningError, TimedOutError, OSError):
+            return False
+        return boot_id in service.get("drained", ())
 
     def _stop_everything(self, first: Daemon | None) -> None:
         """Stop every daemon of this service that may run: two on one directory destroy its data."""

@@ -226,6 +226,23 @@ def test_of_a_retired_daemon_only_the_connections_are_ended_for_its_verb_stops_i
     assert scenario.gone == []
 
 
+def test_a_retired_daemon_is_drained_once_its_connections_have_ended_or_had_their_time() -> None:
+    """Its verb asks that, and not for a number of connections: some may be on their way that no count has."""
+    found: dict[float, list[str]] = {}
+
+    def look(at: float) -> Callable[[Drainer], None]:
+        return lambda drainer: found.__setitem__(at, list(drainer.drained()))
+
+    def close_them(_: Drainer) -> None:
+        scenario.counts["old"] = 0
+
+    scenario = Scenario({"old": 3})
+    run(scenario, retiring(), for_s=9, at={0: look(0), 1: look(1), 2: close_them, 3: look(3)})
+    assert found == {0: [], 1: [], 3: ["old"]}
+    run(Scenario({"old": 3}), retiring(), for_s=9, at={4: look(4), 8: look(8)})
+    assert (found[4], found[8]) == ([], ["old"])
+
+
 def test_quiet_connections_of_a_retired_daemon_are_ended_without_grace_or_spread() -> None:
     scenario = run(Scenario({"old": 40}, quiet=True), retiring(), for_s=2)
     assert scenario.counts["old"] == 0

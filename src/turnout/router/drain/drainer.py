@@ -206,6 +206,10 @@ class Drainer:
             self._events.daemon_event("hastened", boot_id, draining=len(waiting), most=self._settings().drain_max)
         return DrainCause.HASTENED if drain.hastened and boot_id in waiting else daemon.drain_cause
 
+    def drained(self) -> Sequence[str]:
+        """The boots that may be stopped: their connections have ended, or have had the time that they get."""
+        return [boot_id for boot_id, drain in self.drains.items() if drain.decision.stop]
+
     def explain(self, boot_id: str) -> tuple[Drain, Mapping[int, float]] | None:
         """A drain as it stands, and for how many seconds each connection has been idle."""
         drain = self.drains.get(boot_id)
