@@ -18,6 +18,7 @@ from turnout.keeper.requests import Attach, request_of
 from turnout.keeper.router_child import RouterStarts
 from turnout.keeper.routers import (
     ACKNOWLEDGE_TIMEOUT_S,
+    ADOPT_AGAIN_S,
     ATTACH_TIMEOUT_S,
     RELEASE_TIMEOUT_S,
     SUCCESSOR_TIMEOUT_S,
@@ -29,7 +30,7 @@ from turnout.system.home_identity import HomeIdentity
 from turnout.system.interpreters import Interpreters
 from turnout.system.process import identify
 from turnout.system.spawn import SpawnRequest
-from turnout.system.spawn_record import SpawnRecord, write_record
+from turnout.system.spawn_record import EndRecord, SpawnRecord, write_record
 
 
 class Scenario:
@@ -68,6 +69,8 @@ class Scenario:
 
     def adopt(self, record: SpawnRecord, service: str, path: Path) -> bool:
         assert (service, path.parent) == ("", self._home.root)
+        if self.broken:
+            return False
         child = cast("Child", FakeChild(record.boot_id, record.identity.pid))
         child.mine = False
         self._all[record.boot_id] = child
@@ -389,6 +392,31 @@ def test_a_router_of_an_earlier_keeper_is_replaced_if_it_hangs_and_else_keeps_it
     assert scenario.current_pid() == os.getpid()
     scenario.pass_time(5 * ATTACH_TIMEOUT_S)
     assert scenario.killed[:1] == ([os.getpid()] if hangs else [])
+
+
+def test_a_router_of_an_earlier_keeper_that_cannot_be_watched_yet_keeps_its_record_and_is_adopted_later(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    path = Home(tmp_path).router_record("router-1")
+    write_record(path, SpawnRecord("router-1", "", identify(os.getpid()), "", 0.0, home=HomeIdentity.of(tmp_path)))
+    scenario.broken = True  # no descriptor is left
+    scenario.routers.adopt()
+    scenario.pass_time(3 * ADOPT_AGAIN_S)
+    assert path.exists(), "it runs, and leads"
+    scenario.broken = False
+    scenario.pass_time(ADOPT_AGAIN_S)
+    assert scenario.current_pid() == os.getpid()
+    channel = scenario.attach(os.getpid(), "leads")
+    scenario.pass_time(3 * ADOPT_AGAIN_S)
+    assert scenario.routers.has_channel(channel), "it is adopted once"
+
+
+def test_the_record_of_a_router_that_has_ended_is_removed(scenario: Scenario, tmp_path: Path) -> None:
+    path = Home(tmp_path).router_record("router-1")
+    write_record(path, SpawnRecord("router-1", "", Identity(1), "", 0.0, ended=EndRecord(0, 0.0)))
+    scenario.routers.adopt()
+    assert not path.exists()
+    assert not scenario.routers.wanted
 
 
 def test_a_router_of_an_earlier_keeper_counts_as_draining_until_it_names_its_phase(
