@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from filtered import DEADLINE_S, Filtered
-from turnout.activation.answers import AFTER_LAST, Answers, Memory
+from turnout.activation.answers import AFTER_LAST, BindAnswers, Memory
 from turnout.testing import free_port
 
 OWN = "def own(port, family=socket.AF_INET, host='127.0.0.1'):\n"
@@ -24,10 +24,10 @@ OWN += " s = socket.socket(family); s.bind((host, port)); s.listen(); print(s.ge
 @contextmanager
 def answered(
     code: str, *, given: int, serving: int = 0, held: tuple[int, ...] = ()
-) -> Iterator[tuple[Filtered, Answers]]:
+) -> Iterator[tuple[Filtered, BindAnswers]]:
     """A daemon whose calls are answered, in a thread, until it ends."""
     with Filtered("import socket\n" + OWN + code) as daemon:
-        answers = Answers(daemon.notifications, Memory.new(given, serving), held.__contains__, lambda _line: None)
+        answers = BindAnswers(daemon.notifications, Memory.new(given, serving), held.__contains__, lambda _line: None)
 
         def serve() -> None:
             poller = select.poll()
@@ -46,7 +46,7 @@ def answered(
             answers.memory.close()
 
 
-def bound(code: str, *, given: int, serving: int = 0, held: tuple[int, ...] = ()) -> tuple[list[int], Answers]:
+def bound(code: str, *, given: int, serving: int = 0, held: tuple[int, ...] = ()) -> tuple[list[int], BindAnswers]:
     """The ports that a daemon's sockets have in the end, as it prints them."""
     with answered(code, given=given, serving=serving, held=held) as (daemon, answers):
         return [int(word) for word in daemon.printed().split()], answers
@@ -145,7 +145,7 @@ def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_kno
     """A keeper that was killed between two of its steps: nobody is told of that call again."""
     given, first, second = free_port(), free_port(), free_port()
     with Filtered("import socket\n" + OWN + f"a = own({first}); b = own({second})") as daemon:
-        before = Answers(daemon.notifications, Memory.new(given, 0), lambda _port: False, lambda _line: None)
+        before = BindAnswers(daemon.notifications, Memory.new(given, 0), lambda _port: False, lambda _line: None)
 
         def due() -> None:
             poller = select.poll()
@@ -159,7 +159,7 @@ def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_kno
         lost = daemon.notifications.receive()
         assert lost
         assert before.memory.last_id < lost.id <= before.memory.last_id + AFTER_LAST
-        after = Answers(daemon.notifications, Memory.of(os.dup(before.memory.fd)), before.held, before.log)
+        after = BindAnswers(daemon.notifications, Memory.of(os.dup(before.memory.fd)), before.held, before.log)
         after.take_over()
         assert after.memory.serving == first
         due()

@@ -10,7 +10,7 @@ import sys
 from types import TracebackType
 from typing import Final, Self
 
-from turnout.activation.seccomp import Call, Notifications
+from turnout.activation.seccomp import Notifications, WaitingCall
 
 DEADLINE_S: Final = 60.0
 _CHILD: Final = """
@@ -44,7 +44,7 @@ class Filtered:
             self.notifications = Notifications(fds[0])
             ours.send(b"g")
 
-    def next_call(self) -> Call:
+    def next_call(self) -> WaitingCall:
         """The next call that waits for its answer."""
         poller = select.poll()
         poller.register(self.notifications.fileno(), select.POLLIN)

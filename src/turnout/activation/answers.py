@@ -1,4 +1,4 @@
-"""Answers the calls of one daemon that wait: a bind of its serving port goes to the port that turnout gave it.
+"""BindAnswers the calls of one daemon that wait: a bind of its serving port goes to the port that turnout gave it.
 
     the serving port, on loopback or a wildcard ─────────► the given port of 127.0.0.1, each time it is asked for
     another TCP port that a daemon of its service holds ─► any free port of 127.0.0.1
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from turnout.activation.seccomp import Call, Notifications, calls_of
+from turnout.activation.seccomp import Notifications, WaitingCall, calls_of
 from turnout.activation.sockets import BindAddress, address_of, bind_in_place, is_bound_to, process_of, socket_of
 
 AFTER_LAST: Final = 64  # how many calls a keeper may have received after the last one that it noted
@@ -67,8 +67,8 @@ class Memory:
 
 
 @dataclass(slots=True)
-class Answers:
-    """Answers what one daemon asks by its binds. Owns the notification descriptor and the memory.
+class BindAnswers:
+    """BindAnswers what one daemon asks by its binds. Owns the notification descriptor and the memory.
 
     Args:
         held: whether another daemon of the service holds a port, as far as it is known.
@@ -111,7 +111,7 @@ class Answers:
         self.notifications.close()
         self.memory.close()
 
-    def _bind(self, call: Call) -> int | None:
+    def _bind(self, call: WaitingCall) -> int | None:
         """Bind the daemon's socket; 0, or the error that bind(2) returns. None: the kernel is to execute the call.
 
         Raises OSError: the daemon cannot be looked at.
@@ -159,7 +159,7 @@ class Answers:
             self.log(f"a bind cannot be answered: {why}")
 
 
-def _is_in_our_network(call: Call) -> bool:
+def _is_in_our_network(call: WaitingCall) -> bool:
     """Whether the caller has our network namespace (network_namespaces(7)): in another one our ports mean nothing."""
     theirs = Path(f"/proc/{process_of(call.thread)}/ns/net").stat()
     ours = Path("/proc/self/ns/net").stat()

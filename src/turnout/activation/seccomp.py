@@ -181,7 +181,7 @@ def install(*, privileged: bool) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class WaitingCall:
     """A system call that waits for its answer.
 
     Args:
@@ -218,7 +218,7 @@ class Notifications:
     def fileno(self) -> int:
         return self._fd
 
-    def receive(self) -> Call | None:
+    def receive(self) -> WaitingCall | None:
         """The next call. Blocks where none is due: poll(2) first. None: its thread was killed meanwhile."""
         room = bytearray(_NOTIFICATION.size)  # all zero, or the kernel refuses it
         try:
@@ -228,7 +228,7 @@ class Notifications:
                 return None
             raise
         number, thread, _, call, _, _, *arguments = _NOTIFICATION.unpack(room)
-        return Call(number, thread, call, tuple(arguments))
+        return WaitingCall(number, thread, call, tuple(arguments))
 
     def answer(self, call_id: int, *, error: int = 0) -> bool:
         """Return 0 to the caller, or an error (errno(3)), and execute nothing; False: nothing waits for it any more."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from turnout.activation.seccomp import Call
+from turnout.activation.seccomp import WaitingCall
 from turnout.system.files import opened
 from turnout.system.pidfd import copy_of
 
@@ -51,7 +51,7 @@ def parse_address(data: bytes) -> BindAddress | None:
     return None
 
 
-def address_of(call: Call) -> BindAddress | None:
+def address_of(call: WaitingCall) -> BindAddress | None:
     """The address of a bind, read once: the daemon may write another one there at any time.
 
     None: it is of another kind, or lies where the daemon has no memory; the kernel says so when it proceeds.
@@ -69,7 +69,7 @@ def address_of(call: Call) -> BindAddress | None:
             return None
 
 
-def socket_of(call: Call) -> socket.socket | None:
+def socket_of(call: WaitingCall) -> socket.socket | None:
     """A copy of the socket that a call is about, the caller's to close; None: it is no TCP socket.
 
     Check that the call is valid afterwards: the number of a thread that ended may be another one's.

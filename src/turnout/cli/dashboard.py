@@ -27,12 +27,18 @@ from turnout.system.log_format import log_to_stderr
         "ssh -L 8474:127.0.0.1:8474 HOST turnout dashboard --port 8474",
     )
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="On 127.0.0.1; 0: any that is free (default).")
+@click.option(
+    "--port",
+    "page_port",  # --port of other verbs is the daemon's
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="On 127.0.0.1; 0: any that is free (default).",
+)
 @click.option(
     "--open/--no-open", "opens", default=None, help="Open it in a browser; by default where there is a screen."
 )
 @reading
-def dashboard(*, port: int, opens: bool | None, common: CommonOptions) -> None:
+def dashboard(*, page_port: int, opens: bool | None, common: CommonOptions) -> None:
     """Serve a page that shows what is active, what is wrong and what to type, live; Ctrl-C ends it.
 
     It listens on 127.0.0.1 alone. The link has a token, new with every start, without which nothing is told or done.
@@ -64,5 +70,5 @@ def dashboard(*, port: int, opens: bool | None, common: CommonOptions) -> None:
         view = View(partial(look, common), sentence, verdict, Rates().of)
         options = ("-c", common.config) if common.config else ()
         with suppress(KeyboardInterrupt):  # Ctrl-C in the moment between the link and the server that takes it
-            serve(home, view, port=port, announce=announce, common=options)
+            serve(home, view, port=page_port, announce=announce, common=options)
     raise click.exceptions.Exit(InterruptedByUserError.exit_code)

@@ -56,7 +56,7 @@ class KeeperInfo(msgspec.Struct, frozen=True):
     trouble: str = ""
 
 
-class Binds(msgspec.Struct, frozen=True):
+class BoundPorts(msgspec.Struct, frozen=True):
     """The ports that an activated daemon has bound.
 
     Args:
@@ -176,10 +176,10 @@ class KeeperClient:
         _warn_of_reduced_limits(answer, umask, limits, on_warning)
         return Identity(answer["pid"], answer["start_ticks"], answer["machine_boot_id"], answer["pid_ns"])
 
-    def binds(self, service: str, boot_id: str) -> Binds:
+    def binds(self, service: str, boot_id: str) -> BoundPorts:
         """What the keeper knows of the ports that an activated daemon has bound."""
         answer = self._ask({"op": "binds", "service": service, "boot_id": boot_id})
-        return Binds(answer["serving"], tuple(answer["others"]), answer["trouble"])
+        return BoundPorts(answer["serving"], tuple(answer["others"]), answer["trouble"])
 
     def stop(
         self, service: str, boot_id: str, *, stop_signal: str, grace_s: float, wait_s: float | None = None

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from turnout.activation.answers import Answers, Memory
+from turnout.activation.answers import BindAnswers, Memory
 from turnout.activation.seccomp import Notifications, UnsupportedError, install
 from turnout.system.pidfd import copy_of
 from turnout.system.process import is_alive, own_status
@@ -39,7 +39,7 @@ class _Boot:
     service: str
     line: socket.socket
     memory: Memory
-    answers: Answers | None = None
+    answers: BindAnswers | None = None
     trouble: str = ""
 
 
@@ -150,12 +150,14 @@ class Activations:
             self._log(f"{boot_id}: {boot.trouble}")
             return
         held = partial(self._is_held, boot.service, boot_id)
-        boot.answers = Answers(Notifications(fds[0]), boot.memory, held, lambda line: self._log(f"{boot_id}: {line}"))
+        boot.answers = BindAnswers(
+            Notifications(fds[0]), boot.memory, held, lambda line: self._log(f"{boot_id}: {line}")
+        )
         boot.answers.notifications.wake_in_turn()
         boot.answers.take_over()
         self._selector.register(fds[0], selectors.EVENT_READ, partial(self._turn, boot_id, boot.answers))
 
-    def _turn(self, boot_id: str, answers: Answers) -> None:
+    def _turn(self, boot_id: str, answers: BindAnswers) -> None:
         poller = select.poll()
         poller.register(answers.notifications.fileno(), select.POLLIN)
         events = sum(found for _, found in poller.poll(0))
