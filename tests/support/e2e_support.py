@@ -26,7 +26,7 @@ from turnout.state.keeper_lock import read_keeper
 from turnout.state.registry.file import RegistryFile
 from turnout.state.service import Service, remembered
 from turnout.status.collect import ask_router, service_status
-from turnout.system.process import ProcessHandle, descendants, identify, is_alive, state_of
+from turnout.system.process import ProcessHandle, descendants, identify, is_alive
 from turnout.system.spawn_record import read_records
 
 TURNOUT = (sys.executable, "-P", "-m", "turnout")
@@ -216,9 +216,10 @@ class Turnout:
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
         """Send a signal. One that is killed is waited for: till then its listener takes clients, and resets them."""
+        identity = identify(pid)
         os.kill(pid, number)
-        if number == signal.SIGKILL:
-            eventually(lambda: _is_gone(pid), interval_s=0.001)
+        if number == signal.SIGKILL:  # its threads, too: the first of them may have ended before the others
+            eventually(lambda: not is_alive(identity), interval_s=0.001)
 
     def listening(self) -> bool:
         with socket.socket() as sock:
@@ -267,13 +268,6 @@ def under_load(turnout: Turnout, *, clients: int = 3) -> Iterator[Load]:
     finally:
         load.stop()
     assert (load.failed, dict(load.errors)) == (0, {})
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return state_of(pid) in {"Z", "X"}
-    except ProcessLookupError:
-        return True
 
 
 def ask(address: tuple[str, int], line: str = "hello", *, timeout_s: float = 20.0) -> str:
