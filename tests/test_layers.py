@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "status": {"core", "config", "state", "state.registry", "control", "system"},
     "lifecycle": {
         *(
+            "activation.obstacle",
             "core",
             "config",
             "state",
@@ -75,6 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "router.health": {"core", "config", "state", "state.registry", "planes", "router", "router.follow", *SYSTEM},
     "doctor": {
         *("core", "config", "state", "state.registry", "control", "status", "planes", "planes.direct", "reuseport"),
+        "activation.obstacle",
         *SYSTEM,
         *("planes.selection", "lifecycle.build_selection"),
     },

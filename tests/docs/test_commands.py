@@ -45,6 +45,7 @@ NOT_RUN = {
         "docs/guides/dashboard.md",
         "ssh -L 8474:127.0.0.1:8474 HOST turnout dashboard --port 8474 --no-open",
     ): "a second machine",
+    ("docs/guides/own-port.md", "turnout up --activation on -- etcd"): "no daemon of the tests has two ports",
     ("docs/guides/existing-port.md", "sudo systemctl disable --now redis-server"): "systemd",
     ("docs/guides/systemd.md", "turnout service install"): "systemd",
     ("docs/guides/upgrade.md", "pip install -U turnout"): "an index of packages",

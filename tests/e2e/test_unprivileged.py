@@ -36,6 +36,8 @@ def test_it_is_nobody_who_runs_there_and_without_any_capability(copy: Copy) -> N
         ("tests/planes" if SOAK else "tests/planes/test_contract.py", "reuseport", 60),
         ("tests/reuseport/test_group.py", "not another_users", 9),
         ("tests/e2e/test_reuseport.py", "" if SOAK else REAL, 3),
+        ("tests/activation", "", 60),
+        ("tests/e2e/test_activation.py", "" if SOAK else "side_by_side or keeper", 2),
     ],
 )
 def test_the_suite_passes_as_nobody(copy: Copy, path: str, chosen: str, least: int) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from turnout.config.settings import Address, Settings
+from turnout.control.keeper_client import BoundPorts
 from turnout.core.deployment import begin_deploy
 from turnout.core.model import Daemon, Identity
 from turnout.errors import CandidateError, NotRunningError, TimedOutError
@@ -44,6 +46,8 @@ class FakeKeeper:
         self.ports: list[str] = []
         self.on_spawn: Callable[[], object] = lambda: None
         self.stop_error: Exception | None = None
+        self.activations: list[tuple[int, int] | None] = []
+        self.bound = BoundPorts(0, (), "")
         self.grace_s = 0.0
 
     @property
@@ -53,8 +57,12 @@ class FakeKeeper:
     def reconnect(self) -> None:
         self.did.append("reconnect")
 
-    def spawn(self, _service: str, _boot_id: str, argv: tuple[str, ...], **_: Any) -> Identity:
+    def binds(self, _service: str, _boot_id: str) -> BoundPorts:
+        return self.bound
+
+    def spawn(self, _service: str, _boot_id: str, argv: tuple[str, ...], **more: Any) -> Identity:
         self.did.append("spawn")
+        self.activations.append(more["activation"])
         self.ports.append(argv[2])
         self.on_spawn()
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -198,3 +206,72 @@ def test_a_candidate_that_is_given_up_has_ten_seconds_at_most_and_its_stop_never
     keeper.stop_error = error
     candidate(service, keeper).stop()
     assert (keeper.did, keeper.grace_s) == (["stop"], 10.0)
+
+
+OWN_PORT = Build(("d", "--serve", "it", "3000"), "/", {}, "v1")  # the fake keeper takes the third word for the port
+
+
+def activated(service: Service, **settings: Any) -> Service:
+    changed = msgspec.structs.replace(service.settings, activation="on", **settings)
+    return Service.open(service.home, changed)
+
+
+@pytest.mark.parametrize(
+    ("build", "named", "serving"),
+    [
+        pytest.param(OWN_PORT, 0, 0, id="the first that it binds"),
+        pytest.param(OWN_PORT, 3000, 3000, id="the one that is named"),
+        pytest.param(BUILD, 0, None, id="the one that it is told"),
+    ],
+)
+def test_a_daemon_is_activated_for_the_port_of_its_clients(
+    service: Service, monkeypatch: pytest.MonkeyPatch, build: Build, named: int, serving: int | None
+) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper()
+    daemon = candidate(activated(service, port=named), keeper).start(build, CONTEXT)
+    assert keeper.activations == [(daemon.port, daemon.port if serving is None else serving)]
+
+
+def test_a_daemon_is_not_activated_where_nobody_asks_for_it(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper()
+    candidate(service, keeper).start(OWN_PORT, CONTEXT)
+    assert keeper.activations == [None]
+
+
+def test_an_obstacle_is_said_and_the_daemon_is_started_without(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    monkeypatch.setattr("turnout.lifecycle.candidate.obstacle", lambda _program: "it takes Linux 5.19")
+    keeper, said = FakeKeeper(), list[str]()
+    service = activated(service)
+    router = cast("Any", SimpleNamespace())
+    Candidate(
+        service, cast("Bootstrap", keeper), router, "c", generation=1, progress=Progress(warning=said.append)
+    ).start(OWN_PORT, CONTEXT)
+    assert keeper.activations == [None]
+    assert said == ["the daemon binds its port itself: it takes Linux 5.19"]
+
+
+def test_a_daemon_that_binds_several_ports_is_refused_until_one_is_named(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper()
+    keeper.bound = BoundPorts(2380, (2379,), "")
+    with pytest.raises(CandidateError, match="ports 2379, 2380") as refused:
+        candidate(activated(service), keeper).start(OWN_PORT, CONTEXT)
+    assert "--port 2380" in str(refused.value.hint)
+    candidate(activated(service, port=2379), keeper).start(OWN_PORT, CONTEXT)
+
+
+def test_a_bind_that_could_not_be_answered_is_the_reason_of_a_failed_start(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, SILENT)
+    keeper = FakeKeeper()
+    keeper.bound = BoundPorts(0, (), "it may not be looked at")
+    with pytest.raises(CandidateError, match="it may not be looked at"):
+        candidate(activated(service), keeper).start(OWN_PORT, CONTEXT)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from turnout.activation.obstacle import obstacle
 from turnout.config.settings import Settings
 from turnout.config.validation import demands
 from turnout.core.model import Desired
@@ -44,6 +45,12 @@ def check_steering(context: Context) -> Iterator[CheckResult]:
             result for service, plane in named if plane == "sk_lookup" for result in _pinned(context, bpffs, service)
         ]
         yield from results or [ok("plane sk_lookup has all that it needs here")]
+    if any(service.settings and service.settings.activation == "on" for service in context.services):
+        lacks = obstacle("")
+        if lacks:
+            yield warn(f'activation = "on" does nothing here: {lacks}', 'activation = "off", and {port} in the command')
+        else:
+            yield ok("activation has all that it needs here")
     if any(plane == "reuseport" for _, plane in named):
         lacks = context.group_lacks()
         if lacks:

@@ -22,12 +22,12 @@ from functools import partial
 from typing import Any, Final
 
 from turnout.activation.answers import BindAnswers, Memory
+from turnout.activation.obstacle import is_privileged
 from turnout.activation.seccomp import Notifications, UnsupportedError, install
 from turnout.system.pidfd import copy_of
-from turnout.system.process import is_alive, own_status
+from turnout.system.process import is_alive
 from turnout.system.spawn_record import SpawnRecord
 
-_SYS_ADMIN: Final = 1 << 21  # CAP_SYS_ADMIN, capabilities(7)
 _MESSAGE_BYTES: Final = 16
 _FD: Final = struct.Struct("i")
 
@@ -182,7 +182,7 @@ def run_under_filter(held: Sequence[int]) -> None:
     """
     sending = socket.socket(fileno=held[1])
     try:
-        fd = install(privileged=bool(int(own_status().get("CapEff", "0"), 16) & _SYS_ADMIN))
+        fd = install(privileged=is_privileged())
     except UnsupportedError:
         sending.send(b"%d" % errno.ENOSYS)
     except OSError as error:

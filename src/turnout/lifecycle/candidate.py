@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from turnout.activation.obstacle import obstacle
 from turnout.control.router_client import RouterClient
 from turnout.core.data_owner import DataOwner, owns_its_data
 from turnout.core.membership import register_daemon
@@ -161,6 +162,9 @@ class Candidate:
         """Start it on that port; None: at the fixed address, in the group there."""
         settings = self._service.settings
         spec = build_launch_spec(build, settings, port, context.env)
+        if spec.activation and (lacks := obstacle(context.program)):
+            self._progress.warning(f"the daemon binds its port itself: {lacks}")
+            spec = msgspec.structs.replace(spec, activation=None)
         self._progress.step(RolloutStep.SPAWN, f"{self._boot_id} on port {spec.address.port}")
         identity = self._fork(spec, build.cwd, context)
         record = self._record()
