@@ -269,7 +269,7 @@ def test_a_file_that_could_not_be_read_once_is_read_with_the_next_look(
 
     address = free_address()
     write_scrape(served.home, Wanted(listen=address))  # which reads it, too
-    time.sleep(0.03)
+    time.sleep(0.03)  # two ticks of the kernel's clock: nothing hides behind the same time stamp any more
     monkeypatch.setattr(files, "open_regular", broken)
     served.home.metrics.touch()
     eventually(lambda: left[0] < 10**6 - 3, why="it is not read again")
