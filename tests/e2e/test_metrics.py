@@ -15,7 +15,7 @@ from turnout.control.router_client import RouterClient
 from turnout.errors import NotRunningError
 from turnout.testing import free_port
 
-LOAD_S = scaled(20, 600)
+LOAD_S = scaled(6, 600)
 
 
 @pytest.fixture

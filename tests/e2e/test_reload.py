@@ -24,11 +24,11 @@ def test_a_changed_file_is_taken_over_and_what_cannot_be_is_in_status(turnout: T
     router = turnout.router_pid()
     toml = turnout.home.root.parent / "turnout.toml"
     text = toml.read_text()
-    toml.write_text(text + 'hold = { max = 7, timeout = "9s" }\nplane = "stream"\n')
+    turnout.tune(hold='{ max = 7, timeout = "9s" }', plane='"stream"')
     later = eventually(lambda: turnout.status()["settings"]["later"])
     assert later == ["plane: turnout up, then turnout router --replace"]
     assert "later      plane: turnout up" in turnout.run("status", "-v").stdout
-    assert "reloaded: hold_max, hold_timeout_s" in turnout.home.router_log.read_text()
+    eventually(lambda: "reloaded: hold_max, hold_timeout_s" in turnout.home.router_log.read_text())
     toml.write_text("this is no TOML")
     assert str(toml) in eventually(lambda: turnout.status()["settings"]["error"])
     assert ask(turnout.address) == "v1", "a broken file disturbs nobody"
