@@ -146,9 +146,11 @@ class Tour:
         assert self.turnout.registry.update(change).applied
 
     def look(self, state: str) -> None:
-        self.seen[state] = eventually(
+        seen = eventually(
             lambda: self.views(state), timeout_s=60, why=f"{state}: the registry is written again and again"
         )
+        assert seen
+        self.seen[state] = seen
 
     def views(self, state: str) -> Views | None:
         """All views of one revision; None where the registry was written meanwhile.
@@ -171,6 +173,7 @@ class Tour:
         everything = json.loads(told.stdout)
         (service,) = everything["services"]
         page = self.paged(block.revision, alive=socket is not None)
+        file = self.dashboard.ask("GET", "/status.json").json
         if page is None or self.turnout.snapshot().deployment.revision != block.revision:
             return None
         return Views(
@@ -180,7 +183,7 @@ class Tour:
             all=everything,
             json=service,
             page=page,
-            file=self.dashboard.ask("GET", "/status.json").json,
+            file=file,
             socket=socket,
             metrics=metrics,
         )
