@@ -53,7 +53,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         try:
-            while not self._over.wait(0.002):
+            while not self._over.wait(0.01):
                 self._exchange()
         except OSError as error:
             self.error = error

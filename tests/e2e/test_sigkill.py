@@ -101,7 +101,7 @@ def test_a_router_killed_under_load_is_back_by_itself_and_refuses_nobody(turnout
 
     def client() -> None:
         nonlocal made
-        while not stop.wait(0.003):
+        while not stop.wait(0.01):
             try:
                 sock = socket.create_connection(turnout.address, 20)
             except OSError as error:  # a new connection must never fail

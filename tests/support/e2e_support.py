@@ -333,8 +333,11 @@ def _tuned(text: str, settings: Mapping[str, str]) -> str:
 
 def _is_stopped(pid: int) -> bool:
     """Whether all of its threads are (proc(5), stat)."""
-    stats = [task / "stat" for task in Path(f"/proc/{pid}/task").iterdir()]
-    return {stat.read_text().rpartition(")")[2].split()[0] for stat in stats} == {"T"}
+    try:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+        return False
+    return {stat.rpartition(")")[2].split()[0] for stat in stats} == {"T"}
 
 
 def _is_gone(pid: int) -> bool:
