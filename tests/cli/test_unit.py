@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from turnout.cli.unit import UnitPlan, systemd_unit
@@ -49,7 +49,7 @@ def test_systemd_is_told_to_watch_the_keeper_and_to_leave_the_daemons_alone() ->
 
 
 def test_every_service_is_brought_up_and_a_system_unit_names_its_user() -> None:
-    text = systemd_unit(replace(PLAN, services=("a", "b", "c"), user="www", config=None))
+    text = systemd_unit(msgspec.structs.replace(PLAN, services=("a", "b", "c"), user="www", config=None))
     assert value_of(text, "ExecStart")[0].endswith('"--service" "a"')
     assert [value.rpartition(" ")[2] for value in value_of(text, "ExecStartPost")] == ['"b"', '"c"']
     assert (value_of(text, "User"), value_of(text, "WantedBy")) == (["www"], ["multi-user.target"])
@@ -57,7 +57,7 @@ def test_every_service_is_brought_up_and_a_system_unit_names_its_user() -> None:
 
 def test_what_systemd_would_expand_is_taken_literally() -> None:
     odd = Path('/srv/100% "safe" $HOME\\dir')
-    text = systemd_unit(replace(PLAN, home=odd, config=odd / "t.toml"))
+    text = systemd_unit(msgspec.structs.replace(PLAN, home=odd, config=odd / "t.toml"))
     assert value_of(text, "ExecStart")[0].endswith(r'"/srv/100%% \"safe\" $$HOME\\dir/t.toml"')
     assert value_of(text, "Environment")[0] == r'"TURNOUT_HOME=/srv/100%% \"safe\" $HOME\\dir"'
 
@@ -65,7 +65,7 @@ def test_what_systemd_would_expand_is_taken_literally() -> None:
 @pytest.mark.parametrize("change", [{"home": Path("/a\nb")}, {"python": "/opt/$x/python"}])
 def test_what_no_unit_can_name_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        systemd_unit(replace(PLAN, **change))  # type: ignore[arg-type]  # fields of different types, one at a time
+        systemd_unit(msgspec.structs.replace(PLAN, **change))
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze to verify units with")
@@ -75,7 +75,9 @@ def test_systemd_finds_nothing_wrong_with_it(tmp_path: Path, user: str) -> None:
     odd.mkdir()
     python = odd.parent / "py 5%"
     python.symlink_to(sys.executable)
-    plan = replace(PLAN, python=str(python), home=odd, config=odd / "t.toml", services=("a", "b"), user=user)
+    plan = msgspec.structs.replace(
+        PLAN, python=str(python), home=odd, config=odd / "t.toml", services=("a", "b"), user=user
+    )
     unit = tmp_path / "turnout-test.service"
     unit.write_text(systemd_unit(plan))
     command = ["systemd-analyze", "verify", "--man=no", *(() if user else ("--user",)), str(unit)]

@@ -146,11 +146,10 @@ class Tour:
         assert self.turnout.registry.update(change).applied
 
     def look(self, state: str) -> None:
-        seen = eventually(
-            lambda: self.views(state), timeout_s=60, why=f"{state}: the registry is written again and again"
-        )
-        assert seen
-        self.seen[state] = seen
+        why = f"{state}: the registry is written again and again"
+        found = eventually(lambda: self.views(state), timeout_s=60, why=why)
+        assert found
+        self.seen[state] = found
 
     def views(self, state: str) -> Views | None:
         """All views of one revision; None where the registry was written meanwhile.

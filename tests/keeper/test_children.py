@@ -41,6 +41,7 @@ while True: time.sleep(60)
 # Ends its worker by a signal of its own, which is not the one that it gets itself, and waits for it.
 MASTER = """
 import os, signal, sys, time
+ready, say_ready = os.pipe()
 worker = os.fork()
 if worker == 0:
     def note(number, _):
@@ -49,14 +50,16 @@ if worker == 0:
             time.sleep(0.3)
             os._exit(0)
     for number in (signal.SIGTERM, signal.SIGUSR1): signal.signal(number, note)
-    open("pid.new", "w").write(str(os.getpid()))
-    os.rename("pid.new", "pid")
+    os.write(say_ready, b"x")
     while True: time.sleep(60)
 def stop(*_):
     os.kill(worker, signal.SIGUSR1)
     os.waitpid(worker, 0)
     os._exit(0)
 signal.signal(signal.SIGTERM, stop)
+os.read(ready, 1)
+open("pid.new", "w").write(str(worker))
+os.rename("pid.new", "pid")
 while True: time.sleep(60)
 """
 
@@ -243,6 +246,20 @@ def test_a_daemon_whose_shim_stays_stopped_is_not_started_and_nothing_of_it_is_l
     assert not Path(f"/proc/{shim}").exists(), "it was killed, and waited for"
     assert read_records(host.directory) == {}
     host.spawn("sleep", "600", boot_id="b1")
+
+
+@pytest.mark.parametrize("hangs", ["command", "disk"])
+def test_a_command_or_a_disk_that_hangs_delays_its_own_start_alone(host: Host, hangs: str) -> None:
+    os.mkfifo(host.directory / "hangs")
+    host.tell("spawn", argv=["sleep", "600"], boot_id="b1", hangs=hangs)
+    host.spawn("sleep", "600", boot_id="b2")
+    (host.directory / "hangs").write_bytes(b"")
+    said = host.hear("spawned")
+    host.started.also(said["pid"])
+    host.started.also(said["shim"])
+    assert said["boot_id"] == "b1"
+    host.stop("b1")
+    assert not lives(said["pid"])
 
 
 # -- whose process it is -----------------------------------------------------------------------------------------------

@@ -105,6 +105,29 @@ def test_a_peer_that_sends_garbage_loses_its_own_connection(stage: Stage, data: 
     assert stage.serves()
 
 
+def test_a_connection_that_another_one_replaced_in_the_same_moment_is_not_said_to_have_failed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A router that attaches again, while what it sent over its previous connection is still unread."""
+    lines: list[str] = []
+    monkeypatch.setattr(control_socket, "log_line", lines.append)
+    with stage.connect() as one, stage.connect() as two:
+        both = list(stage.socket._channels)
+
+        def drop_other(channel: Channel, message: Message, _fds: list[int]) -> None:
+            stage.took.append((message, []))
+            for other in both:
+                if other is not channel:
+                    stage.socket.drop(other)
+
+        stage.socket.serve(drop_other, stage.lost.append, lambda _pid: False)
+        for peer in (one, two):
+            peer.sendall(b'{"id":1}\n')
+        stage.turn()
+    assert (len(stage.took), len(stage.lost)) == (1, 1)
+    assert lines == []
+
+
 def test_a_peer_that_is_gone_before_it_is_answered_is_dropped(stage: Stage) -> None:
     peer = stage.connect()
     peer.sendall(b'{"id":1}\n')

@@ -132,6 +132,7 @@ def test_a_request_without_one_of_its_fields_is_refused(op: str) -> None:
         ("spawn", "umask", "022"),
         ("spawn", "limits", {"nofile": 3}),
         ("spawn", "limits", [1]),
+        ("spawn", "limits", {"nofile": [math.inf, 1]}),
     ],
 )
 def test_a_field_of_another_type_or_beyond_its_bounds_is_refused(op: str, field: str, value: object) -> None:

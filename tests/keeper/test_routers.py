@@ -18,6 +18,7 @@ from turnout.keeper.requests import Attach, request_of
 from turnout.keeper.router_child import RouterStarts
 from turnout.keeper.routers import (
     ACKNOWLEDGE_TIMEOUT_S,
+    ADOPT_AGAIN_S,
     ATTACH_TIMEOUT_S,
     RELEASE_TIMEOUT_S,
     SUCCESSOR_TIMEOUT_S,
@@ -29,7 +30,7 @@ from turnout.system.home_identity import HomeIdentity
 from turnout.system.interpreters import Interpreters
 from turnout.system.process import identify
 from turnout.system.spawn import SpawnRequest
-from turnout.system.spawn_record import SpawnRecord, write_record
+from turnout.system.spawn_record import EndRecord, SpawnRecord, write_record
 
 
 class Scenario:
@@ -68,6 +69,8 @@ class Scenario:
 
     def adopt(self, record: SpawnRecord, service: str, path: Path) -> bool:
         assert (service, path.parent) == ("", self._home.root)
+        if self.broken:
+            return False
         child = cast("Child", FakeChild(record.boot_id, record.identity.pid))
         child.mine = False
         self._all[record.boot_id] = child
@@ -389,6 +392,52 @@ def test_a_router_of_an_earlier_keeper_is_replaced_if_it_hangs_and_else_keeps_it
     assert scenario.current_pid() == os.getpid()
     scenario.pass_time(5 * ATTACH_TIMEOUT_S)
     assert scenario.killed[:1] == ([os.getpid()] if hangs else [])
+
+
+def test_a_router_of_an_earlier_keeper_that_cannot_be_watched_yet_keeps_its_record_and_is_adopted_later(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    path = Home(tmp_path).router_record("router-1")
+    write_record(path, SpawnRecord("router-1", "", identify(os.getpid()), "", 0.0, home=HomeIdentity.of(tmp_path)))
+    scenario.broken = True  # no descriptor is left
+    scenario.routers.adopt()
+    scenario.pass_time(3 * ADOPT_AGAIN_S)
+    assert path.exists(), "it runs, and leads"
+    scenario.broken = False
+    scenario.pass_time(ADOPT_AGAIN_S)
+    assert scenario.current_pid() == os.getpid()
+    channel = scenario.attach(os.getpid(), "leads")
+    scenario.pass_time(3 * ADOPT_AGAIN_S)
+    assert scenario.routers.has_channel(channel), "it is adopted once"
+
+
+def test_the_record_of_a_router_that_has_ended_is_removed(scenario: Scenario, tmp_path: Path) -> None:
+    path = Home(tmp_path).router_record("router-1")
+    write_record(path, SpawnRecord("router-1", "", Identity(1), "", 0.0, ended=EndRecord(0, 0.0)))
+    scenario.routers.adopt()
+    assert not path.exists()
+    assert not scenario.routers.wanted
+
+
+def test_a_router_of_an_earlier_keeper_counts_as_draining_until_it_names_its_phase(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    """The leader, which attaches first, would have daemons stopped whose clients the other one still carries."""
+    home = Home(tmp_path)
+    drains, leads = os.getppid(), os.getpid()
+    for number, pid in enumerate((drains, leads)):
+        boot_id = f"router-{number}"
+        record = SpawnRecord(boot_id, "", identify(pid), "", float(number), home=HomeIdentity.of(tmp_path))
+        write_record(home.router_record(boot_id), record)
+    scenario.routers.adopt()
+    channel = scenario.attach(leads, "leads")
+    assert (scenario.routers.draining_pids, scenario.current_pid()) == ([drains], leads)
+    assert scenario.told(channel)[-1] == "leaving"
+    scenario.attach(drains, "leaving")
+    assert scenario.routers.draining_pids == [drains]
+    scenario.end(drains)
+    assert scenario.routers.draining_pids == []
+    assert scenario.told(channel)[-1] == "leaving"
 
 
 def test_a_router_that_never_attached_carries_nothing_and_is_replaced(scenario: Scenario) -> None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from turnout.config.settings import Address, ServiceRequest, Settings
@@ -99,7 +100,7 @@ def test_a_new_build_that_the_router_deploys_gets_the_environment_of_the_last_de
 ) -> None:
     stage.deploy(stage.build)
     another_shell(monkeypatch)
-    launch = stage.by_router(replace(stage.build, version="2"), Cause.DEPLOY)
+    launch = stage.by_router(msgspec.structs.replace(stage.build, version="2"), Cause.DEPLOY)
     assert (launch.context.env["TOKEN"], launch.context.program) == ("of the deploy", str(stage.program))
     assert launch.context_id == ""
 
@@ -110,7 +111,10 @@ def test_a_program_that_asks_for_a_build_of_its_own_gives_it_its_environment(
     stage.deploy(stage.build)
     monkeypatch.setenv("TOKEN", "of an editor")
     asks = Launches(stage.service, automatic=True)
-    assert asks.choose(replace(stage.build, version="2"), Cause.DEPLOY).context.env["TOKEN"] == "of an editor"
+    assert (
+        asks.choose(msgspec.structs.replace(stage.build, version="2"), Cause.DEPLOY).context.env["TOKEN"]
+        == "of an editor"
+    )
     assert asks.choose(stage.build, Cause.START).context.env["TOKEN"] == "of the deploy"
 
 
@@ -143,7 +147,7 @@ def test_a_first_start_with_recorded_takes_this_shell(stage: Stage) -> None:
 
 def test_a_rollout_whose_verb_died_after_its_switch_is_what_is_started_again(stage: Stage) -> None:
     stage.deploy(stage.build)
-    second = replace(stage.build, version="2")
+    second = msgspec.structs.replace(stage.build, version="2")
     stage.record(second, stage.typed(second), "")
     began = stage.service.builds.rollouts()[-1].ts
     daemon = Daemon("b2", start_ts=began + 1, build=second.id, owned=True)
@@ -243,7 +247,7 @@ def test_a_build_without_a_record_starts_as_it_did_and_that_is_said_once(stage: 
 
 
 def test_a_rollback_to_a_build_without_a_record_says_so(stage: Stage) -> None:
-    stage.build = replace(stage.build, watched="0123456789abcdef")
+    stage.build = msgspec.structs.replace(stage.build, watched="0123456789abcdef")
     earlier(stage)
     launch = Launches(stage.service).choose(stage.build, Cause.ROLLBACK)
     assert launch.context.env["TOKEN"] == "of the deploy"
@@ -266,9 +270,13 @@ def test_the_program_of_a_check_has_the_environment_of_a_rollout_without_a_resul
 
 def test_a_version_without_a_command_is_the_known_build_by_that_version(stage: Stage) -> None:
     stage.deploy(stage.build)
-    second = replace(stage.build, version="2", watched=build_to_deploy(stage.service, stage.wanted()).watched)
+    second = msgspec.structs.replace(
+        stage.build, version="2", watched=build_to_deploy(stage.service, stage.wanted()).watched
+    )
     assert build_to_deploy(stage.service, stage.wanted(version="2")) == second
-    assert wanted_build(stage.service, stage.wanted(version="2"), required=False) == replace(stage.build, version="2")
+    assert wanted_build(stage.service, stage.wanted(version="2"), required=False) == msgspec.structs.replace(
+        stage.build, version="2"
+    )
     assert wanted_build(stage.service, stage.wanted(), required=False) is None
 
 
@@ -279,7 +287,7 @@ def test_a_version_of_nothing_is_refused_where_something_must_run(stage: Stage) 
 
 
 def test_a_plain_deploy_is_about_the_files_as_they_are(stage: Stage) -> None:
-    stage.deploy(replace(stage.build, watched="of yesterday"))
+    stage.deploy(msgspec.structs.replace(stage.build, watched="of yesterday"))
     watched = build_to_deploy(stage.service, stage.wanted()).watched
     assert watched not in {"", "of yesterday"}
     (stage.directory / "asset").write_text("two")
@@ -342,7 +350,7 @@ def test_of_a_build_whose_newest_record_is_damaged_an_older_one_counts(
     stage.deploy(stage.build)
     second = stage.service.builds.rollouts()[-1].context
     monkeypatch.setenv("TOKEN", "of another build")
-    stage.deploy(replace(stage.build, version="2"))
+    stage.deploy(msgspec.structs.replace(stage.build, version="2"))
     launch = stage.by_router(stage.build, Cause.ROLLBACK)
     assert (launch.context.env["TOKEN"], launch.warnings) == ("of its second deploy", ())
     (stage.service.home.contexts / f"{second}.json").write_text("{")
@@ -364,7 +372,7 @@ def test_a_known_build_without_a_readable_record_is_not_called_new(
     stage.deploy(stage.build)
     (stage.service.home.contexts / f"{stage.service.builds.rollouts()[-1].context}.json").write_text("{")
     monkeypatch.setenv("TOKEN", "of another build")
-    stage.deploy(replace(stage.build, version="2"))
+    stage.deploy(msgspec.structs.replace(stage.build, version="2"))
     launch = stage.by_router(stage.build, Cause.ROLLBACK)
     assert launch.note == ""
     assert "has no readable record" in launch.warnings[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from turnout.config.settings import Address, Settings
@@ -77,7 +78,7 @@ def test_a_cold_rollback_says_why_the_build_is_in_quarantine(service: Service) -
     service.builds.quarantine(build.id, "no answer", 3)
     write(service, BACK)
     with pytest.raises(RolledBackError, match="no answer"):
-        await_verdict(service, replace(SWITCHED, daemon=replace(NEW, build=build.id)), timeout_s=0.0)
+        await_verdict(service, msgspec.structs.replace(SWITCHED, daemon=replace(NEW, build=build.id)), timeout_s=0.0)
 
 
 def test_a_message_names_the_generation_that_serves_or_the_daemon_or_nothing(service: Service) -> None:

@@ -9,11 +9,15 @@ import pytest
 
 from turnout.config.settings import Address, Settings
 from turnout.control.router_client import RouterClient
-from turnout.core.model import Cause, Deployment, Desired, Snapshot
+from turnout.core.model import Cause, Daemon, Deployment, Desired, Snapshot, State
 from turnout.errors import CandidateError, ConflictError, StateUnwritableError
+from turnout.lifecycle.actions import StartBuild
 from turnout.lifecycle.bootstrap import Bootstrap
+from turnout.lifecycle.launch_context import Launch
 from turnout.lifecycle.progress import Progress
 from turnout.lifecycle.rollout import RolloutRun
+from turnout.state.builds import Build
+from turnout.state.exec_context import ExecContext
 from turnout.state.home import Home
 from turnout.state.service import Service
 from turnout.testing import MemoryRegistry
@@ -49,6 +53,44 @@ def test_a_candidate_is_stopped_also_where_its_end_cannot_be_written(
     monkeypatch.setattr(run, "_candidate", lambda _boot_id: candidate)
     with pytest.raises(StateUnwritableError):
         run._give_up("b1", "build", CandidateError("it cannot be registered"))
+    assert candidate.stops == 1
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise StateUnwritableError("cannot write builds.json")
+
+
+def test_a_rollout_whose_record_cannot_be_written_is_aborted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it is under way until its owner ends, and every other verb is refused meanwhile."""
+    home = Home(tmp_path)
+    service = Service.open(home.service("t"), SETTINGS)
+    service.home.create()
+    run = RolloutRun(service, Bootstrap(home, SETTINGS), RouterClient(home), Progress())
+    registry = MemoryRegistry()
+    monkeypatch.setattr(run, "_registry", registry)
+    monkeypatch.setattr(run, "_candidate", lambda _boot_id: Stopped())
+    monkeypatch.setattr(service.builds, "record_rollout", _refuse)
+    launch = Launch(ExecContext("/bin/true", {}), "context")
+    with pytest.raises(StateUnwritableError, match=r"builds\.json"):
+        run.run(StartBuild(Build(("true",), "/"), Cause.DEPLOY, launch))
+    block = registry.read().snapshot.deployment
+    assert (block.generation, block.state, block.candidate_boot_id) == (1, State.IDLE, "")
+    assert block.rollback_reason == "cannot write builds.json"
+
+
+def test_a_candidate_is_stopped_also_where_the_end_of_its_rollout_cannot_be_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(tmp_path)
+    service = Service.open(home.service("t"), SETTINGS)
+    service.home.create()
+    run = RolloutRun(service, Bootstrap(home, SETTINGS), RouterClient(home), Progress())
+    candidate = Stopped()
+    monkeypatch.setattr(run, "_registry", MemoryRegistry(Snapshot({"b1": Daemon("b1")})))
+    monkeypatch.setattr(run, "_candidate", lambda _boot_id: candidate)
+    monkeypatch.setattr(service.builds, "set_result", _refuse)
+    with pytest.raises(StateUnwritableError):
+        run._give_up("b1", "build", CandidateError("it did not become healthy"))
     assert candidate.stops == 1
 
 

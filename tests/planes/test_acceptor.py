@@ -256,6 +256,27 @@ def test_a_refused_connect_holds_the_client_and_a_reset_one_ends_it(scene: Scene
     assert all(daemon.closed for daemon in scene.dialled if daemon is not scene.begun[0][1])
 
 
+def test_a_refused_client_is_not_dialled_again_with_the_same_wakeup(scene: Scene) -> None:
+    scene.set_upstream(A)
+    scene.code = errno.ECONNREFUSED
+    scene.come(3)
+    assert (len(scene.dialled), scene.counters.connect_failed, scene.counters.held_now) == (1, 1, 3)
+    scene.code = 0
+    scene.loop.go_on(0.1)
+    assert len(scene.begun) == 3, "the next try is one pause away"
+
+
+def test_refusals_that_hold_no_client_delay_no_client_that_is_held_later(scene: Scene) -> None:
+    scene.set_upstream(A, 0.0)
+    scene.code = errno.ECONNREFUSED
+    scene.come(10)
+    scene.set_upstream(A)
+    (held,) = scene.come()
+    scene.code = 0
+    scene.loop.go_on(0.1)
+    assert scene.served() == [held]
+
+
 def test_a_daemon_that_refuses_is_given_up_after_the_patience(scene: Scene) -> None:
     scene.set_upstream(A, 0.25)
     scene.code = errno.ECONNREFUSED
@@ -359,6 +380,37 @@ def test_the_refusals_of_one_daemon_cost_no_client_its_wait_for_the_next() -> No
     scene.set_upstream(B, 0.25)
     scene.loop.go_on(1.0)
     assert (client.closed, scene.counters.held_now) == (False, 1)
+
+
+# -- a descriptor that cannot be watched -----------------------------------------------------------------------------
+
+
+def test_a_client_that_cannot_be_watched_while_it_waits_is_reset_and_forgotten(scene: Scene) -> None:
+    """epoll_ctl(2): ENOSPC, this user has no more watches. An error would leave the client in between for ever."""
+    scene.set_upstream(None)
+    scene.readiness.fails = True
+    (client,) = scene.come()
+    assert (client.closed, client.resets, scene.counters.reset_unrouted) == (True, True, 1)
+    scene.readiness.fails = False
+    (other,) = scene.come()
+    scene.set_upstream(A)
+    assert (scene.served(), scene.acceptor.pending) == ([other], {})
+    scene.acceptor.close()
+    assert all(daemon.closed for daemon in scene.made if daemon is not scene.begun[0][1])
+
+
+def test_a_connect_that_cannot_be_watched_is_tried_again_and_costs_a_held_client_nothing(scene: Scene) -> None:
+    scene.set_upstream(None)
+    (client,) = scene.come()
+    scene.readiness.fails = True
+    scene.code = errno.EINPROGRESS
+    scene.set_upstream(A)
+    assert (client.closed, scene.acceptor.connecting, scene.counters.held_now) == (False, {}, 1)
+    assert all(daemon.closed for daemon in scene.dialled)
+    scene.readiness.fails = False
+    scene.code = 0
+    scene.loop.go_on(0.1)
+    assert scene.served() == [client]
 
 
 # -- the hold --------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from proxy_header import read_header
@@ -189,7 +189,7 @@ def test_a_client_outside_the_allow_list_is_reset_at_once_and_counted(kind: str,
 def introduced(stage: Stage) -> Daemon:
     """A daemon that expects a header."""
     daemon = stage.daemon("v1", point=False)
-    daemon.target = replace(daemon.target, proxy_protocol=True)
+    daemon.target = msgspec.structs.replace(daemon.target, proxy_protocol=True)
     stage.set_upstream(daemon)
     return daemon
 
@@ -329,7 +329,7 @@ def test_ipv6_clients_and_an_ipv6_daemon_are_served_side_by_side_with_ipv4(kind:
     with ipv6_listener() as front, ipv6_listener() as listener:
         listener.settimeout(20)
         stage.call(lambda: stage.plane.add_listener(front))
-        target = replace(
+        target = msgspec.structs.replace(
             stage.daemon("four").target, boot_id="six", host="::1", port=listener.getsockname()[1], source=""
         )
         stage.call(lambda: stage.plane.set_upstream(target, patience_s=20.0))

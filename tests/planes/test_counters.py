@@ -6,9 +6,9 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from stage import RELAYS, Stage
@@ -47,7 +47,7 @@ def come_and_go(stage: Stage) -> None:
 
 def gone_at_its_introduction(stage: Stage) -> str:
     daemon = stage.daemon("v1", point=False)
-    daemon.target = replace(daemon.target, proxy_protocol=True)
+    daemon.target = msgspec.structs.replace(daemon.target, proxy_protocol=True)
     stage.set_upstream(daemon)
     stage.call(lambda: come_and_go(stage))
     return "closed"

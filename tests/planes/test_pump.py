@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import select
 import socket
 import struct
 import threading
 from collections.abc import Iterator
+from typing import Any, cast
 
 import pytest
 
@@ -164,3 +167,30 @@ def test_a_burst_whose_connection_is_ended_in_order_is_no_reset(bench: Bench) ->
         bench.turn()
     bench.pump.end(bench.pair)
     assert not ends_by_reset(bench.daemon)
+
+
+class FullEpoll:
+    """This user has no more watches, after ``left`` of them."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def register(self, _fd: int, _events: int) -> None:
+        if not self.left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.left -= 1
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_a_connection_that_cannot_be_watched_is_reset_on_both_sides(left: int) -> None:
+    """epoll_ctl(2). An error would leave both sockets open, and nothing would ever read from them."""
+    client, inner = tcp_pair()
+    outer, daemon = tcp_pair()
+    flows: dict[int, Flow] = {}
+    closed: list[Pair] = []
+    pump = Pump(cast("Any", FullEpoll(left)), flows, Counters(), closed.append, lambda: None)
+    pair = pump.add(inner, outer, "boot", fresh=True)
+    assert (pair.closed, closed, flows) == (True, [pair], {})
+    with client, daemon:
+        assert ends_by_reset(client)
+        assert ends_by_reset(daemon)

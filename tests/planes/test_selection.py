@@ -97,3 +97,18 @@ def test_what_is_made_is_what_was_chosen(name: str) -> None:
         return {plane.name for plane in both}
 
     assert asyncio.run(made()) == {name}
+
+
+def test_relays_stay_beside_no_stream_and_again_once_the_last_one_has_closed() -> None:
+    async def run() -> None:
+        planes = Planes(asyncio.get_running_loop())
+        first, second = (planes.make("stream", Policy(), UpstreamChecks()) for _ in range(2))
+        assert planes.loop_priority.pending == 2
+        first.close()
+        first.close()
+        assert planes.loop_priority.pending == 1
+        second.close()
+        assert planes.loop_priority.pending == 0
+        planes.close()
+
+    asyncio.run(run())

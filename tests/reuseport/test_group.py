@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 
 import pytest
 
+from turnout.core.model import Identity
 from turnout.core.slots import ROUTER_INDEX, source_of
-from turnout.errors import SpawnError
+from turnout.errors import NotBegunError, SpawnError
+from turnout.reuseport import group as group_module
 from turnout.reuseport.group import LISTENERS_MOST, Group, GroupMember
 from turnout.reuseport.program import attach
 from turnout.system.net.connections import Handshake
 from turnout.system.net.listener import bind
 from turnout.system.net.sockets import listening_at
+from turnout.system.spawn_record import SpawnRecord
 
 
 @pytest.fixture
@@ -275,6 +280,46 @@ def test_a_gap_with_clients_in_its_queue_is_not_closed(group: Group, home: socke
 def test_an_ipv6_address_is_refused_with_the_reason() -> None:
     with bind("::1", 0) as home, pytest.raises(SpawnError, match="IPv6"):
         Group(home).join("v1")
+
+
+@pytest.mark.parametrize("lacks", ["descriptor", "room"])
+def test_a_listener_that_cannot_be_had_is_no_fault_of_the_daemon(
+    group: Group, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    def no_descriptor(*_: object, **_more: object) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    if lacks == "room":
+        monkeypatch.setattr(group_module, "LISTENERS_MOST", 1)
+    else:
+        monkeypatch.setattr(group_module, "bind", no_descriptor)
+    with pytest.raises(NotBegunError, match="open files" if lacks == "descriptor" else "1 listeners share port"):
+        group.join("v1")
+
+
+def test_daemons_that_accept_nothing_are_looked_for_as_long_together_as_a_verb_may_wait(
+    home: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keeper does nothing else meanwhile, and verbs kill a keeper that is silent for five seconds."""
+    now, looks = 1000.0, list[float]()
+
+    def accepts_nothing(_probe: object, _port: int, daemons: Mapping[str, SpawnRecord], *, within_s: float) -> str:
+        nonlocal now
+        looks.append(within_s)
+        if len(looks) == 20:
+            return next(iter(daemons))
+        now += within_s
+        return ""
+
+    daemons = {"b1": SpawnRecord("b1", "a", Identity(1), "", 0.0, listener_inode=5)}
+    monkeypatch.setattr(group_module, "taken_by", accepts_nothing)
+    monkeypatch.setattr(group_module, "connect_to_index", lambda *_: socket.socket())
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    group = Group(home, router_index=20)
+    group._find_all(daemons)
+    assert looks[0] == group_module.TAKEN_S
+    assert now - 1000.0 < 4.0
+    assert group.members == {"b1": GroupMember(19, 5)}, "one that accepts is found all the same"
 
 
 def test_another_users_listener_keeps_a_daemon_out_with_the_reason(home: socket.socket) -> None:

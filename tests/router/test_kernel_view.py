@@ -10,6 +10,7 @@ import socket
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from process_support import Started, entry, line_of
@@ -275,15 +276,15 @@ def test_the_listener_of_a_daemon_is_had_and_no_other_socket(scene: Scene) -> No
 def test_why_a_listener_cannot_be_had_is_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = scene.forking("one")
     with pytest.raises(SteeringError, match="not known"):
-        scene.view.listener_of(replace(daemon.target, boot_id="two"))
+        scene.view.listener_of(msgspec.structs.replace(daemon.target, boot_id="two"))
     with pytest.raises(SteeringError, match="does not listen"):
-        scene.view.listener_of(replace(daemon.target, port=1))
+        scene.view.listener_of(msgspec.structs.replace(daemon.target, port=1))
     scene.daemons["attached"] = replace(daemon.daemon, identity=Identity())
     with pytest.raises(SteeringError, match="not known"):
-        scene.view.listener_of(replace(daemon.target, boot_id="attached"))
+        scene.view.listener_of(msgspec.structs.replace(daemon.target, boot_id="attached"))
     scene.daemons["contained"] = replace(daemon.daemon, identity=replace(daemon.daemon.identity, pid_ns=1))
     with pytest.raises(SteeringError, match="namespace"):
-        scene.view.listener_of(replace(daemon.target, boot_id="contained"))
+        scene.view.listener_of(msgspec.structs.replace(daemon.target, boot_id="contained"))
 
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")

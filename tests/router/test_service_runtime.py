@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from turnout.config.settings import Address, Settings
@@ -313,5 +314,28 @@ def test_the_end_closes_the_plane_the_listeners_and_the_registry(scene: Callable
                 (own,) = at.runtime.sockets
                 ended = at
         assert (ended.plane.closed, ended.follower.closed, own.fileno()) == (True, True, -1)
+
+    asyncio.run(run())
+
+
+def test_a_status_asks_the_kernel_only_for_daemons_that_may_have_clients(scene: Callable[[], Any]) -> None:
+    """Each question walks the kernel's table of connections, on the loop, and a registry may name thousands."""
+    others = {f"other-{number}": Daemon(f"other-{number}", port=30000 + number) for number in range(5)}
+    drains = {"d": Daemon("d", port=20002, draining=True)}
+    named = {boot_id: Daemon(boot_id, port=20003) for boot_id in ("a", "c", "o")}
+    block = Deployment(1, active_boot_id="a", candidate_boot_id="c", old_boot_id="o")
+
+    async def run() -> None:
+        async with scene() as at:
+            at.follower.apply(Snapshot({**others, **drains, **named}, deployment=block))
+            asked: list[str] = []
+
+            def ask(boot_id: str) -> int:
+                asked.append(boot_id)
+                return 3
+
+            status = msgspec.structs.replace(at.runtime.report, elsewhere=ask).status()
+            assert sorted(asked) == ["a", "c", "d", "o"]
+            assert status["elsewhere"] == dict.fromkeys(asked, 3)
 
     asyncio.run(run())

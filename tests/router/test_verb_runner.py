@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from support import eventually
@@ -156,11 +156,10 @@ def test_a_verb_that_does_not_end_in_time_is_killed(
     program.write_text("#!/bin/sh\nexec sleep 600\n")
     program.chmod(0o755)
     never = Interpreters(str(program))
-    before = open_fds()
+    before, children = open_fds(), psutil.Process().children()
     result = asyncio.run(VerbRunner(Home(tmp_path), "a", never, threads, lambda: 0.5).run("up"))
     assert (result.code, result.error) == (124, "TimedOutError")
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert psutil.Process().children() == children, "it was not waited for"
     assert open_fds() == before
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from faulty_files import FaultyFiles, UnsyncedFiles
@@ -52,18 +52,18 @@ def test_a_build_comes_back_as_it_was(builds: Builds) -> None:
 
 
 def test_bytes_that_are_no_text_come_back(builds: Builds) -> None:
-    odd = replace(BUILD, command=(os.fsdecode(b"/bin/\xff"),), env={os.fsdecode(b"K\xfe"): "\u20ac"})
+    odd = msgspec.structs.replace(BUILD, command=(os.fsdecode(b"/bin/\xff"),), env={os.fsdecode(b"K\xfe"): "\u20ac"})
     assert builds.get(builds.remember(odd)) == odd
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        replace(BUILD, command=("redis-server",)),
-        replace(BUILD, command=("redis-server", "--port", "{port}", "--save ")),
-        replace(BUILD, cwd="/"),
-        replace(BUILD, env={}),
-        replace(BUILD, version=""),
+        msgspec.structs.replace(BUILD, command=("redis-server",)),
+        msgspec.structs.replace(BUILD, command=("redis-server", "--port", "{port}", "--save ")),
+        msgspec.structs.replace(BUILD, cwd="/"),
+        msgspec.structs.replace(BUILD, env={}),
+        msgspec.structs.replace(BUILD, version=""),
     ],
 )
 def test_a_build_is_all_of_it(other: Build) -> None:
@@ -71,8 +71,8 @@ def test_a_build_is_all_of_it(other: Build) -> None:
 
 
 def test_the_id_is_twelve_digits_and_knows_no_order_of_the_environment() -> None:
-    one = replace(BUILD, env={"A": "1", "B": "2"})
-    assert one.id == replace(BUILD, env={"B": "2", "A": "1"}).id
+    one = msgspec.structs.replace(BUILD, env={"A": "1", "B": "2"})
+    assert one.id == msgspec.structs.replace(BUILD, env={"B": "2", "A": "1"}).id
     assert len(bytes.fromhex(one.id)) == 6
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from faulty_files import FaultyFiles, UnsyncedFiles
@@ -102,7 +102,7 @@ def test_the_script_of_an_interpreter_and_watched_files_are_among_its_files(tmp_
 def test_another_build_gets_the_recorded_environment_and_a_program_of_its_own(tmp_path: Path) -> None:
     there = program(tmp_path / "e")
     derived = derive(CONTEXT, Build((str(there),), "/"))
-    assert derived == replace(CONTEXT, program=str(there), files=derived.files)
+    assert derived == msgspec.structs.replace(CONTEXT, program=str(there), files=derived.files)
     assert list(derived.files) == [str(there)]
 
 
@@ -128,7 +128,7 @@ def swap(directory: Path) -> None:
 def test_the_name_of_a_directory_is_kept_where_a_link_leads_there(releases: Path) -> None:
     build = Build(("sh",), str(releases / "releases" / "1" / "app"))
     assert capture(build).directory == str(releases / "current" / "app")
-    assert capture(replace(build, cwd="/")).directory == ""
+    assert capture(msgspec.structs.replace(build, cwd="/")).directory == ""
     assert swapped_directory() is None
     swap(releases)
     assert capture(build).directory == "", "the name leads elsewhere by now"
@@ -157,7 +157,7 @@ def test_a_file_is_another_by_its_content_and_not_by_its_time(tmp_path: Path) ->
     paths = {name: tmp_path / name for name in names}
     for path in paths.values():
         path.write_text("before")
-    context = replace(CONTEXT, files=file_states(map(str, paths.values())))
+    context = msgspec.structs.replace(CONTEXT, files=file_states(map(str, paths.values())))
     assert changed_files(context) == []
     os.utime(paths["touched"], (1, 1))
     (tmp_path / "new").write_text("before")
@@ -175,7 +175,7 @@ def test_a_file_above_the_bound_is_another_as_soon_as_it_looks_so(
     monkeypatch.setattr(exec_context, "DIGEST_BYTES", 5)
     path = tmp_path / "large"
     path.write_text("before")
-    context = replace(CONTEXT, files=file_states([str(path)]))
+    context = msgspec.structs.replace(CONTEXT, files=file_states([str(path)]))
     assert not context.files[str(path)].digest
     assert changed_files(context) == []
     os.utime(path, (1, 1))
@@ -203,7 +203,7 @@ def test_a_difference_names_variables_and_never_their_values() -> None:
 
 
 def test_a_difference_stays_one_line_of_a_bounded_length() -> None:
-    after = replace(CONTEXT, env={**CONTEXT.env, **{f"V{number:03}": "" for number in range(500)}})
+    after = msgspec.structs.replace(CONTEXT, env={**CONTEXT.env, **{f"V{number:03}": "" for number in range(500)}})
     assert difference(CONTEXT, after).endswith("V011 and 488 more new")
 
 
@@ -211,7 +211,9 @@ def test_a_difference_stays_one_line_of_a_bounded_length() -> None:
 
 
 def test_a_context_comes_back_as_it_was_from_a_file_for_its_owner_alone(contexts: Contexts, tmp_path: Path) -> None:
-    odd = replace(CONTEXT, env={os.fsdecode(b"K\xff"): "\u20ac\n"}, files=file_states(["/bin/sh"]), directory="/d")
+    odd = msgspec.structs.replace(
+        CONTEXT, env={os.fsdecode(b"K\xff"): "\u20ac\n"}, files=file_states(["/bin/sh"]), directory="/d"
+    )
     context_id = contexts.save(odd)
     assert contexts.load(context_id) == odd
     (file,) = (tmp_path / "contexts").iterdir()
@@ -220,8 +222,11 @@ def test_a_context_comes_back_as_it_was_from_a_file_for_its_owner_alone(contexts
 
 
 def test_equal_contexts_are_one_file_whatever_the_order_of_their_variables(contexts: Contexts, tmp_path: Path) -> None:
-    ids = {contexts.save(CONTEXT), contexts.save(replace(CONTEXT, env=dict(reversed(list(CONTEXT.env.items())))))}
-    ids.add(contexts.save(replace(CONTEXT, umask=0)))
+    ids = {
+        contexts.save(CONTEXT),
+        contexts.save(msgspec.structs.replace(CONTEXT, env=dict(reversed(list(CONTEXT.env.items()))))),
+    }
+    ids.add(contexts.save(msgspec.structs.replace(CONTEXT, umask=0)))
     assert len(ids) == len(list((tmp_path / "contexts").iterdir())) == 2
 
 
@@ -257,7 +262,7 @@ def test_a_directory_of_records_that_cannot_be_made_is_an_error_with_its_reason(
 
 
 def test_an_environment_that_no_daemon_can_be_given_is_refused_by_name(contexts: Contexts) -> None:
-    large = replace(CONTEXT, env={"SMALL": "1", "LARGE": "x" * exec_context.MAX_BYTES})
+    large = msgspec.structs.replace(CONTEXT, env={"SMALL": "1", "LARGE": "x" * exec_context.MAX_BYTES})
     with pytest.raises(UsageError, match="environment is too large") as caught:
         contexts.save(large)
     assert "LARGE" in str(caught.value.hint)
@@ -277,7 +282,7 @@ def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
 def test_records_that_no_rollout_names_go_and_the_rest_is_bounded(
     contexts: Contexts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = [contexts.save(replace(CONTEXT, umask=number)) for number in range(5)]
+    ids = [contexts.save(msgspec.structs.replace(CONTEXT, umask=number)) for number in range(5)]
     contexts.prune([ids[4], ids[3], ids[1], "gone"])
     assert [contexts.load(one) is not None for one in ids] == [False, True, False, True, True]
     monkeypatch.setattr(exec_context, "KEPT_BYTES", 0)

@@ -106,3 +106,24 @@ def test_a_home_that_was_made_again_is_not_touched(
     assert not lock.restore()
     assert list((tmp_path / "home").iterdir()) == []
     lock.release()
+
+
+def test_a_lock_that_is_released_while_its_file_is_made_again_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread makes it again, and a home that hangs may keep the thread until its router has let another one lead."""
+    first, second = (LeaderLock(tmp_path / "lock", tmp_path) for _ in range(2))
+    lock_file = first._lock_file
+
+    def released_meanwhile() -> int:
+        fd = lock_file()
+        first.release()
+        return fd
+
+    assert first.try_take()
+    (tmp_path / "lock").unlink()
+    monkeypatch.setattr(first, "_lock_file", released_meanwhile)
+    assert not first.restore()
+    assert not first.held
+    assert second.try_take()
+    second.release()

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import get_args
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -115,7 +116,7 @@ def test_of_a_fixed_set_exactly_one_is_so_and_all_are_there(
 
 
 def test_what_is_not_known_has_no_sample() -> None:
-    daemon = replace(DAEMON, connections=None, bytes_in=None, healthy=None)
+    daemon = msgspec.structs.replace(DAEMON, connections=None, bytes_in=None, healthy=None)
     found = scraped(reading(bytes_in=None, observe_remaining_s=None, daemons=(daemon,)))
     for name in (
         "turnout_received_bytes_total",
@@ -130,7 +131,7 @@ def test_what_is_not_known_has_no_sample() -> None:
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS], ids=["text", "openmetrics"])
 def test_what_a_daemon_calls_itself_stays_inside_its_label(accept: str) -> None:
-    daemon = replace(DAEMON, boot_id=f"boot{EVIL}", version=EVIL)
+    daemon = msgspec.structs.replace(DAEMON, boot_id=f"boot{EVIL}", version=EVIL)
     block = replace(SERVICE.deployment, active_boot_id=daemon.boot_id, rollback_reason=EVIL)
     found = scraped(reading(daemons=(daemon,), deployment=block), accept)
     assert found.samples.keys() - scraped(accept=accept).samples.keys() == {
@@ -146,7 +147,7 @@ def test_what_a_daemon_calls_itself_stays_inside_its_label(accept: str) -> None:
 def test_any_text_is_told_in_one_line_and_read_back(version: str, reason: str) -> None:
     """Also half surrogate pairs, which JSON may carry and UTF-8 may not."""
     block = replace(SERVICE.deployment, rollback_reason=reason)
-    body, _ = expose(reading(daemons=(replace(DAEMON, version=version),), deployment=block))
+    body, _ = expose(reading(daemons=(msgspec.structs.replace(DAEMON, version=version),), deployment=block))
     plain, _ = expose(READING)
     assert body.count(b"\n") == plain.count(b"\n")
     found = Scrape(body.decode())
@@ -155,14 +156,14 @@ def test_any_text_is_told_in_one_line_and_read_back(version: str, reason: str) -
 
 
 def test_names_that_are_too_long_are_cut_and_never_told_twice() -> None:
-    twins = [replace(DAEMON, boot_id="b" * LABEL_MOST + end) for end in ("1", "2")]
+    twins = [msgspec.structs.replace(DAEMON, boot_id="b" * LABEL_MOST + end) for end in ("1", "2")]
     found = scraped(reading(daemons=twins))
     (info,) = found.labels("turnout_daemon_info")
     assert info["boot_id"] == "b" * LABEL_MOST
 
 
 def test_a_router_without_services_has_a_valid_text_too() -> None:
-    found = scraped(replace(READING, services=()), OPENMETRICS)
+    found = scraped(msgspec.structs.replace(READING, services=()), OPENMETRICS)
     assert found.value("turnout_build_info") == 1
     assert found.value("turnout_connections_open") is None
 

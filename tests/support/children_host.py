@@ -13,7 +13,7 @@ import selectors
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from turnout.system import spawn
 from turnout.system.boot_processes import LABEL
 from turnout.system.shim import fork_behind, set_subreaper
 from turnout.system.signals import Signals
-from turnout.system.spawn import SpawnRequest
+from turnout.system.spawn import SpawnRequest, resolve_command
 from turnout.system.spawn_record import read_records
+
+fsync = os.fsync
 
 
 def fork_stopped(report: int) -> None:
@@ -32,6 +34,17 @@ def fork_stopped(report: int) -> None:
     say("stopped", pid=os.getpid())
     os.kill(os.getpid(), signal.SIGSTOP)
     fork_behind(report)
+
+
+def resolve_once_released(argv: Sequence[str], cwd: str, env: Mapping[str, str], *, program: str = "") -> str:
+    """In the place of the look at the command: its file system hangs until something opens the FIFO ``hangs`` there."""
+    (Path(cwd) / "hangs").read_bytes()
+    return resolve_command(argv, cwd, env, program=program)
+
+
+def fsync_once_released(fd: Any) -> None:
+    """In the place of fsync(2): the disk is busy until something opens the FIFO ``hangs`` beside the record."""
+    (Path(os.readlink(f"/proc/self/fd/{fd}")).parent / "hangs").read_bytes()  # noqa: PTH115  # as it is named
 
 
 def say(what: str, **more: object) -> None:
@@ -67,6 +80,9 @@ class Host:
         match told["op"]:
             case "spawn":
                 spawn.fork_behind = fork_stopped if told.get("stopped") else fork_behind  # type: ignore[attr-defined]
+                spawn.resolve_command = resolve_once_released if told.get("hangs") == "command" else resolve_command
+                os.fsync = fsync_once_released if told.get("hangs") == "disk" else fsync
+                spawn.EXEC_TIMEOUT_S = 60.0  # type: ignore[misc]
                 spawn._FORK_TIMEOUT_S = told.get("fork_within_s", 60.0)  # type: ignore[misc]
                 self.children.spawn_daemon(self.request(boot_id, told), partial(self.started, boot_id))
             case "stop":

@@ -27,7 +27,7 @@ from turnout.state.keeper_lock import read_keeper
 from turnout.state.registry.file import RegistryFile
 from turnout.state.service import Service, remembered
 from turnout.status.collect import ask_router, service_status
-from turnout.system.process import ProcessHandle, descendants, identify, is_alive, state_of
+from turnout.system.process import ProcessHandle, descendants, identify, is_alive
 from turnout.system.spawn_record import read_records
 
 TURNOUT = (sys.executable, "-P", "-m", "turnout")
@@ -270,11 +270,12 @@ class Turnout:
 
         One that is stopped (SIGSTOP) is waited for, too: till then it may finish the system call that it is in.
         """
+        identity = identify(pid)
         os.kill(pid, number)
-        if number == signal.SIGKILL:
-            eventually(lambda: _is_gone(pid), interval_s=0.001)
+        if number == signal.SIGKILL:  # its threads, too: the first of them may have ended before the others
+            eventually(lambda: not is_alive(identity), interval_s=0.001)
         if number == signal.SIGSTOP:
-            eventually(lambda: _is_gone(pid) or _is_stopped(pid), interval_s=0.001)
+            eventually(lambda: not is_alive(identity) or _is_stopped(pid), interval_s=0.001)
 
     def listening(self) -> bool:
         with socket.socket() as sock:
@@ -338,13 +339,6 @@ def _is_stopped(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
         return False
     return {stat.rpartition(")")[2].split()[0] for stat in stats} == {"T"}
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return state_of(pid) in {"Z", "X"}
-    except ProcessLookupError:
-        return True
 
 
 def ask(address: tuple[str, int], line: str = "hello", *, timeout_s: float = 20.0) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from turnout.errors import TurnoutError
 from turnout.system import spawn as module
@@ -26,17 +28,17 @@ def main(directory: Path, fewest: int, most: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     for left in range(fewest, most):
         filling = fill(left)
-        error = attempt(directory, left)
+        kind, error = attempt(directory, left)
         leaked = left - free()
         for fd in filling:
             os.close(fd)
         records = [path.name for path in directory.glob("*.json")]
-        said = {"error": error, "leaked": leaked, "processes": end_all(), "records": records}
+        said = {"kind": kind, "error": error, "leaked": leaked, "processes": end_all(), "records": records}
         print(json.dumps(said), flush=True)
 
 
-def attempt(directory: Path, left: int) -> str:
-    """Start one and end it; what was said where it could not be started."""
+def attempt(directory: Path, left: int) -> tuple[str, str]:
+    """Start one and end it; the class and the message of the error where it could not be started."""
     record = directory / f"b{left}.json"
     try:
         request = SpawnRequest(
@@ -51,12 +53,12 @@ def attempt(directory: Path, left: int) -> str:
         handle, shim = wait_through(spawn_behind_shim(request))
         assert shim
     except TurnoutError as error:
-        return error.message
+        return type(error).__name__, error.message
     handle.signal(signal.SIGKILL)
     handle.close()
     shim.close()
     record.unlink()
-    return ""
+    return "", ""
 
 
 def fill(left: int) -> list[int]:
@@ -100,7 +102,29 @@ def say_nothing(_: Shim) -> ProcessHandle:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
+def fail_fork(number: int) -> None:
+    """Have the fork with this number, counted in this process and in what it forks, fail as at the limit (fork(2))."""
+    fork, forks = os.fork, itertools.count()
+
+    def limited() -> int:
+        if next(forks) == number:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+
+    os.fork = limited  # shim and spawn call it by this name
+
+
+def fail_fsync(fd: Any) -> None:
+    """In the place of fsync(2): the disk reports an error."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO), str(fd))
+
+
 if __name__ == "__main__":
-    if sys.argv[4:] == ["silent"]:
-        vars(module).update(_daemon_behind=say_nothing, EXEC_TIMEOUT_S=600.0)
+    match sys.argv[4:]:
+        case ["silent"]:
+            vars(module).update(_daemon_behind=say_nothing, EXEC_TIMEOUT_S=600.0)
+        case ["fork", number]:
+            fail_fork(int(number))
+        case ["disk"]:
+            os.fsync = fail_fsync
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -94,7 +95,7 @@ class Stage:
     def build(self, version: str) -> Build:
         build = named_build(self.wanted)
         assert build is not None
-        return replace(build, version=version)
+        return msgspec.structs.replace(build, version=version)
 
     def set_up(self, block: Deployment, *daemons: Daemon) -> None:
         """Write registry and settings, as verbs that ran before left them."""

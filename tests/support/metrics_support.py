@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Mapping
-from dataclasses import replace
 
+import msgspec
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
@@ -41,7 +41,7 @@ READING = Reading("9.9", 12.5, 0, (SERVICE,))
 
 
 def reading(service: ServiceReading = SERVICE, **changes: object) -> Reading:
-    return replace(READING, services=(replace(service, **changes),))  # type: ignore[arg-type]  # fields by name
+    return msgspec.structs.replace(READING, services=(msgspec.structs.replace(service, **changes),))
 
 
 class Scrape:

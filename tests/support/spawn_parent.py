@@ -25,7 +25,7 @@ from turnout.system.spawn_record import SpawnRecord, record_end, write_record
 def die_at(step: str, note: str) -> None:
     """Have this process killed before or after the record of its next daemon is written; who that is goes to a file."""
 
-    def write(path: Path, record: SpawnRecord) -> None:
+    def write(path: Path, record: SpawnRecord, **_: bool) -> None:
         Path(note).write_text(str(record.identity.pid))
         if step == "after":
             write_record(path, record)

@@ -8,10 +8,10 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+import msgspec
 import uvloop
 
 from turnout.core.connection_policy import Policy
@@ -154,7 +154,7 @@ class Stage:
         """A daemon in place of one whose listener was closed: at its port, or at the fixed address again."""
         if self.group:
             found = self.daemon(dead.target.boot_id, point=False)
-            found.target = replace(found.target, proxy_protocol=dead.target.proxy_protocol)
+            found.target = msgspec.structs.replace(found.target, proxy_protocol=dead.target.proxy_protocol)
             self.set_upstream(found)
             return found
         found = Daemon(dead.target.boot_id, (dead.target.host, dead.target.port), stand=self.stand)

@@ -46,6 +46,12 @@ def test_who_closes_after_a_late_answer_has_not_answered(channels: tuple[Channel
         asks.request({"op": "stop", "id": 2}, timeout_s=20)
 
 
+def test_a_question_that_the_peer_does_not_read_is_given_up_at_its_deadline(channels: tuple[Channel, Channel]) -> None:
+    asks, _ = channels
+    with pytest.raises(TimedOutError, match="no answer to 'spawn'"):
+        asks.request({"op": "spawn", "id": 1, "env": "x" * (1 << 20)}, timeout_s=0.2)
+
+
 def test_a_send_that_may_not_wait_ends_where_the_peer_does_not_read(channels: tuple[Channel, Channel]) -> None:
     sends, _ = channels
     message = {"long": "x" * 10000}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,11 +21,15 @@ class FakeLoop:
     def __init__(self) -> None:
         self.watched: dict[int, Callable[[], None]] = {}
         self.later: list[tuple[float, Callable[[], None]]] = []
+        self.full = False
+
+    def watch(self, fd: int, action: Callable[[], None]) -> None:
+        if self.full:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        self.watched[fd] = action
 
     def loop(self) -> Loop:
-        return Loop(
-            self.watched.__setitem__, self.watched.pop, lambda seconds, call: self.later.append((seconds, call))
-        )
+        return Loop(self.watch, self.watched.pop, lambda seconds, call: self.later.append((seconds, call)))
 
 
 @pytest.fixture
@@ -77,6 +83,19 @@ def test_where_no_descriptor_is_left_the_socket_is_not_watched_for_a_moment(sett
     setting.comes(OSError(24, "Too many open files"))
     assert setting.lines == ["cannot accept: Too many open files"]
     assert setting.fake.watched == {}
+    ((seconds, resume),) = setting.fake.later
+    assert seconds == ACCEPT_PAUSE_S
+    resume()
+    setting.comes("a channel")
+    assert setting.taken == ["a channel"]
+
+
+def test_a_socket_that_cannot_be_watched_after_the_pause_is_tried_again(setting: Setting) -> None:
+    setting.comes(OSError(24, "Too many open files"))
+    setting.fake.full = True
+    setting.fake.later.pop()[1]()
+    assert setting.lines[1:] == ["cannot watch the socket: Cannot allocate memory"]
+    setting.fake.full = False
     ((seconds, resume),) = setting.fake.later
     assert seconds == ACCEPT_PAUSE_S
     resume()

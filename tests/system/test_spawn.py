@@ -297,6 +297,23 @@ def test_a_daemon_whose_shim_says_nothing_is_not_waited_for_at_its_gate(tmp_path
     assert (said["leaked"], said["processes"], said["records"]) == (0, 0, [])
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["the keeper's", "the shim's"])
+def test_a_fork_that_fails_is_no_fault_of_the_daemon_and_leaves_nothing(
+    tmp_path: Path, started: Started, number: int
+) -> None:
+    (said,) = _with_few_descriptors(started, tmp_path, "20", "21", "fork", str(number))
+    assert said["kind"] == "NotBegunError"
+    assert said["error"].endswith("fork: Resource temporarily unavailable")
+    assert (said["leaked"], said["processes"], said["records"]) == (0, 0, [])
+
+
+def test_a_record_that_the_disk_does_not_take_leaves_no_daemon(tmp_path: Path, started: Started) -> None:
+    (said,) = _with_few_descriptors(started, tmp_path, "20", "21", "disk")
+    assert said["kind"] == "StateUnwritableError"
+    assert said["error"].endswith("b20.json: Input/output error")
+    assert (said["leaked"], said["processes"], said["records"]) == (0, 0, [])
+
+
 def test_spawning_often_leaks_no_descriptor(parent: Parent) -> None:
     parent.run("true")
     before = parent.tell("look")

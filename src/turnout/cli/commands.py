@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any
 
@@ -75,6 +74,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in VERBS and not name.startswith("-") and not ctx.resilient_parsing:
+            import difflib  # noqa: PLC0415  # for this error alone
+
             near = difflib.get_close_matches(name, VERBS, n=1)
             hint = f"did you mean {near[0]}? See also: turnout --help" if near else "turnout --help"
             raise UsageError(f"there is no verb {name!r}", hint=hint)

@@ -6,9 +6,10 @@ import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from turnout.system.files import Files
 from turnout.system.net.sockets import PortHolder, who_listens
@@ -27,8 +28,7 @@ Which = Callable[[str], str | None]  # finds a program on the PATH
 _USUAL_PORTS: Final = {"redis": 6379, "postgres": 5432, "nginx": 80, "memcached": 11211}
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
+class Proposal(msgspec.Struct, frozen=True):
     """A service as ``init`` would write it."""
 
     name: str
@@ -40,8 +40,7 @@ class Proposal:
     health: str = ""  # the value of ``health``, as TOML; empty: the default
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(msgspec.Struct, frozen=True):
     """A daemon that something else started, on the port where clients expect it."""
 
     name: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
@@ -34,8 +33,7 @@ FLAGS: Final[Mapping[str, tuple[str, str | None, str]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class CommonOptions:
+class CommonOptions(msgspec.Struct, frozen=True):
     """The values of the options that verbs share; a verb that lacks one has its default."""
 
     config: str | None = None
@@ -66,7 +64,9 @@ def reading(function: F) -> F:
 
     @functools.wraps(function)
     def run(**options: Any) -> Any:
-        common = CommonOptions(**{name: options.pop(name) for name in CommonOptions.__slots__ if name in options})
+        common = CommonOptions(
+            **{name: options.pop(name) for name in CommonOptions.__struct_fields__ if name in options}
+        )
         try:
             return function(common=common, **options)
         except TurnoutError as error:
@@ -292,7 +292,7 @@ def _names(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> lis
 def watched_file(common: CommonOptions) -> CommonOptions:
     """The same, with the configuration file that the service was brought up from: what the router goes by."""
     settings = remembered(Home.find().service(common.service or DEFAULT_SERVICE))
-    return replace(common, config=settings.source or None, take_over=True) if settings else common
+    return msgspec.structs.replace(common, config=settings.source or None, take_over=True) if settings else common
 
 
 def _only(services: dict[str, ServiceRequest]) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from turnout.config.file import load_file
 from turnout.errors import NoSuchServiceError, UsageError
@@ -25,8 +26,7 @@ START_SLACK_S: Final = 60
 STOP_SLACK_S: Final = 60  # beyond what the keeper itself waits for the verb that it runs
 
 
-@dataclass(frozen=True, slots=True)
-class UnitPlan:
+class UnitPlan(msgspec.Struct, frozen=True):
     """What is to be started."""
 
     python: str  # the interpreter that has turnout, an absolute path

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from turnout.cli.unit import MARK
 from turnout.errors import ConflictError, NoSuchServiceError, StateUnwritableError
@@ -12,8 +13,7 @@ from turnout.system.files import Files
 from turnout.system.user_directory import user_directory
 
 
-@dataclass(frozen=True, slots=True)
-class UnitFile:
+class UnitFile(msgspec.Struct, frozen=True):
     """One unit, named without a suffix, of the system's service manager or the user's."""
 
     name: str

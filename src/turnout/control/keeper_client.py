@@ -10,9 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
+
+import msgspec
 
 from turnout import errors
 from turnout.config.settings import Address, Settings, parse_address
@@ -24,7 +25,7 @@ from turnout.state.home import Home
 from turnout.state.keeper_lock import keeper_runs
 from turnout.system.boot_processes import LABEL
 from turnout.system.control_channel import Channel, Message
-from turnout.system.files import open_private, unwritable
+from turnout.system.files import open_private, undone_on_error, unwritable
 from turnout.system.flock import PROC
 from turnout.system.home_identity import HomeIdentity
 from turnout.system.limits import NO_LIMITS, Limits, spell_limit
@@ -39,8 +40,7 @@ SOCKET_BACK_S: Final = 3.0
 LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class KeeperInfo:
+class KeeperInfo(msgspec.Struct, frozen=True):
     """What a keeper says of itself; ``attached``: its router is connected and takes listeners.
 
     ``leaving``: the pids of routers that were replaced and still carry what they had accepted.
@@ -296,6 +296,7 @@ def ensure_keeper(home: Home) -> KeeperClient:
 
     Raises:
         StateUnwritableError: the state directory cannot be used.
+        NotBegunError: no process is to be had for it.
         TimedOutError: it did not answer in time.
     """
     end_silent_keeper(home)
@@ -307,9 +308,10 @@ def ensure_keeper(home: Home) -> KeeperClient:
             pass
         else:
             try:
-                client.hello()
+                with undone_on_error(client.close):
+                    client.hello()
             except (NotRunningError, OSError):  # it was on its way out; a new one takes its place
-                client.close()
+                pass
             else:
                 return client
         if time.monotonic() > deadline:
@@ -342,6 +344,9 @@ def _start(home: Home, deadline: float) -> None:
             # a keeper that is started from within some daemon is no part of that
             env={key: value for key, value in os.environ.items() if key != LABEL},
         )
+    except OSError as error:  # no process to be had, or the interpreter is gone
+        os.close(ready_read)
+        raise errors.NotBegunError(f"cannot start a keeper: {error.strerror}", hint="ulimit -u") from error
     finally:
         os.close(log)
         os.close(ready_write)

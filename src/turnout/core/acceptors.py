@@ -8,8 +8,9 @@ watches it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum, auto
+
+import msgspec
 
 
 class Waited(Enum):
@@ -29,16 +30,14 @@ class Call(Enum):
     HIDDEN = auto()  # turnout may not look at the thread
 
 
-@dataclass(frozen=True, slots=True)
-class Thread:
+class Thread(msgspec.Struct, frozen=True):
     """One thread; ``descriptors``: those that its system call waits for, None: not known."""
 
     call: Call
     descriptors: frozenset[int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HolderView:
+class HolderView(msgspec.Struct, frozen=True):
     """What the kernel shows of one process of a daemon.
 
     Args:

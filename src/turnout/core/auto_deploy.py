@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from turnout.core.versions import VersionOrder, compare
 
 
-@dataclass(frozen=True, slots=True)
-class BuildRequest:
+class BuildRequest(msgspec.Struct, frozen=True):
     """A build that is wanted by a changed configuration, or by a client program that asks for it.
 
     Args:
@@ -24,8 +23,7 @@ class BuildRequest:
     quarantined: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AutoDeployDecision:
+class AutoDeployDecision(msgspec.Struct, frozen=True):
     """Deploy it or not, and why, for people."""
 
     deploy: bool

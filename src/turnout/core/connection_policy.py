@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 DIRECT: Final = ("reuseport", "sk_lookup")  # planes in which the kernel hands a connection straight to the daemon
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """One service's policy. It may change while connections exist; what they were set up with stays with them.
 
     Args:

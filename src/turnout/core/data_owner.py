@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 _POSTGRES: Final = frozenset({"postgres", "postmaster", "pg_ctl", "pg_ctlcluster"})
 _REDIS: Final = frozenset({"redis-server", "valkey-server", "keydb-server"})
@@ -15,8 +16,7 @@ _POSTGRES_STARTUP: Final = b"\0\0\0\x17\0\x03\0\0user\0postgres\0\0"
 _POSTGRES_STARTING: Final = rb"\AE.*\0C57P03\0"
 
 
-@dataclass(frozen=True, slots=True)
-class DataOwner:
+class DataOwner(msgspec.Struct, frozen=True):
     """A daemon that must not run twice on its data.
 
     Args:

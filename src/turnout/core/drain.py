@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
 
 from turnout.core.model import DrainCause
 
@@ -18,8 +19,7 @@ SPREAD_MOST_S: Final = 60.0
 _NO_REASONS: Final[Mapping[int, str]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class DrainPolicy:
+class DrainPolicy(msgspec.Struct, frozen=True):
     """Seconds.
 
     Args:
@@ -42,8 +42,7 @@ class DrainPolicy:
         return 0.0 if self.deadline_s is None else max(0.0, min(SPREAD_MOST_S, (self.deadline_s - self.grace_s) / 2))
 
 
-@dataclass(frozen=True, slots=True)
-class Remaining:
+class Remaining(msgspec.Struct, frozen=True):
     """One connection that an old daemon still has.
 
     Args:
@@ -59,8 +58,7 @@ class Remaining:
     half_sent: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What to do now.
 
     Args:
@@ -71,7 +69,7 @@ class Decision:
 
     stop: bool
     cut: tuple[int, ...] | None = ()
-    why: Mapping[int, str] = field(default_factory=lambda: _NO_REASONS)
+    why: Mapping[int, str] = msgspec.field(default_factory=lambda: _NO_REASONS)
 
 
 def decide(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 GONE_REPEAT_S: Final = 0.05  # a crash in the window costs clients a moment in the hold, not three whole intervals
 LATE_INTERVALS: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class HealthCheck:
+class HealthCheck(msgspec.Struct, frozen=True):
     """One check. ``at``: its end on the monotonic clock; ``gone``: the process ended.
 
     ``began``: its start. ``lag_s``: how late it began, and by how much it outran its own time-out: the machine's doing,
@@ -49,8 +49,7 @@ def passes_window(result: HealthCheck, window_ends: float) -> bool:
     return result.ok and result.began >= window_ends
 
 
-@dataclass(frozen=True, slots=True)
-class Unwell:
+class Unwell(msgspec.Struct, frozen=True):
     """An active daemon that runs and fails its checks: ``failures`` in a row, the first at ``since`` (monotonic)."""
 
     boot_id: str

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
 
 READS: Final = frozenset({"GET", "HEAD"})
 # What a navigation sends (Fetch Metadata, W3C): a link from elsewhere may lead to the page, and to nothing else.
@@ -35,8 +36,7 @@ HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """The answer to a request that is turned away: an HTTP status (RFC 9110) and one line that says why."""
 
     status: int

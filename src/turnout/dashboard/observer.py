@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from turnout.core.json_text import json_text
 from turnout.core.model import State
 from turnout.core.printable import clean
@@ -28,8 +30,7 @@ LINE_CHARS: Final = 400
 LOGGED_ROLES: Final = ("active", "candidate", "warm")
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """The command line's functions for what it shows: the page shows the same.
 
     ``look``: all of ``status --json``; raises TurnoutError where a service has no status. ``sentence`` words an event,

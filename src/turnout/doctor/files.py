@@ -6,9 +6,10 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from turnout.config.build_stamp import is_version_pending, stamped
 from turnout.config.command_check import check_command
@@ -163,7 +164,7 @@ def _quarantine(builds: Builds, configured: ServiceRequest) -> str | None:
         return None
     latest = builds.latest()
     if latest and is_version_pending(wanted):
-        build = replace(build, version=latest.version)
+        build = msgspec.structs.replace(build, version=latest.version)
     return builds.quarantined(build.id)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from turnout.doctor.context import Context
 from turnout.doctor.finding import CheckResult, ok, warn
@@ -15,8 +16,7 @@ from turnout.system.process import descendants
 KINDS = {"turnout.keeper": "keeper", "turnout.router": "router"}
 
 
-@dataclass(frozen=True, slots=True)
-class HomeProcess:
+class HomeProcess(msgspec.Struct, frozen=True):
     """A keeper or a router, by its command line; ``lost``: its home was removed."""
 
     pid: int

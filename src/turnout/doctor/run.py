@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+
+import msgspec
 
 from turnout.doctor import addresses, direct_planes, files, lost_homes, machine, processes, state_directory
 from turnout.doctor.context import Context, ServiceContext
@@ -16,7 +17,9 @@ Check = Callable[[Context], Iterator[CheckResult]]
 def _each(check: Callable[[Context, ServiceContext], Iterator[CheckResult]]) -> Check:
     """The check of one service, made of all services."""
     return lambda context: (
-        replace(result, service=service.name) for service in context.services for result in check(context, service)
+        msgspec.structs.replace(result, service=service.name)
+        for service in context.services
+        for result in check(context, service)
     )
 
 
@@ -55,7 +58,7 @@ def diagnose(context: Context) -> list[CheckResult]:
     results: list[CheckResult] = []
     for name, check in CHECKS.items():
         try:
-            results.extend(replace(result, check=result.check or name) for result in check(context))
+            results.extend(msgspec.structs.replace(result, check=result.check or name) for result in check(context))
         except (OSError, TurnoutError, ValueError) as error:
             why = error.message if isinstance(error, TurnoutError) else f"{type(error).__name__}: {error}"
             hint = "see whether the home can be read: ls -la"

@@ -20,6 +20,9 @@ def main(argv: list[str]) -> int:
     os.chdir("/")  # a working directory that was removed is none to start anything from
     home = Home(Path(argv[0]))
     ready_fd = int(argv[1]) if len(argv) > 1 else -1
+    if not identify(os.getpid()).start_ticks:  # said here, not at the first deploy
+        log_line("no keeper can run: /proc is not mounted, which tells one process from another (proc(5))")
+        return TurnoutError.exit_code
     try:
         home.create()
         keeper = Keeper(home)
@@ -33,7 +36,6 @@ def main(argv: list[str]) -> int:
                 os.write(ready_fd, b"ready\n")
             os.close(ready_fd)
 
-    identify(os.getpid())  # fails here on a machine without /proc, not at the first deploy
     keeper.run(ready)
     return 0
 

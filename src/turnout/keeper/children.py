@@ -57,7 +57,7 @@ class Children:
     """Owns every child and its pidfd, and the shims of daemons, which outlive these while processes are left of them.
 
     Args:
-        selector: where the pidfds of adopted processes are watched.
+        selector: where the pidfds of daemons, of shims and of adopted routers are watched.
         on_ended: called with each child that ended, once it is reaped and recorded.
     """
 

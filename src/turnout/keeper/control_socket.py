@@ -113,6 +113,8 @@ class KeeperSocket:
         self._channels.add(channel)
 
     def _read(self, channel: Channel) -> None:
+        if channel not in self._channels:  # dropped in the same round of the loop
+            return
         messages: deque[tuple[Message, list[int]]] = deque()
         try:
             messages.extend(channel.receive())

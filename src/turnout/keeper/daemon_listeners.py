@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from turnout.errors import SpawnError, TurnoutError
+from turnout.errors import NotBegunError, TurnoutError
 from turnout.keeper.requests import Address
 from turnout.keeper.service_listeners import ServiceListeners
 from turnout.reuseport.group import GroupMember
 from turnout.state.home import Home
+from turnout.system.files import undone_on_error
 from turnout.system.net.listener import bind, spell
 from turnout.system.spawn_record import read_records, write_record
 
@@ -76,8 +77,9 @@ class DaemonListeners:
                 found = None
             if found is None or found.group is None:
                 raise
-        for boot_id, member in found.group.members.items():
-            write_record(home.record(boot_id), replace(records[boot_id], slot=member.slot))
+        with undone_on_error(found.close):
+            for boot_id, member in found.group.members.items():
+                write_record(home.record(boot_id), replace(records[boot_id], slot=member.slot))
         self.watch()
         self.log(f"service {name}: its daemons had the address alone: {found.group.told()}")
         return found
@@ -93,7 +95,7 @@ class DaemonListeners:
             wanted: ``shared``: at the service's own address; or host and port.
 
         Raises:
-            SpawnError: it cannot be had, and why.
+            SpawnError: it cannot be had, and why; NotBegunError where that is no fault of the build.
         """
         if wanted == "shared":
             listener, member = self._of(name).join(boot_id)
@@ -107,7 +109,7 @@ class DaemonListeners:
             listener = bind(host, port)
         except OSError as error:
             at = spell([(host, port)])
-            raise SpawnError(
+            raise NotBegunError(
                 f"cannot listen on {at} for the daemon: {error.strerror}", hint="turnout doctor names who has it"
             ) from error
         listener.setblocking(True)
@@ -116,7 +118,7 @@ class DaemonListeners:
     def _of(self, name: str) -> ServiceListeners:
         served = self.served.get(name)
         if served is None:
-            raise SpawnError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
+            raise NotBegunError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
         return served
 
     def watch(self) -> None:

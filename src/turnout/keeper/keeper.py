@@ -5,7 +5,7 @@ whatever happens to the router, connections to the fixed address wait in the ker
 
     CLI ──► keeper.sock ──► listen, unlisten, spawn, stop, hello, replace_router, kill_router, shutdown
     router ──► keeper.sock ──► attach (brings the listeners it has; gets those that it lacks), stop,
-                               replace_router, ready, heard, left, leads, cut
+                               replace_router, ready, heard, left, leads, seen, cut
 """
 
 from __future__ import annotations
@@ -199,17 +199,18 @@ class Keeper:
             return
         self._requests.shutting_down = True
         log_line("shutting down")
-        self._routers.send_all({"op": "end"})
+        self._guard.run(partial(self._routers.send_all, {"op": "end"}))
         for served in self._served.values():
-            served.close()
+            self._guard.run(served.close)
         self._served.clear()
         longest_s = DEFAULT_TERMS.grace_s
-        for child in self._children.all():
+        for child in self._children.all():  # what fails for one of them keeps the keeper from no other, and not here
             terms = stop_terms(self.home.service(child.service)) if child.service else DEFAULT_TERMS
             longest_s = max(longest_s, terms.grace_s)
-            self._children.stop(child, terms.signal, min(terms.grace_s, most_s))
+            self._guard.run(partial(self._children.stop, child, terms.signal, min(terms.grace_s, most_s)))
         for boot_id in self._children.boots_with_orphans():
-            self._children.end_orphans(boot_id, DEFAULT_TERMS.signal, min(DEFAULT_TERMS.grace_s, most_s))
+            grace_s = min(DEFAULT_TERMS.grace_s, most_s)
+            self._guard.run(partial(self._children.end_orphans, boot_id, DEFAULT_TERMS.signal, grace_s))
         self._leave_when_alone(time.monotonic() + min(longest_s, most_s) + LEAVE_SLACK_S)
 
     def _leave_when_alone(self, deadline: float) -> None:
@@ -235,11 +236,11 @@ class Keeper:
     def _on_signal(self) -> None:
         signals = self._signals.take()
         if signals & {signal.SIGTERM, signal.SIGINT}:
-            self._go_down()
+            self._guard.run(self._go_down)
         if signal.SIGHUP in signals:
             log_line("SIGHUP: the routers look at their settings again; the keeper has none of its own")
             self._log_file.check()
-            self._routers.send_all({"op": "reload"})
+            self._guard.run(partial(self._routers.send_all, {"op": "reload"}))
         self._children.reap()
 
     def _close(self) -> None:

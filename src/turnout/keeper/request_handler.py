@@ -255,7 +255,7 @@ class RequestHandler:
     def _unadopted(self, service: str, boot_id: str) -> Child | None:
         """A daemon that was started by another keeper and came to light only now: "gone" would be a lie.
 
-        Raises TimedOutError: it runs, and no descriptor is left to watch it.
+        Raises TurnoutError: it runs, and no descriptor is left to watch it.
         """
         record = read_records(self.home.service(service).records).get(boot_id)
         if record is None or (record.ended and not record.has_remains):

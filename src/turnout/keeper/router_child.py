@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ class RouterStarts:
         Raises:
             TurnoutError, OSError: it cannot be started; ``trouble`` and the log have the reason.
         """
-        boot_id = PREFIX + secrets.token_hex(4)
+        boot_id = PREFIX + os.urandom(4).hex()
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
             interpreter = self.interpreters.choose()

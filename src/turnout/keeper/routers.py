@@ -28,6 +28,7 @@ from turnout.system.spawn_record import foreign_records, read_records
 ATTACH_TIMEOUT_S: Final = 10.0  # a router that has not attached by then may hang
 SUCCESSOR_TIMEOUT_S: Final = 20.0  # from its start until it leads
 ACKNOWLEDGE_TIMEOUT_S: Final = 3.0  # a router that is sent "leave" acknowledges that at once
+ADOPT_AGAIN_S: Final = 1.0  # after no descriptor was left to watch a router of an earlier keeper
 RELEASE_TIMEOUT_S: Final = 12.0  # until it has released the lead: a write that waits for the registry's lock takes 8 s
 
 Send = Callable[[Channel, Mapping[str, Any], Sequence[int]], None]
@@ -79,8 +80,14 @@ class Routers:
 
     @property
     def draining_pids(self) -> list[int]:
-        """The pids of the routers that carry what they have accepted, and accept nothing."""
-        return [router.pid for router in self._routers.values() if router.draining]
+        """The pids of the routers that carry what they have accepted, and accept nothing, or may do so.
+
+        A router of an earlier keeper may, until it attaches and names its phase.
+        """
+        return [router.pid for router in self._routers.values() if router.draining or self._may_drain(router)]
+
+    def _may_drain(self, router: RouterChild) -> bool:
+        return router is not self.leader and not (router.child.mine or router.has_attached)
 
     def is_router(self, child: Child) -> bool:
         return child.boot_id in self._routers
@@ -90,16 +97,22 @@ class Routers:
         for boot_id, record in foreign_records(self._home.root).items():
             self._log(f"router {boot_id} (pid {record.identity.pid}) is a process of another home: left alone")
             remove(self._home.router_record(boot_id))
+        complete = True
         for record in sorted(read_records(self._home.root).values(), key=lambda record: record.spawned_ts):
-            path = self._home.router_record(record.boot_id)
+            path, watched = self._home.router_record(record.boot_id), True
+            if record.boot_id in self._routers:  # an earlier look found it, or it is this keeper's
+                continue
             if record.ended is None and record.boot_id.startswith(PREFIX):
-                self._children.adopt(record, "", path)
+                watched = self._children.adopt(record, "", path)
             child = self._children.get(record.boot_id)
             if child:
                 self._add(RouterChild(child, time.monotonic()))
                 self._leader_id = record.boot_id
-            else:
+            elif watched:
                 remove(path)
+            complete = complete and watched
+        if not complete:  # it leads, and could not attach to a keeper that does not know it
+            self._after(ADOPT_AGAIN_S, self.adopt)
         self.wanted = self.wanted or bool(self._leader_id)
 
     def start(self) -> None:

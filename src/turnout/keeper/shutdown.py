@@ -47,7 +47,12 @@ def start_down_verb(home: Home, interpreter: str, service: str) -> int:
         OSError: no process or no descriptor to be had, or the interpreter is gone.
     """
     argv = verb_argv(interpreter, "down", "--automatic", "--quiet", "--service", service)
-    return os.pidfd_open(start_verb(argv, home.root))
+    pid = start_verb(argv, home.root)
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # unwatched it would run on beside the keeper's own end
+        os.kill(pid, signal.SIGKILL)  # our own child, not waited for: the number is still its own
+        raise
 
 
 def run_down_verbs(
@@ -82,6 +87,12 @@ def run_down_verbs(
             log_line(f"cannot run turnout down for {service}: {error.strerror}")
             continue
         running.add(pidfd)
-        watch(pidfd, partial(ended, pidfd))
+        try:
+            watch(pidfd, partial(ended, pidfd))
+        except OSError as error:  # epoll_ctl(2): ENOSPC, ENOMEM
+            log_line(f"cannot watch turnout down for {service}: {error.strerror}")
+            running.discard(pidfd)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
     if not running:
         done()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from turnout.core.model import Cause, Daemon, Desired, DrainCause
 from turnout.lifecycle.launch_context import Launch
 from turnout.state.builds import Build
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(msgspec.Struct, frozen=True):
     """Change no daemon. ``text`` is the verb's answer; ``desired`` is recorded where it is given."""
 
     text: str
     desired: Desired | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class StartBuild:
+class StartBuild(msgspec.Struct, frozen=True):
     """A rollout of a build, up to its switch."""
 
     build: Build
@@ -32,15 +30,13 @@ class StartBuild:
     ends_window: int | None = None  # the generation whose window this rollback ends
 
 
-@dataclass(frozen=True, slots=True)
-class AttachDaemon:
+class AttachDaemon(msgspec.Struct, frozen=True):
     """A rollout to a daemon that something else started and owns."""
 
     daemon: Daemon
 
 
-@dataclass(frozen=True, slots=True)
-class SwitchBack:
+class SwitchBack(msgspec.Struct, frozen=True):
     """Inside the window of ``generation``: back to the warm daemon by one write."""
 
     generation: int
@@ -48,37 +44,32 @@ class SwitchBack:
     active: Daemon | None
 
 
-@dataclass(frozen=True, slots=True)
-class StopDaemon:
+class StopDaemon(msgspec.Struct, frozen=True):
     """``stop``: no daemon is active from here on. A daemon that was attached runs on."""
 
     active: Daemon
 
 
-@dataclass(frozen=True, slots=True)
-class DetachDaemon:
+class DetachDaemon(msgspec.Struct, frozen=True):
     """``detach``: no daemon is active from here on, and this one runs on."""
 
     active: Daemon
 
 
-@dataclass(frozen=True, slots=True)
-class SetDesired:
+class SetDesired(msgspec.Struct, frozen=True):
     """``pause`` and ``resume``."""
 
     desired: Desired
 
 
-@dataclass(frozen=True, slots=True)
-class Hasten:
+class Hasten(msgspec.Struct, frozen=True):
     """Wait less for these daemons, which drain."""
 
     draining: tuple[Daemon, ...]
     cause: DrainCause
 
 
-@dataclass(frozen=True, slots=True)
-class EndService:
+class EndService(msgspec.Struct, frozen=True):
     """``down``. ``runs``: there is something to end; ``beside``: the registry file is another service's."""
 
     runs: bool = True
@@ -88,8 +79,7 @@ class EndService:
 Action = Leave | StartBuild | AttachDaemon | SwitchBack | StopDaemon | DetachDaemon | SetDesired | Hasten | EndService
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """``steps`` for people, a line each, and ``action`` for the verb."""
 
     action: Action

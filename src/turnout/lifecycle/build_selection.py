@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from turnout.config.build_stamp import contents
 from turnout.config.settings import Address, ServiceRequest
@@ -56,7 +57,7 @@ def wanted_build(service: Service, wanted: ServiceRequest, *, required: bool) ->
         if active and not active.owned:
             hint = f"start the attached daemon again, then: {attach_again(active)}; or: {hint}"
         raise NoSuchServiceError(f"service {service.name} has no command", hint=hint)
-    return replace(build, version=wanted.version) if build and wanted.version else build
+    return msgspec.structs.replace(build, version=wanted.version) if build and wanted.version else build
 
 
 def build_to_deploy(service: Service, wanted: ServiceRequest) -> Build:
@@ -76,9 +77,9 @@ def build_to_deploy(service: Service, wanted: ServiceRequest) -> Build:
     remembered = service.builds.latest()
     context = service.context_of(remembered.id) if remembered else None
     if context and context.directory and Path(context.directory).is_dir():
-        build = replace(build, cwd=os.path.realpath(context.directory))
+        build = msgspec.structs.replace(build, cwd=os.path.realpath(context.directory))
     watch = service.settings.watch
-    return replace(build, watched=contents(watch) if watch else build.watched)
+    return msgspec.structs.replace(build, watched=contents(watch) if watch else build.watched)
 
 
 def has_run(service: Service) -> bool:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import replace
 from typing import Final
+
+import msgspec
 
 from turnout.control.router_client import RouterClient
 from turnout.core.data_owner import DataOwner, owns_its_data
@@ -79,7 +80,7 @@ class Candidate:
             CandidateError: it ended, or did not become healthy in time. It may still run: the caller has to stop it.
         """
         settings = self._service.settings
-        self._spec, owner = replace(self._spec, environ=context.env), owns_its_data(build.command)
+        self._spec, owner = msgspec.structs.replace(self._spec, environ=context.env), owns_its_data(build.command)
         if binds_fixed_address(build, settings, self._router, timeout_s=ROUTER_TIMEOUT_S):
             daemon = self._spawn(build, context, None)
             self.check_ready(daemon, owner)
@@ -200,7 +201,8 @@ class Candidate:
             waits = says_not_ready(daemon.host, daemon.port, asks, known.not_ready, timeout_s=settings.health.timeout_s)
             if not waits:
                 return result
-            result = replace(result, ok=False, reason=f"not healthy within {settings.start_timeout_s:g} s: {waits}")
+            reason = f"not healthy within {settings.start_timeout_s:g} s: {waits}"
+            result = msgspec.structs.replace(result, ok=False, reason=reason)
             if time.monotonic() > deadline:
                 return result
             self._progress.attempt(result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from pathlib import Path
 from typing import Final
@@ -13,6 +12,7 @@ from turnout.errors import CandidateError, NotBegunError, SpawnError
 from turnout.state.service import Service
 from turnout.system.daemon_log import tail
 from turnout.system.probes.probe import ProbeResult
+from turnout.system.signals import signal_name
 from turnout.system.spawn_record import read_records
 
 END_RECORD_TIMEOUT_S: Final = 2.0
@@ -73,4 +73,4 @@ def _wait_status(service: Service, daemon: Daemon) -> int | None:
 def _ending(status: int) -> str:
     """A wait status (wait(2)) in words."""
     code = os.waitstatus_to_exitcode(status)
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}" if code >= 0 else f"signal {signal_name(-code)}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
 
 from turnout.config.build_stamp import contents
 from turnout.core.model import Cause
@@ -22,8 +23,7 @@ from turnout.system.spawn import resolve_command
 SHOWN_FILES: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
+class Launch(msgspec.Struct, frozen=True):
     """A context for one start."""
 
     context: ExecContext
@@ -73,7 +73,7 @@ class Launches:
         launch = self._from_shell(build, cause)
         if cause is Cause.ROLLBACK:
             text = f"{_name(build)} has no record of its environment, limits and umask: it gets those of this shell"
-            launch = replace(launch, warnings=(*self._replaced_before_records(build), text), note="")
+            launch = msgspec.structs.replace(launch, warnings=(*self._replaced_before_records(build), text), note="")
         return launch
 
     def recorded(self, build: Build, generation: int | None = None) -> Launch | None:
@@ -97,7 +97,7 @@ class Launches:
         changed = changed_files(context)
         if changed:
             warnings.append(f"the files of {_name(build)} changed since it was deployed: {_paths(changed)}")
-        return Launch(replace(context, program=runs), rollout.context, warnings=tuple(warnings))
+        return Launch(msgspec.structs.replace(context, program=runs), rollout.context, warnings=tuple(warnings))
 
     def environ(self) -> Mapping[str, str]:
         """The environment that a command of the service is looked up with, before its build is known."""
@@ -116,7 +116,9 @@ class Launches:
             known = self.recorded(build) if cause in {Cause.REFRESH, Cause.START} else None
             if known is None:
                 raise
-            context = capture(replace(build, command=(known.context.program, *build.command[1:])), watch=self._watch)
+            context = capture(
+                msgspec.structs.replace(build, command=(known.context.program, *build.command[1:])), watch=self._watch
+            )
             warnings.append(f"{error.message}; {known.context.program} is started instead, as at the deploy")
         swapped = swapped_directory()
         if swapped and build.cwd == swapped[0]:
@@ -144,7 +146,7 @@ class Launches:
     def _with_files_of_today(self, found: Launch, build: Build) -> Launch:
         """Take the files as they are now: a deploy deploys the files that replaced the recorded ones."""
         context = derive(found.context, build, watch=self._watch)
-        return Launch(replace(context, directory=found.context.directory))
+        return Launch(msgspec.structs.replace(context, directory=found.context.directory))
 
     def _without_record(self, build: Build) -> Launch:
         """As 0.1 did: the environment of this process, umask and limits of the keeper. Said at the first such start."""

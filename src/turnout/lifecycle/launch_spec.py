@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from turnout.config.settings import Address, Settings, takes_listener
 from turnout.control.router_client import RouterClient
@@ -14,8 +15,7 @@ from turnout.state.builds import Build
 from turnout.system.spawn import clean_environment, fill_port
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchSpec:
+class LaunchSpec(msgspec.Struct, frozen=True):
     """A daemon's address, command and environment; ``listener``: as :meth:`KeeperClient.spawn` takes it."""
 
     address: Address

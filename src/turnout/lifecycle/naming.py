@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 
 from turnout.core.model import Daemon, Identity
@@ -18,8 +18,8 @@ def daemon_name(daemon: Daemon | None) -> str:
 
 def new_boot_id() -> str:
     """A name for one boot of a daemon: sorts by time, never repeats."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.urandom(4).hex()}"
 
 
 def attached_boot_id(identity: Identity, port: int) -> str:
-    return f"attached-{identity.pid or 'x'}-{port}-{secrets.token_hex(2)}"
+    return f"attached-{identity.pid or 'x'}-{port}-{os.urandom(2).hex()}"

@@ -10,8 +10,9 @@ import shlex
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import Final
+
+import msgspec
 
 from turnout.config.build_stamp import is_version_pending
 from turnout.config.command_check import check_no_container
@@ -135,7 +136,7 @@ class Planner:
         if pending:
             self._ask_version()
             runs = self._service.builds.get(active.build)
-            if runs and replace(build, version=runs.version).id == runs.id:
+            if runs and msgspec.structs.replace(build, version=runs.version).id == runs.id:
                 self._steps.append(
                     f"leave {daemon_name(active)} if the version is still {runs.version!r}, and otherwise:"
                 )
@@ -168,7 +169,7 @@ class Planner:
         build = self._service.builds.get(active.build)
         if build is None or self._is_well(active):
             return actions.Leave(f"{daemon_name(active)} is well again")
-        return replace(self._roll(build, Cause.REFRESH, expected=active), hastened=active.boot_id)
+        return msgspec.structs.replace(self._roll(build, Cause.REFRESH, expected=active), hastened=active.boot_id)
 
     def _is_well(self, daemon: Daemon) -> bool:
         spec = self._service.spec_of(daemon)
@@ -190,7 +191,7 @@ class Planner:
         action = self._roll(build, Cause.DEPLOY, supersede=self._dead_in_window)
         if reason:
             self._steps.append("lift the quarantine of that build")
-        return replace(action, pardon=bool(reason))
+        return msgspec.structs.replace(action, pardon=bool(reason))
 
     def _refresh(self) -> actions.Action:
         active = self._snapshot.active
@@ -225,7 +226,7 @@ class Planner:
             return actions.SwitchBack(block.generation, old, active)
         build = build_to_return_to(self._service, self._snapshot, request.generation)
         action = self._roll(build, Cause.ROLLBACK, supersede=observed)
-        return replace(action, rolled_back=active, ends_window=block.generation if observed else None)
+        return msgspec.structs.replace(action, rolled_back=active, ends_window=block.generation if observed else None)
 
     def _attach(self) -> actions.Action:
         address = self._request.address

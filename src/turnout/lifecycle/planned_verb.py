@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
+
+import msgspec
 
 from turnout.config.command_check import check_command
 from turnout.config.settings import Scrape
@@ -72,7 +73,7 @@ class PlannedVerb(Session):
                 service, snapshot, locked=self._lock is not None, router_acts=router_acts
             )
         plan = self._plan_over(self._forecast)
-        return replace(plan, steps=(*self._forecast.steps, *plan.steps))
+        return msgspec.structs.replace(plan, steps=(*self._forecast.steps, *plan.steps))
 
     def _decide(self, snapshot: Snapshot) -> None:
         """A person's `up` also says where metrics are served; the guard decides what an automatic one deploys."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from turnout.core.rollout_step import RolloutStep
 from turnout.state.lifecycle_lock import LockHolder
@@ -14,8 +15,7 @@ def _ignore(*_: object) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """The functions are called from the verb's own thread, and must not raise."""
 
     step: Callable[[RolloutStep, str], None] = _ignore  # a step of a rollout begins; the text names its object

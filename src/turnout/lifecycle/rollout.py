@@ -11,8 +11,9 @@ verb aborts the rollout of a dead owner, and the router stops daemons that nothi
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
 
 from turnout.control.router_client import RouterClient
 from turnout.core.deployment import (
@@ -46,8 +47,7 @@ KEPT_GOOD: Final = 20  # contexts of good rollouts stay, whatever their size
 OBSERVED: Final = frozenset({Cause.DEPLOY, Cause.ATTACH, Cause.ROLLBACK})
 
 
-@dataclass(frozen=True, slots=True)
-class Switched:
+class Switched(msgspec.Struct, frozen=True):
     """A rollout that reached its switch: ``observed`` tells whether the router now watches it."""
 
     daemon: Daemon
@@ -93,8 +93,8 @@ class RolloutRun:
             expected_generation=expected_generation,
             expected_active=action.expected_active,
         )
-        self._record(build, launch, context_id, begun)
         try:
+            self._record(build, launch, context_id, begun)
             self._make_room(begun)
             daemon = self._candidate(boot_id).start(build, launch.context)
             return self._switch(daemon, window=cause in OBSERVED)
@@ -196,7 +196,7 @@ class RolloutRun:
             self._router,
             boot_id,
             generation=self._generation,
-            progress=replace(self._progress, attempt=self._attempted),
+            progress=msgspec.structs.replace(self._progress, attempt=self._attempted),
         )
 
     def _attempted(self, result: ProbeResult) -> None:
@@ -247,8 +247,10 @@ class RolloutRun:
         self._service.journal.write("abort", generation=self._generation, revision=block.revision, reason=reason)
         self._notify_router(outcome)
         if build_id:
-            self._service.builds.set_result(self._generation, "aborted")
-            self._candidate(boot_id).stop()
+            try:
+                self._service.builds.set_result(self._generation, "aborted")
+            finally:
+                self._candidate(boot_id).stop()
         self._registry.update(lambda snap: forget_daemon(snap, boot_id))
 
     def _notify_router(self, outcome: Outcome, *, wait: bool = False) -> None:

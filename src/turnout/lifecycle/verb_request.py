@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from turnout.config.settings import Address
 
 
-@dataclass(frozen=True, slots=True)
-class VerbRequest:
+class VerbRequest(msgspec.Struct, frozen=True):
     """A verb with its options; the options that a verb does not have stay as they are."""
 
     verb: str  # its name on the command line; a verb that waits for this one names it so

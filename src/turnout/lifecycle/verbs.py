@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
+
+import msgspec
 
 from turnout.control.keeper_watchdog import SILENT_AFTER_S
 from turnout.control.registry_claim import is_others, release_claim
@@ -33,8 +35,7 @@ from turnout.system.process import is_alive, provably_dead
 METRICS_TIMEOUT_S: Final = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class VerbResult:
+class VerbResult(msgspec.Struct, frozen=True):
     """The answer of a verb, in one line for people; ``changed`` False: it was so already."""
 
     text: str
@@ -130,7 +131,7 @@ class Lifecycle(PlannedVerb):
             self._progress.note(action.launch.note)
         try:
             switched = rollout.run(
-                replace(action, supersede=action.supersede or preparation.takes_over),
+                msgspec.structs.replace(action, supersede=action.supersede or preparation.takes_over),
                 expected_generation=self._request.if_generation,
             )
         except (CandidateError, SpawnError) as error:
@@ -186,8 +187,7 @@ class Lifecycle(PlannedVerb):
 
     def _stop_daemon(self, active: Daemon) -> VerbResult:
         """Stop the daemon. The fixed address stays, and resets new connections."""
-        self._set_desired(Desired.STOPPED)
-        self._deactivate(active, "stopped", DrainCause.STOPPED)
+        self._deactivate(active, "stopped", DrainCause.STOPPED, desired=Desired.STOPPED)
         self._processes.wait_gone(self.service.settings.stop_grace_s + ROUTER_TIMEOUT_S)
         if not active.owned:
             return VerbResult(f"{self.service.name} is stopped{_runs_on(active)}")
@@ -229,11 +229,17 @@ class Lifecycle(PlannedVerb):
 
         self.service.registry.update(change)
 
-    def _deactivate(self, active: Daemon, reason: str, cause: DrainCause) -> None:
+    def _deactivate(self, active: Daemon, reason: str, cause: DrainCause, *, desired: Desired | None = None) -> None:
+        """Take the daemon out of service, and record ``desired`` in the same write: both, or neither."""
         generation = self.service.registry.read().snapshot.deployment.generation
-        outcome = self.service.registry.update(
-            lambda snap: deactivate(snap, generation, active.boot_id, reason=reason, cause=cause)
-        )
+
+        def change(snap: Snapshot) -> Outcome:
+            outcome = deactivate(snap, generation, active.boot_id, reason=reason, cause=cause)
+            if desired is None or not outcome.ok or outcome.deployment.desired is desired:
+                return outcome
+            return set_desired(outcome.snapshot, desired, reason=reason)
+
+        outcome = self.service.registry.update(change)
         must_hold(outcome)
         revision = outcome.deployment.revision
         self.service.journal.write("deactivate", generation=generation, revision=revision, reason=reason)
@@ -254,7 +260,7 @@ class Lifecycle(PlannedVerb):
         notes = f"; not deployed: {self._not_deployed}" if self._not_deployed else ""
         notes += f"; it runs on plane {runs} until: turnout router --replace" if runs else ""
         notes += f"; metrics are not served: {unserved}" if unserved else ""
-        return replace(result, text=result.text + notes)
+        return msgspec.structs.replace(result, text=result.text + notes)
 
     def _must_be_served(self, result: VerbResult) -> None:
         """See that a router serves the address, and has applied what was done: it may have died in the meantime.

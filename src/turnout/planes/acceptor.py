@@ -183,9 +183,12 @@ class Acceptor:
             if self._policy.allow and not self._policy.admits(peer[0]):
                 self._counters.denied += 1
                 self._reject(client)
-            # to the daemon at once, unless others were here first
-            elif self._upstream is None or len(self._hold_queue) or not self._connect(client):
+            elif self._upstream is None or len(self._hold_queue):  # others were here first
                 self._hold(client)
+            elif not self._connect(client):
+                self._hold(client)
+                if len(self._hold_queue):  # else the pause would be one of clients that come later
+                    self._pause_release(self._clock())
             if sock.fileno() >= fd_reserve.first and fd_reserve.check(client.fd):
                 break
         if fd_reserve.exhausted:
@@ -233,11 +236,16 @@ class Acceptor:
             daemon.close()  # the kernel has dropped the SYN: what waits here goes as soon as there is room, in order
             self._patience.met(Obstacle.FULL, self._clock())
             return False
+        try:
+            self._watch_for_reset(client)
+            self._readiness.register(daemon.fileno(), EPOLLOUT)
+        except OSError:  # epoll_ctl(2): no memory, or no more watches for this user
+            daemon.close()
+            self._patience.met(Obstacle.SHORT, self._clock())
+            return False
         client.daemon, client.daemon_fd, client.upstream = daemon, daemon.fileno(), upstream
         client.tried_at = self._clock()
         self.connecting[client.daemon_fd] = client
-        self._readiness.register(client.daemon_fd, EPOLLOUT)
-        self._watch_for_reset(client)
         self._schedule()
         return True
 
@@ -292,7 +300,11 @@ class Acceptor:
             self._reject(client)
         elif self._hold_queue.enter(client):
             self._dialer.reserve_for(client)
-            self._watch_for_reset(client)
+            try:
+                self._watch_for_reset(client)
+            except OSError:  # as in _connect
+                self._counters.reset_unrouted += 1
+                self._reject(client)
             self._schedule()
         else:
             self._counters.hold_overflow += 1
@@ -305,9 +317,9 @@ class Acceptor:
 
     def _watch_for_reset(self, client: PendingClient) -> None:
         if not client.watched:
+            self._readiness.register(client.fd, 0)
             client.watched = True
             self.pending[client.fd] = client
-            self._readiness.register(client.fd, 0)
 
     def _release(self, limit: int | None = None) -> None:
         """Connect held clients, first in first out, as the daemon's accept queue has room; stop where it refuses.
@@ -326,10 +338,13 @@ class Acceptor:
                 return
             if not self._connect(client):
                 self._hold_again(client)
-                failed = self._pace.filled if self._patience.obstacle is Obstacle.FULL else self._pace.failed
-                failed(now)
+                self._pause_release(now)
                 return
             self._pace.went()
+
+    def _pause_release(self, now: float) -> None:
+        """Connect no held client for a moment: a connect has failed."""
+        (self._pace.filled if self._patience.obstacle is Obstacle.FULL else self._pace.failed)(now)
 
     def _tick(self) -> None:
         """While any client waits: release, and end what has waited too long."""

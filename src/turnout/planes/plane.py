@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Final, Protocol
 
+import msgspec
+
 from turnout.core.connection_policy import DEFAULT_POLICY, Policy
 from turnout.core.histogram import Histogram
 
@@ -18,8 +20,7 @@ CONNECT_BOUNDS_S: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Upstream:
+class Upstream(msgspec.Struct, frozen=True):
     """Where new connections go: a daemon, by its boot and its address (a numeric host).
 
     ``proxy_protocol``: it expects a PROXY protocol v2 header before the first byte of each. ``source``: the loopback
@@ -45,8 +46,7 @@ class TrafficStats:
     bytes_out: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionInfo:
+class ConnectionInfo(msgspec.Struct, frozen=True):
     """One open connection.
 
     Args:
@@ -130,8 +130,7 @@ class UpstreamChecks:
 UNCHECKED: Final = UpstreamChecks()
 
 
-@dataclass(frozen=True, slots=True)
-class PlaneOptions:
+class PlaneOptions(msgspec.Struct, frozen=True):
     """What each plane that accepts connections can be given.
 
     Args:

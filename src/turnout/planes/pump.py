@@ -135,13 +135,20 @@ class Pump:
     def add(
         self, client: socket.socket, daemon: socket.socket, boot_id: str, *, since: float = 0.0, fresh: bool = False
     ) -> Pair:
-        """Take over two connected sockets. ``fresh``: neither is registered in the epoll; else each of them may be."""
+        """Take over two connected sockets; where they cannot be watched, the answer is a pair that is closed.
+
+        ``fresh``: neither is registered in the epoll; else each of them may be.
+        """
         self._made += 1
         pair = Pair(self._made, client, daemon, boot_id, since, self)
         watch = self._epoll.register if fresh else self._watch
-        for flow in (pair.up, pair.down):
-            self._flows[flow.src_fd] = flow
-            watch(flow.src_fd, EPOLLIN)
+        try:
+            for flow in (pair.up, pair.down):
+                self._flows[flow.src_fd] = flow
+                watch(flow.src_fd, EPOLLIN)
+        except OSError:  # epoll_ctl(2): no memory, or no more watches for this user
+            self.reset(pair)
+            return pair
         self.read(pair.up)  # what the client has sent meanwhile goes out with the same wakeup
         return pair
 

@@ -6,8 +6,9 @@ import asyncio
 import os
 import select
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from turnout.core.connection_policy import DIRECT, Policy
 from turnout.errors import ConfigError
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from turnout.planes.poller import Poller
 
 
-@dataclass(frozen=True, slots=True)
-class SelectedPlane:
+class SelectedPlane(msgspec.Struct, frozen=True):
     """A plane by its name, and why it is that one, for people."""
 
     name: str
@@ -96,9 +96,7 @@ class Planes:
         """A relay or a stream, by the name that was selected."""
         options = PlaneOptions(policy, checks)
         if name == "stream":
-            # its connections are on the loop's own epoll, and must not wait for a relay's
-            self.loop_priority.pending += 1
-            return Stream(self._loop, options)
+            return Stream(self._loop, options, loop_priority=self.loop_priority)
         from turnout.planes.poller import Poller  # noqa: PLC0415
         from turnout.planes.relay import Relay  # noqa: PLC0415
 

@@ -32,7 +32,7 @@ from typing import Any, Final, Self
 
 from turnout.core.addresses import reachable
 from turnout.core.slots import ROUTER_INDEX
-from turnout.errors import SpawnError
+from turnout.errors import NotBegunError, SpawnError
 from turnout.reuseport.placement import LATE_S, connect_to_index, locate_listener, probe_indices
 from turnout.reuseport.program import attach, is_shared
 from turnout.reuseport.recovery import taken_by
@@ -44,6 +44,8 @@ from turnout.system.spawn_record import SpawnRecord
 PLACINGS: Final = 5  # each one that fails takes another daemon that left meanwhile
 LISTENERS_MOST: Final = 128  # a router gets those of all services with one message, of 253 at most (unix(7))
 TAKEN_S: Final = 1.0  # for a daemon to accept
+ALL_TAKEN_S: Final = 3.0  # for all of them: the keeper answers no verb meanwhile
+TAKEN_LEAST_S: Final = 0.02  # for each when that is over: who accepts does so at once, mostly
 TICK_S: Final = 0.01  # of the clock by which the kernel knows the age of a handshake, at most
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
@@ -129,7 +131,8 @@ class Group:
         """A listener for a daemon that is about to be started, in its place; the caller passes it on and closes it.
 
         Raises:
-            SpawnError: it cannot join, and why; the group is as it was.
+            SpawnError: it cannot join, and why; NotBegunError where that is no fault of the build. The group is as it
+                was.
         """
         if ":" in self._host:
             raise SpawnError(
@@ -160,7 +163,7 @@ class Group:
 
         Raises:
             OSError: the kernel cannot be asked, or gives no socket.
-            SpawnError: there are too many listeners.
+            NotBegunError: there are too many listeners.
         """
         if not self.is_open:
             return False
@@ -208,7 +211,7 @@ class Group:
 
     def _last(self) -> socket.socket:
         if len(self._inodes()) >= LISTENERS_MOST:
-            raise SpawnError(
+            raise NotBegunError(
                 f"{LISTENERS_MOST} listeners share port {self._port} already", hint="stop daemons that drain"
             )
         return bind(self._host, self._port, shared=True)
@@ -301,24 +304,26 @@ class Group:
             self._pad()
             if probe_indices(self.address, [slot], sock, within_s=LATE_S) == slot:
                 return member
-        raise SpawnError(
+        raise NotBegunError(
             f"the kernel does not choose by place among the listeners of port {self._port}",
             hint='plane = "relay"; is a firewall or a program of another kind attached?',
         )
 
     def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
         """The places of daemons that run, by who accepts what chooses a place; who accepts nothing is not found."""
+        deadline = time.monotonic() + ALL_TAKEN_S
         for slot in range(self.router_index):  # it was the last
             with contextlib.suppress(OSError), connect_to_index(self.address, slot) as probe:
-                boot_id = taken_by(probe, self._port, daemons, within_s=TAKEN_S)
+                within_s = max(TAKEN_LEAST_S, min(TAKEN_S, deadline - time.monotonic()))
+                boot_id = taken_by(probe, self._port, daemons, within_s=within_s)
                 if boot_id:
                     self.members[boot_id] = GroupMember(slot, daemons[boot_id].listener_inode)
 
-    def _refused(self, error: OSError) -> SpawnError:
+    def _refused(self, error: OSError) -> NotBegunError:
         why = error.strerror or str(error)
         if error.errno == errno.EADDRINUSE:
             why = "somebody has it who does not share it, or runs as another user (socket(7), SO_REUSEPORT)"
-        return SpawnError(
+        return NotBegunError(
             f"no listener for the daemon at {self._host} port {self._port}: {why}", hint='plane = "relay"'
         )
 

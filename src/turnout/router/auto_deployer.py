@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Protocol
+
+import msgspec
 
 from turnout.config.build_stamp import told_version, trace
 from turnout.config.settings import Settings
@@ -91,8 +92,7 @@ class AutoDeployer:
         return trace, self._version
 
 
-@dataclass(frozen=True, slots=True)
-class DeployActions:
+class DeployActions(msgspec.Struct, frozen=True):
     """Looks at the files and the version of one service, and runs ``turnout up``. Owns nothing."""
 
     service: FollowedService

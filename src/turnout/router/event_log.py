@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
+
+import msgspec
 
 from turnout.core.model import Deployment
 from turnout.core.outcome import Outcome
@@ -29,8 +30,7 @@ class DeploymentEvents(Protocol):
     def deployment_event(self, event: str, outcome: Outcome, **evidence: object) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class EventLog:
+class EventLog(msgspec.Struct, frozen=True):
     """The log and the journal of one service. Owns nothing; ``thread`` writes one entry after the other."""
 
     thread: Executor

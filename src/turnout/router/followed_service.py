@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from turnout.router.event_log import EventLog
 from turnout.router.follow.file_threads import FileThreads
@@ -12,8 +13,7 @@ from turnout.router.follow.registry import RegistryFollower
 from turnout.router.follow.settings import SettingsFollower
 
 
-@dataclass(frozen=True, slots=True)
-class FollowedService:
+class FollowedService(msgspec.Struct, frozen=True):
     """The settings, the registry, the threads and the event log of one service. Owns nothing."""
 
     loop: asyncio.AbstractEventLoop

@@ -43,7 +43,7 @@ class GroupView:
     def update(self, message: Message) -> None:
         """Take over the group as the keeper's message describes it."""
         self._version = int(message.get("version", 0))
-        self._router_index = int(message.get("home", ROUTER_INDEX))
+        self._router_index = router_index_of(message)
         self._locations = {
             boot_id: (int(slot), int(inode)) for boot_id, (slot, inode) in message.get("places", {}).items()
         }
@@ -63,3 +63,8 @@ class GroupView:
         if self._leading and self._version and self._selected is not None:
             message = {"op": "seen", "service": self._service, "version": self._version, "slot": self._selected}
             self._keeper.send(message)
+
+
+def router_index_of(message: Message) -> int:
+    """The index of the router's own listener, as the keeper's message has it."""
+    return int(message.get("home", ROUTER_INDEX))

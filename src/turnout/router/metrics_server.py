@@ -14,8 +14,9 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from turnout.config.settings import Address, Scrape
 from turnout.errors import TurnoutError
@@ -33,8 +34,7 @@ PLAIN: Final = "text/plain; charset=utf-8"
 log = logging.getLogger("turnout.router")
 
 
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
+class HttpResponse(msgspec.Struct, frozen=True):
     """What a request gets. ``headers``: further ones."""
 
     status: str

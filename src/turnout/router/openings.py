@@ -50,6 +50,14 @@ class ServiceOpener:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def offered(self) -> dict[str, Sockets]:
+        """The listeners of the services that are not open yet."""
+        return {service: sockets for service, (sockets, _) in self._offers.items()}
+
+    def messages(self) -> dict[str, Message]:
+        """What the keeper says of those listeners, by service."""
+        return {service: message for service, (_, message) in self._offers.items()}
+
     def release(self, service: str) -> None:
         """The keeper takes its listeners back."""
         sockets, _ = self._offers.pop(service, ((), None))

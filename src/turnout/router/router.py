@@ -26,6 +26,7 @@ from turnout.planes.selection import Planes
 from turnout.router.admin_socket import AdminSocket
 from turnout.router.follow.registry import REST_S
 from turnout.router.follow.settings import OpenedSettings
+from turnout.router.group_view import router_index_of
 from turnout.router.keeper_link import KeeperLink
 from turnout.router.metrics_server import MetricsServer
 from turnout.router.openings import ServiceOpener, close_all
@@ -42,6 +43,7 @@ FILES_LOOK_S: Final = 1.0
 LEAD_POLL_S: Final = 0.005
 ORPHAN_PATIENCE_S: Final = 2.0  # a predecessor that was asked to has released the lead by then
 LEFT_POLL_S: Final = 0.05
+LAST_WAIT_S: Final = 0.5  # for the journal, where all before it took its time
 REPLACE_TIMEOUT_S: Final = 60.0
 LOG_BOUND_BYTES: Final = 8 * 1024 * 1024
 log = logging.getLogger("turnout.router")
@@ -173,21 +175,24 @@ class Router:
     async def _hand_over(self) -> None:
         """Finish what is being decided; then, in one step, stop accepting and release the lead."""
         log.info("a successor is ready: leaving, pid %d", os.getpid())
+        by = self._loop.time() + REST_S  # each wait is for the home's file system, and the keeper waits for all of them
         await asyncio.gather(*(service.stop_deciding() for service in self._services.values()))
         await self._admin.settled()  # it must not take the place of the successor's
         self._draining = True
         for service in self._services.values():
             service.begin_drain()
+        self._openings.close()
         self._admin.close()
+        # the journal has all that was decided, or its directory hangs
+        ending: list[asyncio.Future[Any]] = [self._loop.run_in_executor(self._journal, lambda: None)]
         if self._restoring:
-            await asyncio.wait([self._restoring], timeout=REST_S)
-        written = self._loop.run_in_executor(self._journal, lambda: None)
-        await asyncio.wait([written], timeout=REST_S)  # the journal has all that was decided, or its directory hangs
+            ending.append(self._restoring)
+        await asyncio.wait(ending, timeout=max(LAST_WAIT_S, by - self._loop.time()))
         self._leader_lock.release()
         self._link.send({"op": "left"})
 
     def _on_term(self) -> None:
-        """Have a successor started, which makes this one leave; asked twice, end at once."""
+        """Have a successor started, which makes this one leave; asked again once it leaves, end at once."""
         if self._draining or self._release_asked.is_set() or not self._leader_lock.held:
             self._done.set()
             return
@@ -298,7 +303,8 @@ class Router:
             return
         service = compose_service(self._resources, self._planes, opened, pins)
         self._services[opened.home.name] = service
-        self._tasks[opened.home.name] = self._group.create_task(service.run())
+        task = self._tasks[opened.home.name] = self._group.create_task(service.run())
+        task.add_done_callback(lambda _: service.close())  # a task that is cancelled before its first step runs nothing
         if self._leader_lock.held:
             service.become_leader()
         self._hand_listeners(service, sockets, message)
@@ -316,14 +322,13 @@ class Router:
             self._tasks.pop(service).cancel()
 
     def listeners(self) -> Sequence[tuple[str, str, int, int]]:
-        return [
-            (name, *sock.getsockname()[:2], sock.fileno())
-            for name, service in self._services.items()
-            for sock in service.sockets
-        ]
+        held = {name: service.sockets for name, service in self._services.items()} | self._openings.offered()
+        return [(name, *sock.getsockname()[:2], sock.fileno()) for name, sockets in held.items() for sock in sockets]
 
     def router_indexes(self) -> Mapping[str, int]:
-        return {name: service.group.router_index() for name, service in self._services.items()}
+        return {name: service.group.router_index() for name, service in self._services.items()} | {
+            name: router_index_of(message) for name, message in self._openings.messages().items()
+        }
 
     def on_daemon_exit(self, service: str, boot_id: str) -> None:
         if service in self._services:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from turnout.planes.direct.bpf_pins import Pins
 from turnout.planes.plane import Plane, Upstream, UpstreamChecks
 from turnout.router.exit_watch import ExitWatch
@@ -11,8 +13,7 @@ from turnout.router.group_view import GroupView
 from turnout.router.kernel_view import KernelView
 
 
-@dataclass(frozen=True, slots=True)
-class ServicePlane:
+class ServicePlane(msgspec.Struct, frozen=True):
     """One service's plane. The service's runtime owns the plane and the exit watch.
 
     Args:

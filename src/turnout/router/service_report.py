@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -21,8 +21,7 @@ from turnout.status.collect import deployment_status
 from turnout.status.metrics import DAEMONS_MOST, DaemonReading, ServiceReading
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceReport:
+class ServiceReport(msgspec.Struct, frozen=True):
     """Read-only: builds status and metrics for one service.
 
     ``elsewhere`` answers how many connections of a daemon a router that drains still has; None: unknown.
@@ -34,12 +33,12 @@ class ServiceReport:
     drainer: Drainer
     elsewhere: Callable[[str], int | None]
     warnings: PlaneWarnings
-    times: RolloutTimes = field(default_factory=RolloutTimes)
+    times: RolloutTimes = msgspec.field(default_factory=RolloutTimes)
 
     def status(self) -> Mapping[str, Any]:
         """The service as it is now, for ``turnout status``."""
         plane, monitor, snapshot = self.plane.plane, self.health.monitor, self.service.registry.snapshot
-        remaining_s = monitor.observe_remaining_s
+        remaining_s, named = monitor.observe_remaining_s, snapshot.deployment.named
         return {
             "applied_revision": self.service.registry.applied_revision,
             "plane": plane.name,
@@ -57,7 +56,12 @@ class ServiceReport:
             "healthy": dict(monitor.healthy),
             "reasons": dict(monitor.reasons),
             "census": {boot_id: asdict(counted) for boot_id, counted in plane.traffic().items()},
-            "elsewhere": {boot_id: self.elsewhere(boot_id) for boot_id in snapshot.daemons},
+            # asked of the kernel on the loop, so not for the thousands of daemons that a shared registry may name
+            "elsewhere": {
+                boot_id: self.elsewhere(boot_id)
+                for boot_id, daemon in snapshot.daemons.items()
+                if daemon.draining or boot_id in named
+            },
             "drained": self.drainer.drained(),
         }
 

@@ -9,8 +9,9 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from turnout.config.settings import Address
 from turnout.config.validation import demands
@@ -55,8 +56,7 @@ WARNINGS_S: Final = 1.0
 log = logging.getLogger("turnout.router")
 
 
-@dataclass(frozen=True, slots=True)
-class RouterResources:
+class RouterResources(msgspec.Struct, frozen=True):
     """What one router process shares with the runtimes of all its services. The router owns it.
 
     Args:
@@ -146,8 +146,7 @@ class ServiceRuntime:
                 self._leading.clear()
                 self._decided.set()
         finally:
-            self._decided.set()
-            self._close()
+            self.close()
 
     def take_listeners(self, sockets: Sequence[socket.socket], message: Message) -> None:
         """Accept on these and on no other listeners, now or once this router leads; they are owned here.
@@ -251,7 +250,9 @@ class ServiceRuntime:
         """Cut what the drain settings say; returns how many clients a draining router still has."""
         return self._drain.step(self.registry.snapshot, self._loop.time()) if self._drain else 0
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Close the plane, the listeners and the threads; may be called twice."""
+        self._decided.set()
         self.registry.close()
         self._files.shutdown()
         self._probe_threads.close()

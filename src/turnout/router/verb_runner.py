@@ -11,8 +11,9 @@ import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from turnout.errors import (
     REPORT_FD,
@@ -46,8 +47,7 @@ _SENSELESS: Final = _names(UsageError, NoSuchServiceError) | {"ConfigError"}
 _MACHINES: Final = _names(NotBegunError, StateUnwritableError, NotRunningError, TimedOutError)
 
 
-@dataclass(frozen=True, slots=True)
-class VerbExit:
+class VerbExit(msgspec.Struct, frozen=True):
     """How a verb ended.
 
     Args:
@@ -88,8 +88,7 @@ class VerbExit:
         return f"the verb {how}"
 
 
-@dataclass(frozen=True, slots=True)
-class VerbRunner:
+class VerbRunner(msgspec.Struct, frozen=True):
     """Runs verbs of the command line for one service. Owns nothing.
 
     Args:

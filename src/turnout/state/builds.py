@@ -10,7 +10,6 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -32,8 +31,7 @@ _LOCK_TIMEOUT_S: Final = 8.0
 _NO_ENV: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Build:
+class Build(msgspec.Struct, frozen=True):
     """What is run. Two builds are the same when all of it is the same.
 
     Args:
@@ -46,7 +44,7 @@ class Build:
 
     command: tuple[str, ...]
     cwd: str
-    env: Mapping[str, str] = field(default_factory=lambda: _NO_ENV)
+    env: Mapping[str, str] = msgspec.field(default_factory=lambda: _NO_ENV)
     version: str = ""
     watched: str = ""
 
@@ -58,8 +56,7 @@ class Build:
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
+class Rollout(msgspec.Struct, frozen=True):
     """One rollout of a build. ``result`` is "" until it is "active", "rolled_back" or "aborted".
 
     ``context``: the id of its execution context; NO_CONTEXT: it had none; empty: an earlier version made it.
@@ -73,24 +70,21 @@ class Rollout:
     context: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Quarantine:
+class _Quarantine(msgspec.Struct, frozen=True):
     reason: str
     generation: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
+class _Format(msgspec.Struct, frozen=True):
     format: int = _FORMAT
 
 
-@dataclass(frozen=True, slots=True)
-class _Content(_Format):
+class _Content(_Format, frozen=True):
     latest: str = ""
     considered: str = ""
-    builds: dict[str, Build] = field(default_factory=dict[str, Build])
+    builds: dict[str, Build] = msgspec.field(default_factory=dict[str, Build])
     rollouts: tuple[Rollout, ...] = ()
-    quarantine: dict[str, _Quarantine] = field(default_factory=dict[str, _Quarantine])
+    quarantine: dict[str, _Quarantine] = msgspec.field(default_factory=dict[str, _Quarantine])
 
 
 class Builds:
@@ -113,8 +107,8 @@ class Builds:
     def remember(self, build: Build) -> str:
         """Keep ``build`` as the latest one and return its id."""
         build_id = build.id
-        plain = replace(build, env=dict(build.env))
-        self._change(lambda was: replace(was, latest=build_id, builds={**was.builds, build_id: plain}))
+        plain = msgspec.structs.replace(build, env=dict(build.env))
+        self._change(lambda was: msgspec.structs.replace(was, latest=build_id, builds={**was.builds, build_id: plain}))
         return build_id
 
     def get(self, build_id: str) -> Build | None:
@@ -134,7 +128,7 @@ class Builds:
 
     def consider(self, build_id: str) -> None:
         """Note that the configuration names this build and that it was decided upon, whatever the decision was."""
-        self._change(lambda was: replace(was, considered=build_id))
+        self._change(lambda was: msgspec.structs.replace(was, considered=build_id))
 
     def considered(self) -> str:
         """The id of the build that the configuration named when it was last decided upon; empty: never."""
@@ -145,8 +139,10 @@ class Builds:
     def record_rollout(self, rollout: Rollout, build: Build | None = None) -> None:
         """Note a rollout, with its build where that may be new. The latest build stays the same."""
         _check_result(rollout.result)
-        new = {rollout.build: replace(build, env=dict(build.env))} if build else {}
-        self._change(lambda was: replace(was, rollouts=(*was.rollouts, rollout), builds={**was.builds, **new}))
+        new = {rollout.build: msgspec.structs.replace(build, env=dict(build.env))} if build else {}
+        self._change(
+            lambda was: msgspec.structs.replace(was, rollouts=(*was.rollouts, rollout), builds={**was.builds, **new})
+        )
 
     def set_result(self, generation: int, result: str) -> None:
         """Say how the rollout of ``generation`` ended; the newest one, should a number have come twice.
@@ -160,11 +156,11 @@ class Builds:
             latest = was.latest
             for index in reversed(range(len(rollouts))):
                 if rollouts[index].generation == generation:
-                    rollouts[index] = replace(rollouts[index], result=result)
+                    rollouts[index] = msgspec.structs.replace(rollouts[index], result=result)
                     if result == "active" and rollouts[index].build in was.builds:
                         latest = rollouts[index].build
                     break
-            return replace(was, rollouts=tuple(rollouts), latest=latest)
+            return msgspec.structs.replace(was, rollouts=tuple(rollouts), latest=latest)
 
         self._change(change)
 
@@ -197,7 +193,7 @@ class Builds:
     def quarantine(self, build_id: str, reason: str, generation: int) -> None:
         """Have automatic deploys skip this build from now on."""
         entry = _Quarantine(reason, generation)
-        self._change(lambda was: replace(was, quarantine={**was.quarantine, build_id: entry}))
+        self._change(lambda was: msgspec.structs.replace(was, quarantine={**was.quarantine, build_id: entry}))
 
     def quarantined(self, build_id: str) -> str | None:
         """Why this build is in quarantine, or None."""
@@ -205,7 +201,11 @@ class Builds:
         return f"{entry.reason} (generation {entry.generation})" if entry else None
 
     def pardon(self, build_id: str) -> None:
-        self._change(lambda was: replace(was, quarantine={k: v for k, v in was.quarantine.items() if k != build_id}))
+        def change(was: _Content) -> _Content:
+            kept = {k: entry for k, entry in was.quarantine.items() if k != build_id}
+            return msgspec.structs.replace(was, quarantine=kept)
+
+        self._change(change)
 
     # -- the file ----------------------------------------------------------------------------------------------------
 
@@ -279,7 +279,7 @@ def _bounded(content: _Content) -> _Content:
         kept = [rollout for rollout in rollouts[:-KEPT_ROLLOUTS] if rollout in good.values()]
         rollouts = (*kept, *newest)
     named = {content.latest, *(rollout.build for rollout in rollouts)}
-    return replace(
+    return msgspec.structs.replace(
         content,
         rollouts=rollouts,
         builds={k: build for k, build in content.builds.items() if k in named},
@@ -289,4 +289,4 @@ def _bounded(content: _Content) -> _Content:
 
 def _encode(content: _Content) -> bytes:
     # the standard library's: it carries bytes of an argument that are not UTF-8 (surrogateescape) there and back
-    return json.dumps(asdict(content), indent=1).encode() + b"\n"
+    return json.dumps(msgspec.to_builtins(content), indent=1).encode() + b"\n"

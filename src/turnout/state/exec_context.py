@@ -13,7 +13,6 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -47,8 +46,7 @@ _SESSION_PREFIXES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FileState:
+class FileState(msgspec.Struct, frozen=True):
     """What a file looked like; ``digest``: hexadecimal SHA-256, empty for a file above DIGEST_BYTES."""
 
     inode: int
@@ -57,8 +55,7 @@ class FileState:
     digest: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ExecContext:
+class ExecContext(msgspec.Struct, frozen=True):
     """The environment, program, directory, umask and limits that a daemon inherits.
 
     Args:
@@ -73,9 +70,9 @@ class ExecContext:
     program: str
     env: Mapping[str, str]
     umask: int | None = None
-    limits: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    limits: Mapping[str, tuple[int, int]] = msgspec.field(default_factory=dict[str, tuple[int, int]])
     directory: str = ""
-    files: Mapping[str, FileState] = field(default_factory=dict[str, FileState])
+    files: Mapping[str, FileState] = msgspec.field(default_factory=dict[str, FileState])
 
 
 # -- taking one ------------------------------------------------------------------------------------------------------
@@ -319,5 +316,5 @@ class Contexts:
 
 
 def _encode(context: ExecContext) -> bytes:
-    plain = {**asdict(context), "env": dict(sorted(context.env.items()))}
+    plain = {**msgspec.to_builtins(context), "env": dict(sorted(context.env.items()))}
     return json.dumps(plain, indent=1).encode() + b"\n"  # the standard library's: it carries surrogates there and back

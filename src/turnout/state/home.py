@@ -12,7 +12,6 @@ import os
 import pwd
 import re
 import shlex
-import shutil
 import stat
 import sys
 from collections.abc import Mapping
@@ -219,6 +218,8 @@ class Home:
 
     def as_owner(self, user: str, *words: str) -> str:
         """What root types to run this turnout in this home as its owner."""
+        import shutil  # noqa: PLC0415  # for this hint alone, and it brings the compression modules along
+
         program = sys.argv[0] if Path(sys.argv[0]).name == "turnout" and Path(sys.argv[0]).is_absolute() else "turnout"
         become = ["sudo", "-u", user] if shutil.which("sudo") else ["runuser", "-u", user, "--"]
         return shlex.join([*become, "env", f"TURNOUT_HOME={self.root}", program, *words])

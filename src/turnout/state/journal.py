@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard, cast
 
@@ -37,8 +36,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
-class JournalEvent:
+class JournalEvent(msgspec.Struct, frozen=True):
     """One line of the journal. ``ts`` is wall-clock seconds, for people only."""
 
     ts: float
@@ -48,8 +46,7 @@ class JournalEvent:
     evidence: Mapping[str, Scalar]
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(msgspec.Struct, frozen=True):
     """A place in the journal, which may have been rotated since."""
 
     inode: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 from turnout.system.directory_lock import NO_LOCK, lock_directory, names, unlock
@@ -24,6 +25,7 @@ class LeaderLock:
         self._path = path
         self._directory = directory
         self._fd = -1
+        self._changing = threading.Lock()  # a router restores it in a thread, and releases it in its loop
         self._directory_fd = NO_LOCK
         self._directory_seen: HomeIdentity | None = None  # as it was when the lock was taken
 
@@ -54,9 +56,12 @@ class LeaderLock:
         fd = self._lock_file()
         if fd < 0:
             return False
-        os.close(self._fd)
-        self._fd = fd
-        return True
+        with self._changing:
+            restored = self.held  # else it was released while the file system answered
+            if restored:
+                fd, self._fd = self._fd, fd
+        os.close(fd)
+        return restored
 
     def _lock_file(self) -> int:
         """The lock file, locked; -1: it cannot be opened, or another process has it."""
@@ -81,7 +86,9 @@ class LeaderLock:
             return "unknown"
 
     def release(self) -> None:
-        if self.held:
-            os.close(self._fd)
+        with self._changing:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
             unlock(self._directory_fd)
-            self._fd, self._directory_fd = -1, NO_LOCK
+            self._directory_fd = NO_LOCK

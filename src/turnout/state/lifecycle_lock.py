@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+import msgspec
 
 from turnout.errors import LockTimeoutError
 from turnout.system import flock
@@ -34,8 +34,7 @@ _guard = threading.Lock()
 _held: set[tuple[int, str]] = set()  # with the pid: a forked child has not got what its parent holds
 
 
-@dataclass(frozen=True, slots=True)
-class LockHolder:
+class LockHolder(msgspec.Struct, frozen=True):
     """The verb that has the lock; what is not known is 0 or empty.
 
     ``verb`` is the command line where the sidecar is missing. ``since`` is wall-clock seconds. ``wish`` is what it will
@@ -174,7 +173,7 @@ class LifecycleLock:
         me = own_identity()
         signed = {"verb": self._verb, "pid": me.pid, "start_ticks": me.start_ticks}
         signed |= {"since": time.time(), "wish": self._wish}
-        temp = self._sidecar.with_name(f".{self._sidecar.name}.{secrets.token_hex(4)}.tmp")
+        temp = self._sidecar.with_name(f".{self._sidecar.name}.{os.urandom(4).hex()}.tmp")
         try:  # not synced: after a crash of the machine no process holds it
             fd = open_private(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
             with os.fdopen(fd, "wb") as file:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from turnout.config.settings import Settings, load_settings
 from turnout.core.connection_policy import Policy, networks
@@ -21,8 +22,7 @@ from turnout.system.probes.http import parse_statuses
 from turnout.system.probes.probe import ProbeSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(msgspec.Struct, frozen=True):
     """One service opened: its settings and everything of it that lies on disk."""
 
     home: ServiceHome
@@ -63,7 +63,9 @@ class Service:
         The program of an ``exec`` probe gets the environment that the daemon's build was deployed with.
         """
         spec = probe_spec(self.settings, daemon)
-        return replace(spec, environ=self.environ_of(daemon.build)) if spec.kind == "exec" and daemon.build else spec
+        if spec.kind == "exec" and daemon.build:
+            return msgspec.structs.replace(spec, environ=self.environ_of(daemon.build))
+        return spec
 
     def environ_of(self, build_id: str = "") -> Mapping[str, str] | None:
         """The environment that a build was deployed with, or the newest deploy had; None: there is no record.

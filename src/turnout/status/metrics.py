@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
 
 from turnout.core.histogram import Histogram
 from turnout.core.model import Cause, Deployment, Desired, State
@@ -32,8 +33,7 @@ Value = float | Histogram
 Samples = Iterable[tuple[Labels, Value | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class DaemonReading:
+class DaemonReading(msgspec.Struct, frozen=True):
     """One daemon. ``role``: as in ``status``; None: the plane cannot count it, or it was not asked yet."""
 
     boot_id: str
@@ -45,8 +45,7 @@ class DaemonReading:
     healthy: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceReading:
+class ServiceReading(msgspec.Struct, frozen=True):
     """One service at one moment; times in seconds.
 
     Args:
@@ -77,8 +76,7 @@ class ServiceReading:
     daemons: Sequence[DaemonReading]
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """A router at one moment. ``leaving``: how many that were replaced still carry what they had accepted."""
 
     version: str
@@ -87,8 +85,7 @@ class Reading:
     services: Sequence[ServiceReading]
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
+class Metric(msgspec.Struct, frozen=True):
     """One metric by the name that a query has, ``_total`` included; ``read`` yields a value for each set of labels."""
 
     name: str

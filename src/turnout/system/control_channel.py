@@ -131,17 +131,18 @@ class Channel:
         """
         deadline = time.monotonic() + timeout_s
         try:
+            # else a peer that is busy has two seconds to read the question (SO_SNDTIMEO)
+            self.sock.settimeout(max(0.0, timeout_s))
             self.send(message, fds)
             while not self._has_answer(message.get("id")):
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise TimedOutError(f"no answer to {message.get('op')!r} within {timeout_s:g} s")
+                    raise TimeoutError
                 self.sock.settimeout(left)
-                try:
-                    if self._fill(wait=True) and not self._ready:
-                        raise NotRunningError(f"the connection closed before {message.get('op')!r} was answered")
-                except TimeoutError:
-                    continue
+                if self._fill(wait=True) and not self._ready:
+                    raise NotRunningError(f"the connection closed before {message.get('op')!r} was answered")
+        except (TimeoutError, BlockingIOError) as error:  # the latter where there is no time to wait at all
+            raise TimedOutError(f"no answer to {message.get('op')!r} within {timeout_s:g} s") from error
         except (BrokenPipeError, ConnectionResetError) as error:
             raise NotRunningError(f"the connection broke at {message.get('op')!r}") from error
         finally:

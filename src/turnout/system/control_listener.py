@@ -80,7 +80,12 @@ class ControlListener:
 
     def _resume(self) -> None:
         if not self._accepts and self._sock.fileno() >= 0:
-            self._loop.watch(self._sock.fileno(), self._accept)
+            try:
+                self._loop.watch(self._sock.fileno(), self._accept)
+            except OSError as error:  # epoll_ctl(2): ENOMEM, ENOSPC. Left unwatched it would never be asked again
+                self._say(f"cannot watch the socket: {error.strerror}")
+                self._loop.after(ACCEPT_PAUSE_S, self._resume)
+                return
             self._accepts = True
 
     def _turned_away(self, pid: int, uid: int) -> None:

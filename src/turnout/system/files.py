@@ -9,7 +9,6 @@ import ctypes
 import errno
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -237,7 +236,7 @@ def name_of(path: Path) -> tuple[int, int] | None:
 
 def temp_beside(target: Path) -> Path:
     """An unused name in the same directory, and so on the same file system; see :func:`sweep`."""
-    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    return target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
 
 
 def write_new(files: Files, path: Path, data: bytes, *, like: Path, mode: int = PRIVATE) -> None:

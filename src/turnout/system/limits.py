@@ -68,7 +68,10 @@ def parse_limits(value: object) -> dict[str, tuple[int, int]]:
     if not isinstance(value, Mapping):
         raise TypeError("limits are no object")
     limits = cast("Mapping[str, tuple[int, int]]", value).items()
-    return {name: (int(soft), int(hard)) for name, (soft, hard) in limits if name in NUMBERS}
+    try:
+        return {name: (int(soft), int(hard)) for name, (soft, hard) in limits if name in NUMBERS}
+    except OverflowError as error:  # 1e999, which JSON reads as infinite
+        raise ValueError("a limit is no whole number") from error
 
 
 def spell_limit(value: tuple[int, int]) -> str:

@@ -13,16 +13,16 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 _OUTPUT_BYTES: Final = 4096  # what is kept of its output; the rest is read and dropped, so that it never blocks
 _READ_BYTES: Final = 65536
 _LAST_READS: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
+class Ran(msgspec.Struct, frozen=True):
     """How it ended: its exit code, minus the signal's number, or None at the deadline; and the end of its output."""
 
     code: int | None

@@ -1,4 +1,4 @@
-"""Signals as events of a loop: they are noted when they come, and taken when the loop has time for them."""
+"""The names of signals, and signals as events of a loop: noted when they come, taken when the loop has time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ def undo_inherited() -> None:
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def signal_name(number: int) -> str:
+    """``SIGTERM``, or ``SIGRTMIN+3``: of the real-time signals Python names the first and the last (signal(7))."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN{number - signal.SIGRTMIN:+d}"
 
 
 class Signals:

@@ -1,11 +1,12 @@
 """Starts a daemon from a single-threaded parent, so that none ever runs unrecorded. Standard library only.
 
     parent: fork ─ read the daemon's pid ─ write the record ─ open the gate ─ read how exec went
-    child:  setsid, log, directory, limits ─ wait at the gate ─ exec
+    child:  setsid, log, look at the command, directory ─ wait at the gate ─ sync the record, limits ─ exec
 
 A parent that dies before the gate is open closes the pipe, and the child ends without having become the daemon. Between
 the keeper and a daemon stands a shim (:mod:`turnout.system.shim`), which forks the child. The parent's steps are a
-generator, so that the keeper's loop goes on while a shim or a program hangs.
+generator, so that the keeper's loop goes on while a shim or a program hangs. What a file system or a busy disk may hold
+up is the child's: it looks at the command and its directory, and syncs the record.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from turnout.core.model import Identity
-from turnout.errors import NotBegunError, SpawnError
-from turnout.system.files import open_private, or_unwritable
+from turnout.errors import NotBegunError, SpawnError, TurnoutError
+from turnout.system.files import open_private, or_unwritable, unwritable
 from turnout.system.limits import NO_LIMITS, Limits, set_own
 from turnout.system.process import ProcessHandle, identify
 from turnout.system.shim import Shim, close_others, fork_behind
-from turnout.system.spawn_record import SpawnRecord, write_record
+from turnout.system.spawn_record import SpawnRecord, sync_record, write_record
 
 EXEC_TIMEOUT_S: Final = 5.0
 BLOCKED_TIMEOUT_S: Final = 1.0  # instead, where the caller can do nothing else: verbs kill a keeper that is silent
@@ -43,6 +44,9 @@ _WORD: Final = re.compile(r"(?<!\{)\{(port|fd|listen_port)\}(?!\})")
 _FORK_TIMEOUT_S: Final = 4.0  # with EXEC_TIMEOUT_S less than a verb waits for the keeper's answer
 _END_TIMEOUT_S: Final = 1.0
 _SAYS_WITHIN_S: Final = 0.2  # a child that has failed wrote so before it ended; a stopped shim writes nothing
+_REFUSED: Final = "refused"  # in the place of a step: the command cannot be run, and why
+_FAILURE_CHARS: Final = 5000  # of a path or a message that a child writes of its failure
+_PIPE_BYTES: Final = 65536  # pipe(7)
 _FIRST_PASSED_FD: Final = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 
 
@@ -136,7 +140,7 @@ def _is_readable(fd: int, timeout_s: float) -> bool:
 
 
 def _start(request: SpawnRequest, *, shimmed: bool) -> Start:
-    path = resolve_command(request.argv, request.cwd, request.env, program=request.program)
+    check_words(request.argv, request.cwd, request.env)
     with contextlib.ExitStack() as opened:
         with or_unwritable("write", request.log_path):
             log_fd = open_private(request.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -147,11 +151,11 @@ def _start(request: SpawnRequest, *, shimmed: bool) -> Start:
             report_read, report_write = _pipe(opened)
             pid = _fork_masked()
         except OSError as error:
-            raise _refusal(request, path, "fork", error.errno or 0) from error
+            raise _refusal(request, "fork", error.errno or 0) from error
         if pid == 0:
             if shimmed:
                 fork_behind(report_write.fileno())
-            _become(request, path, log.fileno(), gate_read.fileno(), gate_write.fileno(), status_write.fileno())
+            _become(request, log.fileno(), gate_read.fileno(), gate_write.fileno(), status_write.fileno())
         for child_end in (log, gate_read, status_write, report_write):
             child_end.close()
         shim: Shim | None = None
@@ -165,8 +169,8 @@ def _start(request: SpawnRequest, *, shimmed: bool) -> Start:
                     handle = _daemon_behind(shim)
             except OSError as error:  # it may have failed before the gate, and written why
                 gate_write.close()  # else it waits there, and this process for it
-                failure = _exec_failure(status_read, _SAYS_WITHIN_S)
-                raise _refusal(request, path, *(failure or ("fork", error.errno or 0))) from error
+                failure = _exec_failure(request, status_read, _SAYS_WITHIN_S)
+                raise failure or _refusal(request, "fork", error.errno or 0) from error
             record = SpawnRecord(
                 boot_id=request.boot_id,
                 service=request.service,
@@ -177,13 +181,13 @@ def _start(request: SpawnRequest, *, shimmed: bool) -> Start:
                 listener_inode=request.listener_inode,
                 shim=shim.identity if shim else None,
             )
-            write_record(request.record_path, record)
+            write_record(request.record_path, record, sync=False)
             with contextlib.suppress(BrokenPipeError):  # it failed before the gate, and says so on the other pipe
                 gate_write.write(b"g")
             yield Wait(status_read.fileno(), EXEC_TIMEOUT_S if shimmed else BLOCKED_TIMEOUT_S)
-            failure = _exec_failure(status_read, 0.0)
+            failure = _exec_failure(request, status_read, 0.0)
             if failure:
-                raise _refusal(request, path, *failure)
+                raise failure
         except BaseException as error:
             gate_write.close()  # a child that waits there ends by that alone
             ending = _end_failed(pid, handle, shim)
@@ -241,9 +245,9 @@ def _fork_masked() -> int:
     return pid
 
 
-def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: int, status: int) -> NoReturn:
+def _become(request: SpawnRequest, log: int, gate: int, gate_write: int, status: int) -> NoReturn:
     """In the child: turn into the daemon, or tell the parent why not. Never returns."""
-    step = "session"
+    step, path = "session", ""
     try:
         os.close(gate_write)
         os.setsid()
@@ -260,8 +264,15 @@ def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: i
             os.dup2(fd, number)
         # a listener that leaks, opened without close-on-exec, keeps its port after all others have ended
         close_others({gate, status}, low=above)
+        step = "command"
+        path = resolve_command(request.argv, request.cwd, request.env, program=request.program)
         step = "directory"
         os.chdir(request.cwd or "/")
+        step = "gate"
+        if os.read(gate, 1) != b"g":
+            os._exit(127)
+        step = "record"
+        sync_record(request.record_path)
         step = "limits"
         if request.nofile:
             resource.setrlimit(resource.RLIMIT_NOFILE, request.nofile)
@@ -278,26 +289,33 @@ def _become(request: SpawnRequest, path: str, log: int, gate: int, gate_write: i
         if request.pass_fds:
             env |= {"LISTEN_FDS": str(len(request.pass_fds)), "LISTEN_PID": str(os.getpid())}
         step = "exec"
-        if os.read(gate, 1) == b"g":
-            os.execve(path, list(request.argv), env)  # noqa: S606  # no shell: the command is a list of words
+        os.execve(path, list(request.argv), env)  # noqa: S606  # no shell: the command is a list of words
     except BaseException as error:  # noqa: BLE001  # nothing may return into the parent's code
         number = (error.errno if isinstance(error, OSError) else None) or errno.EINVAL
+        words = (step, str(number), path)
+        if isinstance(error, SpawnError):  # of resolve_command
+            words = (_REFUSED, error.message, error.hint or "")
         with contextlib.suppress(OSError):
-            os.write(status, f"{step} {number}".encode())
+            os.write(status, "\0".join(word[:_FAILURE_CHARS] for word in words).encode(errors="backslashreplace"))
     os._exit(127)
 
 
-def _exec_failure(status: io.FileIO, timeout_s: float) -> tuple[str, int] | None:
-    """None once exec has closed the pipe, or the time is up; else the step that failed and its errno."""
+def _exec_failure(request: SpawnRequest, status: io.FileIO, timeout_s: float) -> TurnoutError | None:
+    """None once exec has closed the pipe, or the time is up; else why the child could not run the command."""
     if not _is_readable(status.fileno(), timeout_s):
         return None
-    step, _, number = status.read(64).decode().partition(" ")
-    return (step, int(number)) if step else None
+    step, _, rest = status.read(_PIPE_BYTES).decode(errors="replace").partition("\0")
+    why, _, more = rest.partition("\0")
+    if step == _REFUSED:
+        return SpawnError(why, hint=more)
+    return _refusal(request, step, int(why), more) if step else None
 
 
-def _refusal(request: SpawnRequest, path: str, step: str, number: int) -> SpawnError:
-    """What went wrong with the command, and what to do about it."""
-    why = os.strerror(number)
+def _refusal(request: SpawnRequest, step: str, number: int, path: str = "") -> TurnoutError:
+    """What went wrong with the command, and what to do about it; ``path``: its program; empty: not looked up yet."""
+    path, why = path or request.program or request.argv[0], os.strerror(number)
+    if step == "record":
+        return unwritable("write", request.record_path, OSError(number, why))
     if step == "directory":
         return SpawnError(f"cannot start {path} in {request.cwd}: {why}", hint="check cwd")
     if step == "limits":
@@ -313,20 +331,26 @@ def _refusal(request: SpawnRequest, path: str, step: str, number: int) -> SpawnE
     return NotBegunError(f"cannot start {path}: {step}: {why}", hint="see the limits: ulimit -a")
 
 
-def resolve_command(argv: Sequence[str], cwd: str, env: Mapping[str, str], *, program: str = "") -> str:
-    """Which file will run: relative to ``cwd`` where it has a slash, else found on the PATH of ``env``.
-
-    ``program``: the file that ran at the deploy; it is taken while it can be executed.
-
-    Raises:
-        SpawnError: there is none, it is not executable, or the directory does not exist. Nothing was started.
-    """
+def check_words(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> None:
+    """Raises SpawnError: execve(2) takes no such command, directory or environment. Looks at no file."""
     if not argv or not argv[0]:
         raise SpawnError("the command is empty", hint="turnout up -- COMMAND --port {port}")
     if any("\0" in word for word in (*argv, cwd, *env.keys(), *env.values())):
         raise SpawnError(f"the command of {argv[0]!r} or its environment contains a NUL byte", hint="check env")
     if any("=" in key or not key for key in env):
         raise SpawnError("a variable of the environment has an empty name or one with =", hint="check env")
+
+
+def resolve_command(argv: Sequence[str], cwd: str, env: Mapping[str, str], *, program: str = "") -> str:
+    """Which file will run: relative to ``cwd`` where it has a slash, else found on the PATH of ``env``.
+
+    Blocks as long as their file systems do. ``program``: the file that ran at the deploy; it is taken while it can be
+    executed.
+
+    Raises:
+        SpawnError: there is none, it is not executable, or the directory does not exist; or as :func:`check_words`.
+    """
+    check_words(argv, cwd, env)
     home = Path(cwd or "/")
     if not home.is_dir():
         raise SpawnError(f"no such directory: {cwd}", hint="check cwd")

@@ -22,7 +22,7 @@ from typing import Any, Final
 from turnout.core.model import Identity
 from turnout.errors import StateUnwritableError
 from turnout.system.daemon_log import older
-from turnout.system.files import Files, open_private
+from turnout.system.files import Files, open_private, opened
 from turnout.system.flock import holder_pid
 from turnout.system.home_identity import HomeIdentity, home_of_records, runs_for
 from turnout.system.process import is_alive
@@ -149,16 +149,19 @@ def _size_bytes(path: Path) -> int:
 def record_end(record_path: Path, status: int | None) -> None:
     """Note how a daemon ended: a wait status (wait(2)), None if it is unknown.
 
-    A record that is gone or cannot be written is no reason to stop reaping, so nothing is raised.
+    A record that is gone or cannot be written is no reason to stop reaping, so nothing is raised. It is not synced: a
+    busy disk would hold the keeper's loop, and after a loss of power every daemon has ended, whatever its record says.
     """
     record = _read_record(record_path)
     if record:
         with contextlib.suppress(StateUnwritableError):
-            write_record(record_path, replace(record, ended=EndRecord(status, time.time())))
+            write_record(record_path, replace(record, ended=EndRecord(status, time.time())), sync=False)
 
 
-def write_record(path: Path, record: SpawnRecord) -> None:
+def write_record(path: Path, record: SpawnRecord, *, sync: bool = True) -> None:
     """Put a record in place, whole or not at all, mode 0600. One that names no home gets this one, while it runs.
+
+    ``sync``: whether that holds after a loss of power, too, for which this waits for the disk (fsync(2)).
 
     Raises StateUnwritableError: no permission, a full disk, an I/O error.
     """
@@ -183,13 +186,20 @@ def write_record(path: Path, record: SpawnRecord) -> None:
                 data = data[file.write(data) :]
             # The file, lest a loss of power leave an empty one under the name. Not the directory: a loss
             # of power ends the daemon as well, and no record of a dead one is missed.
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         hint = "is the disk full, or the state directory read-only?"
         raise StateUnwritableError(f"cannot write {path}: {error.strerror}", hint=hint) from error
+
+
+def sync_record(path: Path) -> None:
+    """Have a record that was put in place outlive a loss of power, for which this waits. Raises OSError."""
+    with opened(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        os.fsync(fd)
 
 
 def _seconds(value: str | float) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+import msgspec
 import pytest
 
 from programs import missing
@@ -29,7 +28,7 @@ def connections(stage: Stage) -> dict[str, int | None]:
 
 def relayed_to(stage: Stage, daemon: Daemon) -> None:
     """From here on this daemon is active, and only a relay can serve it."""
-    daemon.target = replace(daemon.target, proxy_protocol=True)
+    daemon.target = msgspec.structs.replace(daemon.target, proxy_protocol=True)
     stage.set_upstream(daemon)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from turnout.config.settings import Address, Settings
 from turnout.core.model import Daemon, Deployment, DrainCause, Snapshot
-from turnout.planes.plane import Upstream
+from turnout.planes.plane import ConnectionInfo, Upstream
+from turnout.router.drain.drainer import MANY, POLL_S
 from turnout.router.drain.router_drain import RouterDrain
 from turnout.testing import FakePlane
 
@@ -49,3 +52,25 @@ def test_without_a_deadline_a_connection_is_never_cut_unless_its_daemon_is_haste
 
 def test_a_router_with_nobody_left_is_done_at_once() -> None:
     assert RouterDrain(FakePlane(), lambda: SETTINGS, since=0.0).step(SERVING, 0.0) == 0
+
+
+class WalkedPlane(FakePlane):
+    """It counts how often its connections were walked."""
+
+    walks = 0
+
+    def open_connections(self, boot_id: str, *, peers: bool = False) -> Sequence[ConnectionInfo] | None:
+        self.walks += 1
+        return super().open_connections(boot_id, peers=peers)
+
+
+def test_many_connections_are_walked_less_often_and_still_counted_and_cut() -> None:
+    """A walk over all of them takes the loop from the clients that are left."""
+    plane = WalkedPlane()
+    plane.set_upstream(Upstream("a", "127.0.0.1", 1), patience_s=1.0)
+    plane.connect(MANY + 1)
+    drains = RouterDrain(plane, lambda: SETTINGS, since=0.0)
+    for step in range(5):
+        assert drains.step(SERVING, step * POLL_S) == MANY + 1
+    assert plane.walks == 1
+    assert drains.step(SERVING, 60.0) == 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from fake_time import SkippingLoop
@@ -68,7 +69,7 @@ class Scenario:
             await asyncio.sleep(self.slow_s)
         answers = self.script.get(daemon.boot_id, [])
         answer = answers.pop(0) if len(answers) > 1 else answers[0] if answers else OK
-        return replace(answer, took_s=self.now() - began)
+        return msgspec.structs.replace(answer, took_s=self.now() - began)
 
     async def update(self, change: Callable[[Snapshot], Outcome]) -> Outcome:
         outcome = change(self.snapshot)
@@ -426,3 +427,17 @@ def test_a_process_that_has_ended_is_checked_in_a_hurry_only_while_that_can_roll
     assert len([1 for _, boot_id in at_threshold.checks if boot_id == "v2"]) < 30
     outside = watch(Scenario({"v2": [GONE]}, after_the_window()), for_s=20)
     assert len(outside.checks) < 30
+
+
+def test_news_of_an_end_that_comes_during_a_check_is_followed_by_another_check_at_once() -> None:
+    """The check in flight may have passed a moment before the end, and clients wait for the restart."""
+    scenario = Scenario({"v2": [OK, GONE]}, snapshot=must(finish_deploy(in_window(), 2)), slow_s=0.4)
+
+    def ends_soon(at: Scenario) -> None:
+        assert at.monitor
+        asyncio.get_running_loop().call_later(0.2, at.monitor.check_now)
+
+    watch(scenario, for_s=0.9, then=ends_soon)
+    (first, _), (second, _) = scenario.checks
+    assert round(second - first, 3) == 0.4
+    assert scenario.events == ["died v2"]

@@ -125,6 +125,25 @@ def test_where_no_thread_can_be_started_a_check_takes_one_that_runs(
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("name", ["a b", "", "check"])
+def test_a_boot_id_of_another_program_may_be_any_text(hung: threading.Event, shared: DaemonThreads, name: str) -> None:
+    """Else each snapshot would forget the check in flight, and each check that hangs leave a thread behind."""
+    calls: list[str] = []
+
+    async def story() -> None:
+        probing = ProbeThreads(asyncio.get_running_loop(), shared, late_s=0.0)
+        for _ in range(3):
+            await probing.run(daemon(name), blocked(hung, calls, "once"), timeout_s=BOUND_S)
+            probing.keep({name})
+        async with asyncio.timeout(WAIT_S):
+            while not calls:  # noqa: ASYNC110  # a thread
+                await asyncio.sleep(0.001)
+        assert calls == ["once"]
+        probing.close()
+
+    asyncio.run(story())
+
+
 def test_a_daemon_that_is_forgotten_leaves_no_thread(shared: DaemonThreads) -> None:
     async def story() -> None:
         probing = ProbeThreads(asyncio.get_running_loop(), shared)

@@ -264,3 +264,23 @@ def test_giving_up_that_cannot_be_written_now_is_written_later() -> None:
     assert len(scenario.given_up) == 1
     assert scenario.restarter
     assert scenario.restarter.pending is None
+
+
+@dataclass
+class FailsOnce(Scenario):
+    """Its first attempt meets an error that it was not made for: no thread is to be had for a write."""
+
+    failed: bool = False
+
+    async def start(self, hung: str) -> Started | NotBegun:
+        if not self.failed:
+            self.failed = True
+            raise StateUnwritableError("no thread can be started")
+        return await super().start(hung)
+
+
+def test_an_attempt_that_ends_in_an_error_is_made_again() -> None:
+    scenario = play(FailsOnce(), for_s=10)
+    assert len(scenario.starts) == 1
+    assert scenario.restarter
+    assert scenario.restarter.pending is None

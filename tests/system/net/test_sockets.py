@@ -386,3 +386,36 @@ def test_the_user_at_the_other_end_of_a_connection_is_told() -> None:
             assert sock_diag.uid_of(server.getsockname(), peer) == os.geteuid()
         port = client.getsockname()[1]
     assert sock_diag.uid_of(("127.0.0.1", 1), ("127.0.0.1", port)) is None, "there is no such connection"
+
+
+HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
+
+
+def _proc_line(local: str, remote: str, state: int, inode: int, queued: int = 0) -> str:
+    queues = f"00000000:{queued:08X} 00:00000000 00000000"
+    return f"   0: {local} {remote} {state:02X} {queues}  1000        0 {inode} 1 0000000000000000 20 4 30 10 -1\n"
+
+
+def test_a_socket_that_moved_in_the_table_while_it_was_read_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel hands /proc/net/tcp out in pieces, and goes on by a position that other sockets shift."""
+    here, anywhere = "0100007F:1F90", "00000000:0000"
+    peers = ("0100007F:9C40", "0100007F:9C41")
+    lines = [
+        _proc_line(here, anywhere, sock_diag.LISTEN, 11, queued=1),
+        _proc_line(here, anywhere, sock_diag.LISTEN, 12),  # of the same address, by SO_REUSEPORT
+        _proc_line(here, peers[0], sock_diag.ESTABLISHED, 0),
+        _proc_line(here, peers[1], sock_diag.ESTABLISHED, 13),
+        _proc_line(here, anywhere, sock_diag.LISTEN, 11, queued=2),
+        _proc_line(here, peers[0], sock_diag.ESTABLISHED, 14),  # it was accepted between the two pieces
+    ]
+    text = {"tcp": HEAD + "".join(lines), "tcp6": HEAD}
+
+    def refused(*_: object) -> object:
+        raise PermissionError
+
+    monkeypatch.setattr(sock_diag, "dump", refused)
+    monkeypatch.setattr(Path, "read_text", lambda path: text[path.name])
+    rows = sock_diag.table(sock_diag.EVERY, 8080)
+    assert sorted(row.inode for row in rows) == [11, 12, 13, 14]
+    assert [row.queued for row in rows if row.inode == 11] == [2], "the later look counts"
+    assert established_to(8080) == 2

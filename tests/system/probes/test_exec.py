@@ -57,6 +57,13 @@ def test_one_that_a_signal_ended_says_which(daemon: Daemon) -> None:
     assert "SIGTERM" in result.reason
 
 
+def test_one_that_a_real_time_signal_ended_is_unwell_too(daemon: Daemon) -> None:
+    """An error in its place would end the router, which checks the daemon by it."""
+    result = run(daemon, "sh", "-c", "kill -37 $$")
+    assert not result.ok
+    assert "SIGRTMIN+3" in result.reason
+
+
 def test_it_is_told_of_the_daemon_and_of_nothing_that_an_outer_turnout_said(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:

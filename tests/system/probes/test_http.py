@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from probe_support import serve
@@ -71,7 +72,7 @@ def test_the_request_names_path_and_host(opened: ExitStack) -> None:
 
     daemon = serve(opened, talk)
     assert probe(daemon, HTTP, timeout_s=TIMEOUT_S).ok
-    assert probe(daemon, replace(HTTP, host="example.org"), timeout_s=TIMEOUT_S).ok
+    assert probe(daemon, msgspec.structs.replace(HTTP, host="example.org"), timeout_s=TIMEOUT_S).ok
     assert heard[0].startswith(b"GET /healthz HTTP/1.1\r\n")
     assert f"\r\nHost: 127.0.0.1:{daemon.port}\r\n".encode() in heard[0]
     assert b"\r\nConnection: close\r\n" in heard[0]
@@ -86,7 +87,7 @@ def test_the_status_decides(opened: ExitStack, status: int, *, well: bool) -> No
 
 
 def test_other_statuses_may_be_asked_for(opened: ExitStack) -> None:
-    spec = replace(HTTP, statuses=parse_statuses("401"))
+    spec = msgspec.structs.replace(HTTP, statuses=parse_statuses("401"))
     assert check(opened, answering(b"HTTP/1.1 401 Who\r\nContent-Length: 0\r\n\r\n"), spec).ok
     assert not check(opened, answering(OK), spec).ok
 
@@ -173,8 +174,8 @@ def test_something_that_is_not_http_is_shown(opened: ExitStack) -> None:
 
 def test_a_match_is_searched_in_the_body(opened: ExitStack) -> None:
     daemon = serve(opened, answering(OK))
-    assert probe(daemon, replace(HTTP, match=b"^well$"), timeout_s=TIMEOUT_S).ok
-    unwell = probe(daemon, replace(HTTP, match=b"^ill$"), timeout_s=TIMEOUT_S)
+    assert probe(daemon, msgspec.structs.replace(HTTP, match=b"^well$"), timeout_s=TIMEOUT_S).ok
+    unwell = probe(daemon, msgspec.structs.replace(HTTP, match=b"^ill$"), timeout_s=TIMEOUT_S)
     assert not unwell.ok
     assert "well" in unwell.reason
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from probe_support import here, serve
@@ -59,7 +60,7 @@ def spec_of(kind: str) -> ProbeSpec:
 @pytest.mark.parametrize("kind", ["alive", "tcp", "expect", "none"])
 def test_a_daemon_that_serves_is_well(started: Started, kind: str) -> None:
     result = probe(started.demo().daemon, spec_of(kind), timeout_s=TIMEOUT_S)
-    assert result == replace(result, ok=True, gone=False, found_port=None)
+    assert result == msgspec.structs.replace(result, ok=True, gone=False, found_port=None)
     assert result.took_s >= 0
 
 
@@ -106,7 +107,7 @@ def test_a_daemon_that_has_ended_is_gone(started: Started, kind: str, verify_own
     running = started.demo()
     running.process.kill()
     eventually(lambda: state_of(running.process.pid) == "Z", why="nobody waited for it")
-    spec = replace(spec_of(kind), verify_owner=verify_owner)
+    spec = msgspec.structs.replace(spec_of(kind), verify_owner=verify_owner)
     result = probe(running.daemon, spec, timeout_s=TIMEOUT_S)
     assert (result.ok, result.gone) == (False, True), result
     running.process.wait()
@@ -189,7 +190,7 @@ def test_another_program_on_the_port_does_not_pass_for_the_daemon(started: Start
     result = probe(daemon, spec_of(kind), timeout_s=TIMEOUT_S)
     assert (result.ok, result.gone) == (False, False)
     assert f"pid {stranger.process.pid}" in result.reason
-    unverified = replace(spec_of(kind), verify_owner=False)
+    unverified = msgspec.structs.replace(spec_of(kind), verify_owner=False)
     assert probe(daemon, unverified, timeout_s=TIMEOUT_S).ok
 
 
@@ -226,7 +227,7 @@ def test_a_daemon_that_went_to_the_background_is_gone_and_told_to_stay(started: 
         assert (result.ok, result.gone) == (False, True)
         assert f"pid {holder.pid}" in result.reason
         assert "foreground" in result.reason
-        assert probe(daemon, replace(ALIVE, verify_owner=False), timeout_s=TIMEOUT_S).ok
+        assert probe(daemon, msgspec.structs.replace(ALIVE, verify_owner=False), timeout_s=TIMEOUT_S).ok
 
 
 def test_an_owner_that_cannot_be_seen_is_not_taken_on_trust(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +336,9 @@ def test_a_candidate_that_listens_and_never_accepts_does_not_get_healthy(
     started: Started, kind: str, verify_owner: bool
 ) -> None:
     daemon = listening(started, NEVER_ACCEPTS)
-    result = wait_healthy(daemon, replace(spec_of(kind), verify_owner=verify_owner), timeout_s=1.5, check_timeout_s=0.5)
+    result = wait_healthy(
+        daemon, msgspec.structs.replace(spec_of(kind), verify_owner=verify_owner), timeout_s=1.5, check_timeout_s=0.5
+    )
     assert (result.ok, result.gone) == (False, False)
     assert "accept" in result.reason
 

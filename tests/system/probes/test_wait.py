@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from turnout.core.acceptors import Waited
@@ -85,7 +85,9 @@ def test_the_check_at_the_deadline_opens_a_connection_and_its_reason_is_told(mon
     assert checks.asked[-1][2] == wait.LAST_CHECK_S
 
 
-@pytest.mark.parametrize("fault", [replace(SILENT, found_port=9), replace(SILENT, owner_hidden=True)])
+@pytest.mark.parametrize(
+    "fault", [msgspec.structs.replace(SILENT, found_port=9), msgspec.structs.replace(SILENT, owner_hidden=True)]
+)
 def test_a_daemon_at_another_port_or_with_hidden_descriptors_is_given_up_after_a_second(
     monkeypatch: pytest.MonkeyPatch, fault: ProbeResult
 ) -> None:

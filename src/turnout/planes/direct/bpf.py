@@ -13,8 +13,9 @@ import os
 import platform
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from turnout.errors import SteeringError
 
@@ -56,8 +57,7 @@ MAP_FD: Final = 1  # BPF_PSEUDO_MAP_FD, as the source of LOAD_64
 _INSTRUCTION: Final = struct.Struct("<BBhi")
 
 
-@dataclass(frozen=True, slots=True)
-class Op:
+class Op(msgspec.Struct, frozen=True):
     """One instruction; ``to`` names the label that it jumps to, and then ``off`` follows from where that is."""
 
     code: int

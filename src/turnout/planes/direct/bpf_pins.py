@@ -13,9 +13,10 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from turnout.errors import SteeringError
 
@@ -53,8 +54,7 @@ def home_directory(bpffs: Path, home: Path) -> Path:
     return bpffs / f"turnout-{_hash(os.path.realpath(home))}"
 
 
-@dataclass(frozen=True, slots=True)
-class Pins:
+class Pins(msgspec.Struct, frozen=True):
     """The pinned objects of one service. Owns its directories.
 
     Args:

@@ -16,6 +16,7 @@ from typing import Final
 
 from turnout.planes.accepting_plane import AcceptingPlane
 from turnout.planes.hold_queue import PendingClient
+from turnout.planes.loop_priority import LoopPriority
 from turnout.planes.plane import DEFAULT_OPTIONS, PlaneOptions, Upstream
 from turnout.planes.stream.leg import LegPair
 from turnout.system.net.tcp import is_dead
@@ -24,17 +25,29 @@ LOOK_S: Final = 1.0
 
 
 class Stream(AcceptingPlane[LegPair]):
-    """The plane for systems without splice(2). Owns the tasks that open its connections, too."""
+    """The plane for systems without splice(2). Owns the tasks that open its connections, too.
+
+    ``loop_priority``: keeps relays beside it from staying in their epoll; None: there are none.
+    """
 
     name: str = "stream"
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, options: PlaneOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        options: PlaneOptions = DEFAULT_OPTIONS,
+        *,
+        loop_priority: LoopPriority | None = None,
+    ) -> None:
         self._made = 0
         self._readiness = LoopReadiness(loop, lambda _fd: self._acceptor.accept(), self._daemon_ready)
         super().__init__(loop, self._readiness, options)
         self._opening: set[asyncio.Task[None]] = set()
         self._half_closed: set[LegPair] = set()
         self._look_timer: asyncio.TimerHandle = loop.call_later(LOOK_S, self._look)
+        # its connections are on the loop's own epoll, and must not wait for a relay's
+        self._loop_priority = loop_priority or LoopPriority()
+        self._loop_priority.pending += 1
 
     def _daemon_ready(self, fd: int) -> None:
         self._acceptor.connected(self._acceptor.connecting[fd])
@@ -69,6 +82,7 @@ class Stream(AcceptingPlane[LegPair]):
 
     def _close_connections(self) -> None:
         self._look_timer.cancel()
+        self._loop_priority.pending -= 1
         for task in self._opening:
             task.cancel()
         for pair in list(self._table):

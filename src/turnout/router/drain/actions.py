@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from turnout.core.model import Daemon, DrainCause
 from turnout.errors import TurnoutError
@@ -18,8 +19,7 @@ from turnout.system.spawn_record import read_records
 FAILED_GRACE_S: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class DrainActions:
+class DrainActions(msgspec.Struct, frozen=True):
     """Counts and ends the connections of one service's former daemons, and has the daemons stopped. Owns nothing.
 
     ``located`` answers a daemon with the source address that reaches it now.

@@ -13,7 +13,7 @@ from turnout.config.settings import Settings
 from turnout.core.drain import DrainPolicy, decide
 from turnout.core.model import DrainCause, Snapshot
 from turnout.planes.plane import Plane
-from turnout.router.drain.drainer import Drain
+from turnout.router.drain.drainer import MANY, POLL_S, Drain
 
 
 @dataclass(slots=True)
@@ -24,15 +24,24 @@ class RouterDrain:
     settings: Callable[[], Settings]
     since: float
     drains: dict[str, Drain] = field(default_factory=dict[str, Drain])
+    look_at: float = 0.0
 
     def step(self, snapshot: Snapshot, now: float) -> int:
         """Cut what is to be cut now (monotonic seconds); answers how many clients are left, held clients included."""
+        if now >= self.look_at:
+            self._look(snapshot, now)
+        return self.plane.connections() + self.plane.waiting()
+
+    def _look(self, snapshot: Snapshot, now: float) -> None:
+        """Walk all connections: less often where there are many."""
         settings = self.settings()
         policy = DrainPolicy(settings.drain_grace_s, settings.drain_deadline_s)
         for boot_id in self.plane.traffic():
             carried = self.plane.open_connections(boot_id)
             if not carried:  # none, or the kernel does not tell: they end with the daemon or the clients
                 continue
+            if len(carried) > MANY:
+                self.look_at = now + 5 * POLL_S
             drain = self.drains.setdefault(boot_id, Drain(self.since))
             drain.decision = decide(
                 policy,
@@ -45,7 +54,6 @@ class RouterDrain:
             )
             if drain.decision.cut != ():
                 self.plane.cut(boot_id, drain.decision.cut)
-        return self.plane.connections() + self.plane.waiting()
 
     @staticmethod
     def _cause(snapshot: Snapshot, boot_id: str) -> DrainCause:

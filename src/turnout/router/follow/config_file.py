@@ -6,7 +6,6 @@ The file's word wins from the moment it changes; a flag given to a verb counts u
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +23,7 @@ NEEDS: Final[Mapping[str, Takes]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ReloadResult:
+class ReloadResult(msgspec.Struct, frozen=True):
     """What came of a reload.
 
     Args:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from time import monotonic
 from typing import Final, NamedTuple
+
+import msgspec
 
 from turnout.config.settings import Settings, dump_settings, ignored_settings, load_settings
 from turnout.errors import TurnoutError
@@ -27,8 +28,7 @@ log = logging.getLogger("turnout.router")
 REMOVED_AFTER_S: Final = 1.0  # sooner, files appear in a directory that a program is removing, and rmdir(2) fails
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenSettings:
+class WrittenSettings(msgspec.Struct, frozen=True):
     """What a verb wrote into settings.json, and when (nanoseconds of the file system's clock); or why it is no use."""
 
     settings: Settings | None
@@ -50,8 +50,7 @@ class ConfigLook(NamedTuple):
     asked: int
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedSettings:
+class OpenedSettings(msgspec.Struct, frozen=True):
     """What a service's settings.json says, and what follows the file from here on.
 
     Args:

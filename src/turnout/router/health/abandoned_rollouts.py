@@ -6,8 +6,9 @@ Where the rollout has retired the active daemon, nothing serves, and clients are
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from turnout.core.deployment import abort_deploy
 from turnout.core.model import Daemon, Deployment, Snapshot
@@ -19,8 +20,7 @@ from turnout.state.rollout_owner import abandoned, is_abandoned
 OWNER_LOOK_S: Final = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class AbandonedRollouts:
+class AbandonedRollouts(msgspec.Struct, frozen=True):
     """Watches the owner of one service's rollout. Its one task belongs to the caller of :meth:`run`."""
 
     service: FollowedService

@@ -6,8 +6,10 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from turnout.core.model import Daemon
 from turnout.router.followed_service import FollowedService
@@ -44,7 +46,7 @@ class DaemonProber:
         health, started = self.service.live.settings.health, self.upstream.as_started(daemon)
         spec = probe_spec(self.service.live.settings, started)
         if spec.kind == "exec":
-            spec = replace(spec, environ=await self._environ_of(daemon))
+            spec = msgspec.structs.replace(spec, environ=await self._environ_of(daemon))
 
         def check() -> ProbeResult:
             return probe(started, spec, timeout_s=health.timeout_s)

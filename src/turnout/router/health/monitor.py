@@ -61,6 +61,7 @@ class HealthMonitor:
         self._settings = settings
         self._snapshot = Snapshot()
         self._wake = asyncio.Event()
+        self._check_asked = False  # since the last check began
         self._window_ends = 0.0
         self._watched: tuple[int, str] | None = None  # generation and boot of the window under way
         self.unwell: Unwell | None = None
@@ -84,6 +85,8 @@ class HealthMonitor:
             self._wake.set()
 
     def check_now(self) -> None:
+        """Check at once; where a check is in flight, once more after it."""
+        self._check_asked = True
         self._wake.set()
 
     @property
@@ -112,7 +115,7 @@ class HealthMonitor:
         if active is None:
             await self._wake.wait()
             return self._clock()
-        if last is None:
+        if last is None or self._check_asked:
             return now
         health, streak = self._settings().health, self._snapshot.deployment.health_fail_streak
         confirming = self._watched is not None and streak < health.failures
@@ -128,6 +131,7 @@ class HealthMonitor:
 
     async def _check(self, active: Daemon, due: float, previous: HealthCheck | None) -> HealthCheck:
         started = self._clock()
+        self._check_asked = False
         result = await self._probe(active)
         # a check that outran its own time-out met a machine that stalled in the middle of it
         overrun_s = max(0.0, result.took_s - self._settings().health.timeout_s)

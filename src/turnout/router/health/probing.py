@@ -19,6 +19,7 @@ from turnout.system.probes.probe import ProbeResult
 from turnout.system.process import provably_dead
 
 LATE_S: Final = 2.0  # a check that ends at its deadline needs a thread and the loop, on a machine that is busy
+_Key = tuple[str, str]  # the kind of check, and the boot id, which is any text
 
 
 class _Check(NamedTuple):
@@ -38,8 +39,8 @@ class ProbeThreads:
         self._loop = loop
         self._shared = shared
         self._late_s = late_s
-        self._threads: dict[str, DaemonThreads] = {}
-        self._checks: dict[str, _Check] = {}
+        self._threads: dict[_Key, DaemonThreads] = {}
+        self._checks: dict[_Key, _Check] = {}
 
     async def run(
         self, daemon: Daemon, check: Callable[[], ProbeResult], *, timeout_s: float, kind: str = "check"
@@ -55,7 +56,7 @@ class ProbeThreads:
         Raises:
             OSError: no thread can be had.
         """
-        key = f"{kind} {daemon.boot_id}"
+        key = kind, daemon.boot_id
         flying = self._checks.get(key)
         if flying is None or flying.result.done():
             flying = self._checks[key] = _Check(time.monotonic(), self._begin(key, check))
@@ -71,7 +72,7 @@ class ProbeThreads:
 
     def keep(self, boot_ids: Collection[str]) -> None:
         """Let the threads of all other daemons go; one that hangs ends with its check."""
-        for key in [key for key in self._threads if key.split()[-1] not in boot_ids]:
+        for key in [key for key in self._threads if key[1] not in boot_ids]:
             self._threads.pop(key).shutdown(wait=False)
             self._checks.pop(key, None)
 
@@ -79,10 +80,10 @@ class ProbeThreads:
         """Let all threads go."""
         self.keep(())
 
-    def _begin(self, key: str, check: Callable[[], ProbeResult]) -> asyncio.Future[ProbeResult]:
+    def _begin(self, key: _Key, check: Callable[[], ProbeResult]) -> asyncio.Future[ProbeResult]:
         threads = self._threads.get(key)
         if threads is None:
-            threads = self._threads[key] = DaemonThreads(key)
+            threads = self._threads[key] = DaemonThreads(" ".join(key))
         executor = threads if threads.works else self._shared
         result = self._loop.run_in_executor(executor, check)
         result.add_done_callback(_retrieve)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
+
+import msgspec
 
 from turnout.core.backoff import RESTART_DELAYS_S, STEADY_AFTER_S, not_begun_delay_s, same_cause
 from turnout.core.model import Daemon, Desired, Snapshot
@@ -31,15 +32,13 @@ class Started(Enum):
     BUSY = auto()  # another verb is at work on this service; that is no attempt
 
 
-@dataclass(frozen=True, slots=True)
-class NotBegun:
+class NotBegun(msgspec.Struct, frozen=True):
     """An attempt that started nothing, and why."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Blocked:
+class Blocked(msgspec.Struct, frozen=True):
     """Attempts in a row that could not begin: how many, since when (the restarter's clock), and why the last one."""
 
     reason: str
@@ -47,8 +46,7 @@ class Blocked:
     attempts: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
+class Restart(msgspec.Struct, frozen=True):
     """One that is due: attempt ``attempt`` of ``len(RESTART_DELAYS_S)``, at ``at`` on the restarter's clock.
 
     ``blocked``: why it has not even begun yet.
@@ -135,7 +133,8 @@ class Restarter:
     async def run(self) -> None:
         """Restart what dies, until cancelled."""
         while True:
-            await self._wake.wait()
+            if not self.pending:  # else the last attempt ended in an error, and is made again
+                await self._wake.wait()
             self._wake.clear()
             while self.pending:
                 due = self.pending
@@ -164,7 +163,7 @@ class Restarter:
         elif started is Started.NO:
             self._schedule(due.boot_id, due.reason, hung=due.hung)
         else:
-            self._set(replace(due, at=self._clock() + BUSY_AGAIN_S))
+            self._set(msgspec.structs.replace(due, at=self._clock() + BUSY_AGAIN_S))
 
     def _blocked(self, due: Restart, reason: str) -> Restart:
         """The same attempt, a little later; logged where that begins, and where its reason changes."""
@@ -172,7 +171,7 @@ class Restarter:
         if before is None or not same_cause(before.reason, reason):
             self._events.daemon_event("blocked", due.boot_id, evidence=reason)
         blocked = Blocked(reason, before.since if before else now, before.attempts + 1 if before else 1)
-        return replace(due, at=now + not_begun_delay_s(blocked.attempts), blocked=blocked)
+        return msgspec.structs.replace(due, at=now + not_begun_delay_s(blocked.attempts), blocked=blocked)
 
     def _schedule(self, boot_id: str, reason: str, *, hung: bool = False) -> None:
         delay_s = RESTART_DELAYS_S[min(self._tries, len(RESTART_DELAYS_S) - 1)]

@@ -11,10 +11,11 @@ from __future__ import annotations
 import errno
 import stat
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from turnout.system.files import PRIVATE, Files, drop, temp_beside, undone_on_error, write_new
 
@@ -31,8 +32,7 @@ def next_good_copy(target: Path) -> Path:
     return target.with_name(f"{target.name}.good.new")
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True):
     """FILE has the new content. ``displaced`` is a file with what stood there if that was not what was expected.
 
     The caller owns the displaced file.

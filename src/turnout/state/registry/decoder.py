@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import msgspec
@@ -38,16 +38,14 @@ class NotARegistry(ValueError):  # noqa: N818  # it names what the bytes are, no
     """The bytes are no JSON object that could be a registry."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
+class Repair(msgspec.Struct, frozen=True):
     """One thing that was dropped or repaired while reading, and where."""
 
     where: str
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True):
     """What a registry says, and what had to be mended to understand it."""
 
     snapshot: Snapshot

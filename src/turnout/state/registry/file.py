@@ -6,9 +6,11 @@ import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from turnout.core.deployment import Change
 from turnout.core.model import Snapshot
@@ -25,8 +27,7 @@ from turnout.system.flock import hold
 _ROUNDS: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Foreign:
+class Foreign(msgspec.Struct, frozen=True):
     """A write of another program without the lock, as it was dealt with.
 
     Args:
@@ -95,7 +96,8 @@ class RegistryFile:
         read, last = self._loader.look(self._target()), self._seen
         if last is None or last[0] is not read:
             snapshot = self._view(read.snapshot)
-            last = self._seen = (read, read if snapshot is read.snapshot else replace(read, snapshot=snapshot))
+            seen = read if snapshot is read.snapshot else msgspec.structs.replace(read, snapshot=snapshot)
+            last = self._seen = (read, seen)
         return last[1]
 
     def update(self, change: Change) -> Outcome:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from turnout.core.model import Snapshot
 from turnout.errors import RegistryUnsupportedError
@@ -19,8 +20,7 @@ _TRIES: Final = 5
 _AGAIN_S: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Examined:
+class Examined(msgspec.Struct, frozen=True):
     """What was found.
 
     Args:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
+
+import msgspec
 
 from turnout.core.model import Snapshot
 from turnout.errors import RegistryDamagedError, RegistryUnsupportedError, StateUnwritableError
@@ -23,8 +24,7 @@ _SETTLE_LIMIT_S: Final = 5.0
 _RECENT: Final = 2  # the file and its last good copy
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(msgspec.Struct, frozen=True):
     """Distinguishes a file's content from what it was before; all 0 where there is no file."""
 
     mtime_ns: int = 0
@@ -37,8 +37,7 @@ class Fingerprint:
         return cls(state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_size)
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     """What the registry says.
 
     Args:
@@ -66,8 +65,7 @@ class Read:
         return self.kept and not self.repairs
 
 
-@dataclass(frozen=True, slots=True)
-class _Good:
+class _Good(msgspec.Struct, frozen=True):
     data: bytes
     decoded: Decoded
     fingerprint: Fingerprint
@@ -77,8 +75,7 @@ class _Good:
         return self.decoded.snapshot
 
 
-@dataclass(frozen=True, slots=True)
-class _Cached:
+class _Cached(msgspec.Struct, frozen=True):
     """What was read, and the states of the two files in which that still holds."""
 
     file: Fingerprint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import secrets
+import random
 import socket
 from collections.abc import Collection
 from pathlib import Path
@@ -55,7 +55,7 @@ def choose_port(host: str = "127.0.0.1", *, avoid: Collection[int] = ()) -> Rese
     low, high = _ephemeral_range()
     barred = {*avoid, FIXED_PORT}
     outside = [port for port in (*range(20000, low), *range(high + 1, 65536)) if port not in barred]
-    tries = secrets.SystemRandom().sample(outside, min(len(outside), PORT_TRIES))
+    tries = random.SystemRandom().sample(outside, min(len(outside), PORT_TRIES))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in tries or [0] * PORT_TRIES:  # 0: nothing lies outside here, so the kernel chooses
         sock = socket.socket(family, socket.SOCK_STREAM)

@@ -75,7 +75,7 @@ def table(states: int, port: int = 0) -> list[SocketRow]:
     try:
         rows = [_row(message) for message in dump(states, port)]
     except OSError:  # no such netlink family, or not for us: gVisor, some containers
-        rows = list(_from_proc())
+        rows = list({_key(row): row for row in _from_proc()}.values())
     return [row for row in rows if 1 << row.state & states and port in {0, row.port}]
 
 
@@ -198,8 +198,16 @@ def attribute(data: bytes, wanted: int) -> bytes:
     return b""
 
 
+def _key(row: SocketRow) -> tuple[object, ...]:
+    """What is one socket's alone: of a connection its two ends, for its inode comes when it is accepted."""
+    return (row.host, row.port, row.peer, row.inode if row.state == LISTEN else 0)
+
+
 def _from_proc() -> Iterator[SocketRow]:
-    """Every socket (proc_pid_net(5)); rx_queue of a listener is its queue, its backlog is unknown."""
+    """Every socket (proc_pid_net(5)); rx_queue of a listener is its queue, its backlog is unknown.
+
+    A socket may come twice: the kernel hands the table out in pieces, and finds where it was by counting.
+    """
     for name in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]

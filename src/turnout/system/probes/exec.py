@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 from turnout.core.model import Daemon
 from turnout.system.run_command import run_bounded
+from turnout.system.signals import signal_name
 from turnout.system.spawn import clean_environment, fill_port
 
 _SHOWN_CHARS: Final = 120
@@ -39,7 +39,7 @@ def run_check(
         return False, f"{argv[0]} did not end in time{_tail(ran.output)}"
     if ran.code == 0:
         return True, f"{argv[0]} says that it is well"
-    how = f"exit code {ran.code}" if ran.code > 0 else signal.Signals(-ran.code).name
+    how = f"exit code {ran.code}" if ran.code > 0 else signal_name(-ran.code)
     return False, f"{argv[0]}: {how}{_tail(ran.output)}"
 
 

@@ -10,9 +10,10 @@ import re
 import socket
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final, Literal
+
+import msgspec
 
 from turnout.core.acceptors import Waited
 from turnout.core.addresses import format_address
@@ -49,8 +50,7 @@ class Proof(Enum):
     """As ``KERNEL``, else by a connection that is accepted, also with ``alive``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeSpec:
+class ProbeSpec(msgspec.Struct, frozen=True):
     """How to ask.
 
     Args:
@@ -86,8 +86,7 @@ class ProbeSpec:
     environ: Mapping[str, str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
+class ProbeResult(msgspec.Struct, frozen=True):
     """The answer.
 
     Args:
@@ -139,8 +138,8 @@ def probe(daemon: Daemon, spec: ProbeSpec, *, timeout_s: float, proof: Proof = P
             result = ProbeResult(ok=ok, reason=reason)
         elif result.ok:
             result = _talk(daemon, spec, deadline, prove=proof is not Proof.NONE)
-        result = replace(result, proven=proven)
-    return replace(result, took_s=time.monotonic() - began)
+        result = msgspec.structs.replace(result, proven=proven)
+    return msgspec.structs.replace(result, took_s=time.monotonic() - began)
 
 
 def _process(daemon: Daemon, spec: ProbeSpec) -> ProbeResult:
@@ -192,7 +191,7 @@ def look_at_listener(daemon: Daemon, spec: ProbeSpec) -> ProbeResult:
     """
     result = _listener(daemon, spec)
     looked = daemon.pid > 0 and spec.verify_owner and not result.owner_hidden
-    return replace(result, proven=result.ok) if looked else result
+    return msgspec.structs.replace(result, proven=result.ok) if looked else result
 
 
 def _listener(daemon: Daemon, spec: ProbeSpec) -> ProbeResult:
@@ -267,9 +266,10 @@ def _accepts(
     """Whether the kernel shows that the daemon waits on its listener, or a connection is accepted."""
     waits = waited(daemon, verify_owner=spec.verify_owner)
     if waits is Waited.YES:
-        return replace(result, waited=waits)
+        return msgspec.structs.replace(result, waited=waits)
     if may_connect:
-        return replace(_talk(daemon, replace(spec, kind="tcp"), deadline, prove=True), waited=waits)
+        connected = _talk(daemon, msgspec.structs.replace(spec, kind="tcp"), deadline, prove=True)
+        return msgspec.structs.replace(connected, waited=waits)
     seen = "does not accept connections" if waits is Waited.NO else "was not seen to accept connections"
     return ProbeResult(ok=False, reason=f"it listens on port {daemon.port}, but {seen}", waited=waits)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
+
+import msgspec
 
 from turnout.core.acceptors import Waited
 from turnout.core.model import Daemon
@@ -70,5 +71,6 @@ def wait_healthy(
         elif now - elsewhere_since >= elsewhere_after_s:
             return result
         if now >= deadline:
-            return replace(result, reason=f"not healthy within {round(timeout_s, 1):g} s: {result.reason}")
+            reason = f"not healthy within {round(timeout_s, 1):g} s: {result.reason}"
+            return msgspec.structs.replace(result, reason=reason)
         sleep(min(interval_s, deadline - now))

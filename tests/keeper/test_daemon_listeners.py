@@ -1,0 +1,151 @@
+"""The listeners that the keeper gives to daemons: what cannot be had is no fault of the daemon's build."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from turnout.core.model import Identity
+from turnout.errors import NotBegunError, StateUnwritableError
+from turnout.keeper import daemon_listeners
+from turnout.keeper.daemon_listeners import LOOK_S, NO_MEMBER, DaemonListeners
+from turnout.keeper.service_listeners import ServiceListeners
+from turnout.reuseport.group import Group, GroupMember
+from turnout.state.home import Home
+from turnout.system.net.listener import bind
+from turnout.system.spawn_record import SpawnRecord
+
+
+class Scene:
+    """The listeners of a keeper without routers. ``due``: what is to be done later."""
+
+    def __init__(self, root: Path) -> None:
+        self.served: dict[str, ServiceListeners] = {}
+        self.offered: list[str] = []
+        self.due: list[tuple[float, Callable[[], None]]] = []
+        self.lines: list[str] = []
+        self.listeners = DaemonListeners(Home(root), self.served, self.offered.append, self.after, self.lines.append)
+
+    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+        self.due.append((delay_s, action))
+
+
+class FakeGroup(Group):
+    """A group that finds this out when it looks, or cannot look."""
+
+    def __init__(self, *found: bool | OSError) -> None:
+        self.found = list(found)
+        self.members = {}
+        self.strangers = set()
+        self.version = self.router_index = 0
+
+    def look(self) -> bool:
+        found = self.found.pop(0)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+
+class Joined(ServiceListeners):
+    closings = 0
+
+    def close(self) -> None:
+        self.closings += 1
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_a_daemon_without_a_listener_gets_none(scene: Scene) -> None:
+    assert scene.listeners.take("a", "b1", None) == (None, NO_MEMBER)
+
+
+def test_a_listener_of_its_own_blocks_as_a_daemon_expects_it(scene: Scene) -> None:
+    listener, member = scene.listeners.take("a", "b1", ("127.0.0.1", 0))
+    assert listener
+    with listener:
+        assert listener.getblocking()
+    assert member == NO_MEMBER
+
+
+def test_a_port_that_another_program_has_is_no_fault_of_the_daemon(scene: Scene) -> None:
+    with bind("127.0.0.1", 0) as taken, pytest.raises(NotBegunError, match="Address already in use"):
+        scene.listeners.take("a", "b1", ("127.0.0.1", taken.getsockname()[1]))
+
+
+def test_where_nothing_listens_for_the_service_a_shared_listener_is_no_fault_of_the_daemon(scene: Scene) -> None:
+    with pytest.raises(NotBegunError, match="nothing listens for a"):
+        scene.listeners.take("a", "b1", "shared")
+
+
+def test_addresses_that_are_bound_already_are_not_offered_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServiceListeners, "at", lambda addresses: ServiceListeners([*addresses], []))
+    assert scene.listeners.bind("a", [("127.0.0.1", 7000)])
+    assert not scene.listeners.bind("a", [("127.0.0.1", 7000)])
+    assert scene.offered == ["a"]
+    assert scene.listeners.unbind("a")
+    assert not scene.listeners.unbind("a")
+
+
+def test_an_address_that_another_program_has_is_refused_by_its_name(scene: Scene) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match="Address already in use") as refused:
+            scene.listeners.bind("a", [("127.0.0.1", port)])
+    assert refused.value.filename == f"127.0.0.1:{port}"
+    assert (scene.served, scene.offered) == ({}, [])
+
+
+def test_a_group_that_cannot_be_looked_at_keeps_no_other_from_it_and_is_logged_once(scene: Scene) -> None:
+    no_descriptor = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    scene.served["a"] = ServiceListeners([], [], FakeGroup(no_descriptor, no_descriptor, False))
+    scene.served["b"] = ServiceListeners([], [], FakeGroup(True, False, True))
+    for _ in range(3):
+        scene.listeners.refresh()
+    assert scene.offered == ["b", "b"]
+    assert len(scene.lines) == 1
+    assert "service a: the group at its address cannot be kept in order" in scene.lines[0]
+
+
+def test_groups_are_looked_at_by_one_timer_however_often_that_is_asked_for(scene: Scene) -> None:
+    scene.listeners.watch()
+    scene.listeners.watch()
+    ((delay_s, look),) = scene.due
+    assert delay_s == LOOK_S
+    look()
+    assert len(scene.due) == 1, "there is no daemon in any group"
+
+
+def test_a_group_that_was_joined_again_and_cannot_be_recorded_is_let_go(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk: the listener would have stayed in the group, and nothing accepted from it."""
+    group = FakeGroup()
+    group.members = {"b1": GroupMember(1, 5)}
+    joined = Joined([], [], group)
+
+    def taken(_addresses: object) -> ServiceListeners:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    def full(_path: Path, _record: SpawnRecord) -> None:
+        raise StateUnwritableError("No space left on device")
+
+    record = SpawnRecord("b1", "a", Identity(1), "", 0.0, listener_inode=5)
+    monkeypatch.setattr(ServiceListeners, "at", taken)
+    monkeypatch.setattr(ServiceListeners, "rejoined", lambda *_: joined)
+    monkeypatch.setattr(daemon_listeners, "read_records", lambda _directory: {"b1": record})
+    monkeypatch.setattr(daemon_listeners, "write_record", full)
+    with pytest.raises(StateUnwritableError):
+        scene.listeners.bind("a", [("127.0.0.1", 7000)])
+    assert joined.closings == 1
+    assert (scene.served, scene.offered) == ({}, [])
+    monkeypatch.setattr(daemon_listeners, "write_record", lambda *_: None)
+    assert scene.listeners.bind("a", [("127.0.0.1", 7000)])
+    assert (joined.closings, scene.offered) == (1, ["a"])
+    assert "its daemons had the address alone" in scene.lines[-1]
