@@ -222,8 +222,9 @@ def test_a_path_below_an_unknown_user_is_named_with_its_key(tmp_path: Path, key:
 def test_a_machine_without_127_0_0_1_is_not_one_without_a_free_port(lo: str) -> None:
     """In a network namespace, whose loopback interface is down at first."""
     namespace = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
-    if subprocess.run([*namespace, "sh", "-c", lo], capture_output=True, check=False).returncode:
-        pytest.skip("no network namespace can be made here")
+    tried = subprocess.run([*namespace, "sh", "-c", lo], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no network namespace can be set up here: {tried.stderr.strip()}")
     code = "from turnout.system.net.ports import choose_port; choose_port()"
     command = f"{lo}; exec {shlex.join([sys.executable, '-c', code])}"
     done = subprocess.run([*namespace, "sh", "-c", command], capture_output=True, text=True, check=False)

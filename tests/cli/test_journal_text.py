@@ -11,7 +11,6 @@ from click.testing import CliRunner
 
 import turnout as package
 from e2e_support import Turnout, line_daemon
-from support import eventually
 from turnout.cli import cli
 from turnout.cli.journal_text import SENTENCES, sentence, verdict
 from turnout.config.settings import Settings, dump_settings, parse_address
@@ -92,9 +91,10 @@ def test_a_rollout_has_a_verdict(events: list[JournalEvent], said: str) -> None:
 def test_the_story_of_a_rollback_is_told_from_begin_to_end(turnout: Turnout) -> None:
     turnout.configure(line_daemon("--version", "v1"))
     turnout.run("up")
-    turnout.configure(line_daemon("--version", "bad", "--exit-after", "1"), version="bad", observe="60s")
-    turnout.run("deploy", code=5)
-    eventually(lambda: any(one["event"] == "gone" for one in turnout.journal()))
+    turnout.configure(line_daemon("--version", "bad"), version="bad", observe="60s")
+    code, said = turnout.deploy_that_dies()
+    assert code == 5, said
+    turnout.journaled("gone")
     lines = turnout.run("why", "2").stdout.splitlines()
     assert lines[0].startswith("generation 2, a deploy, was switched to and put back: ")
     told = [line.split("gen 2  ")[1] for line in lines[1:]]

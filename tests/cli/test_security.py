@@ -181,8 +181,9 @@ def test_no_daemon_writes_lines_of_its_own_into_the_routers_log(turnout: Turnout
     with Started() as started:
         demo = started.demo()
         evil = replace(demo.daemon, boot_id=f"boot{EVIL}", version=EVIL, owned=False)
-        write(lambda snap: register_daemon(snap, evil))
+        # in this order: the router forgets an entry that nothing names and nobody is connected to
         write(lambda snap: begin_deploy(snap, evil.boot_id, owner=own_identity()))
+        write(lambda snap: register_daemon(snap, evil))
         write(lambda snap: mark_candidate_healthy(snap, 2, evil.boot_id))
         write(lambda snap: switch_active(snap, 2, evil.boot_id, now=time.time()))
     eventually(lambda: "boot" + r"v1\x1b[2J" in turnout.home.router_log.read_text(), why="it is not spoken of")

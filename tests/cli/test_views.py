@@ -172,6 +172,7 @@ class Tour:
         everything = json.loads(told.stdout)
         (service,) = everything["services"]
         page = self.paged(block.revision, alive=socket is not None)
+        file = self.dashboard.ask("GET", "/status.json").json
         if page is None or self.turnout.snapshot().deployment.revision != block.revision:
             return None
         return Views(
@@ -181,7 +182,7 @@ class Tour:
             all=everything,
             json=service,
             page=page,
-            file=self.dashboard.ask("GET", "/status.json").json,
+            file=file,
             socket=socket,
             metrics=metrics,
         )

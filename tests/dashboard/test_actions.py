@@ -183,11 +183,11 @@ def test_a_verb_ends_with_the_dashboard_and_undoes_its_work(tmp_path: Path) -> N
 
 def test_a_verb_that_takes_too_long_is_interrupted(tmp_path: Path) -> None:
     async def scenario() -> None:
-        stage = Stage(tmp_path, deadline_s=3.0)
+        stage = Stage(tmp_path, deadline_s=1.0)
         async with stage.actions.running():
             stage.actions.begin("slow", "deploy", 1)
             await stage.until(stage.ended("slow"))
-        assert stage.newest("slow")["fault"]["message"] == "not done within 3 s, and interrupted"
+        assert stage.newest("slow")["fault"]["message"] == "not done within 1 s, and interrupted"
         assert not [one for one in psutil.Process().children() if str(stage.note) in one.cmdline()]
 
     run(scenario)

@@ -188,11 +188,11 @@ def test_a_lost_router_and_a_lost_dashboard_are_seen_and_heal(
 
     served.process.send_signal(signal.SIGSTOP)
     browser.until("#notice", "The dashboard does not answer since", "turnout dashboard")
-    assert browser.value("document.querySelector('[data-verb=deploy]').disabled")
+    eventually(lambda: browser.value("document.querySelector('[data-verb=deploy]').disabled"))
     browser.picture(PICTURES / "dashboard-lost.png")
     served.process.send_signal(signal.SIGCONT)
     browser.until("#link", "live")
-    assert browser.text("#notice") == ""
+    eventually(lambda: browser.text("#notice") == "", why="the notice stays")
     is_clean(browser, served)
 
 

@@ -334,9 +334,9 @@ def test_a_full_disk_is_said_with_the_logs_that_can_go(patient: Patient) -> None
     disk.mkdir()
     namespace = ["unshare", "-m"] if AS_ROOT else ["unshare", "-rm"]
     mount = f'mount -t tmpfs -o size=20m none "{disk}"'
-    tried = subprocess.run([*namespace, "sh", "-c", mount], capture_output=True, check=False)
+    tried = subprocess.run([*namespace, "sh", "-c", mount], capture_output=True, text=True, check=False)
     if tried.returncode:
-        pytest.skip("no mount namespaces here")
+        pytest.skip(f"no mount namespace with a tmpfs can be made here: {tried.stderr.strip()}")
     log = disk / "home/services/default/logs/old.log"
     record = SpawnRecord("old", "default", identify(os.getpid()), str(log), 1.0, EndRecord(0, 2.0))
     write_record(patient.service.record("old"), record)

@@ -93,7 +93,6 @@ def _state(pid: int) -> str:
 
 def _suspend(turnout: Turnout, pid: int) -> None:
     turnout.kill(pid, signal.SIGSTOP)
-    eventually(lambda: _state(pid) == "T")
 
 
 def _abandon(turnout: Turnout) -> None:
@@ -161,8 +160,9 @@ def test_it_is_diagnosed_and_the_advice_mends_it(turnout: Turnout, name: str) ->
 
 
 def test_a_build_in_quarantine_is_named_with_the_word_that_insists(turnout: Turnout) -> None:
-    turnout.configure(line_daemon("--version", "bad", "--exit-after", "1"), version="bad", observe="60s")
-    turnout.run("deploy", code=5)
+    turnout.configure(line_daemon("--version", "bad"), version="bad", observe="60s")
+    code, said = turnout.deploy_that_dies()
+    assert code == 5, said
     finding = doctor(turnout)["quarantine"]
     assert (finding["verdict"], finding["mend"]) == ("warn", "turnout deploy --force")
 

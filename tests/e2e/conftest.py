@@ -14,6 +14,16 @@ from programs import missing
 from turnout.testing import free_port
 
 
+@pytest.fixture(autouse=True)
+def patient_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients of the demonstration's load give up after 5 s, which a busy machine may take to start a router.
+
+    They connect a hundred times a second each, and not twice as often: other tests run beside this one.
+    """
+    monkeypatch.setattr("turnout.demo.load.TIMEOUT_S", 60.0)
+    monkeypatch.setattr("turnout.demo.load.PAUSE_S", 0.01)
+
+
 @pytest.fixture
 def turnout(tmp_path: Path) -> Iterator[Turnout]:
     port = free_port()

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from e2e_support import Turnout, ask, line_daemon, under_load
+from other_constants import with_constants
 from support import eventually
 from turnout.core.model import State
 from turnout.errors import NotRunningError
@@ -17,18 +18,9 @@ PATIENCE_S = 60.0
 
 
 def configure(turnout: Turnout, *flags: str, version: str = "1.0", observe: str = "600ms", **more: str) -> None:
-    """The service as it is configured, replaced in one step as an editor does."""
-    path = turnout.home.root.parent / "turnout.toml"
-    kept = path.with_suffix(".old")
-    if path.exists():
-        path.replace(kept)
-    turnout.configure(line_daemon("--version", version, *flags), version=version, observe=observe)
-    turnout.tune(auto_deploy="true", **more)
-    fresh = path.with_suffix(".new")
-    path.replace(fresh)
-    if kept.exists():
-        kept.replace(path)
-    fresh.replace(path)
+    """The service as it is configured, in one write: the router may look at any moment."""
+    settings = {"auto_deploy": "true", **more}
+    turnout.configure(line_daemon("--version", version, *flags), version=version, observe=observe, settings=settings)
 
 
 def asked(turnout: Turnout) -> int:
@@ -44,10 +36,17 @@ def served_by(turnout: Turnout, version: str) -> None:
     eventually(lambda: ask(turnout.address) == version, timeout_s=PATIENCE_S, why=f"{version} was never deployed")
 
 
+def up_with_quick_looks(turnout: Turnout) -> None:
+    """``turnout up``, with routers that look ten times as often as others: what is tried is what they do then."""
+    names = ("turnout.router.auto_deployer.LOOK_S", "turnout.router.auto_deployer.BUSY_AGAIN_S")
+    quick = with_constants(turnout.home.root.parent / "constants", dict(zip(names, (0.1, 0.5), strict=True)))
+    turnout.run("up", env=turnout.env | quick)
+
+
 @pytest.fixture
 def watched(turnout: Turnout) -> Turnout:
     configure(turnout)
-    turnout.run("up")
+    up_with_quick_looks(turnout)
     until_asked(turnout, 0)  # once at its beginning: something may have changed before
     assert turnout.snapshot().deployment.generation == 1
     return turnout
@@ -71,37 +70,42 @@ def test_a_version_that_does_not_parse_is_deployed_from_a_changed_file_too(watch
 
 
 def test_an_older_version_is_left_to_a_person_but_other_settings_are_taken_over(watched: Turnout) -> None:
-    configure(watched, version="0.9", observe="7s")
-    until_asked(watched, 1)
+    before = asked(watched)
+    configure(watched, version="0.9", observe="2s")
+    until_asked(watched, before)
     assert ask(watched.address) == "1.0"
     assert watched.snapshot().deployment.generation == 1
-    assert b'"observe_s": 7.0' in watched.home.service("default").settings.read_bytes()
+    assert b'"observe_s": 2.0' in watched.home.service("default").settings.read_bytes()
     watched.run("up")
     assert ask(watched.address) == "0.9", "a person goes backwards"
 
 
 def test_a_candidate_that_fails_is_not_tried_again_until_something_changes(watched: Turnout) -> None:
+    before = asked(watched)
     configure(watched, "--exit-after", "0", version="1.1")
-    until_asked(watched, 1)
+    until_asked(watched, before)
     assert ask(watched.address) == "1.0"
     generation = watched.snapshot().deployment.generation
     assert generation == 2, "it was tried"
-    router = watched.router_pid()
-    watched.kill(router)
-    until_asked(watched, 2)  # the next router asks as well, and is told that it was considered
+    before = asked(watched)
+    watched.kill(watched.router_pid())
+    until_asked(watched, before)  # the next router asks as well, and is told that it was considered
     assert watched.snapshot().deployment.generation == generation
     configure(watched, version="1.2")
     served_by(watched, "1.2")
 
 
 def test_a_build_that_was_rolled_back_is_never_deployed_by_itself_again(watched: Turnout) -> None:
-    configure(watched, "--exit-after", "1", version="1.1", observe="60s")
-    eventually(lambda: watched.snapshot().deployment.generation == 2, timeout_s=PATIENCE_S)
+    before = asked(watched)
+    configure(watched, version="1.1", observe="60s")
+    watched.kill_in_its_window(after=1)
     eventually(lambda: watched.snapshot().deployment.state is State.IDLE, timeout_s=PATIENCE_S)
     assert watched.snapshot().deployment.rollback_reason
     served_by(watched, "1.0")
+    watched.until_quarantined()
+    until_asked(watched, before)  # to its end, also of the verb that deployed it
     before = asked(watched)
-    configure(watched, "--exit-after", "1", version="1.1", observe="60s", stop='{ grace = "4s" }')
+    configure(watched, version="1.1", observe="60s", stop='{ grace = "4s" }')
     until_asked(watched, before)
     assert watched.snapshot().deployment.generation == 2
     said = watched.run("up", "--automatic").stdout
@@ -138,21 +142,24 @@ def test_a_watched_binary_that_changes_is_deployed_and_one_that_is_only_touched_
     put("one")
     turnout.configure(["./server", "--port", "{port}"], version="")
     turnout.tune(auto_deploy="true", watch='["server"]')
-    turnout.run("up")
+    up_with_quick_looks(turnout)
     until_asked(turnout, 0)
+    before = asked(turnout)
     os.utime(script)
-    until_asked(turnout, 1)
+    until_asked(turnout, before)
     assert turnout.snapshot().deployment.generation == 1, "its contents are the same"
     put("two")
     served_by(turnout, "two")
     eventually(lambda: turnout.snapshot().deployment.state is State.IDLE, timeout_s=PATIENCE_S)
+    until_asked(turnout, before + 1)  # to its end, also of the verb that deployed it
+    before = asked(turnout)
     script.write_text("#!/bin/sh\nexit 1\n")
-    until_asked(turnout, 3)
+    until_asked(turnout, before)
     assert ask(turnout.address) == "two"
 
 
 def test_nothing_is_deployed_into_a_window_or_a_stopped_service(watched: Turnout) -> None:
-    configure(watched, version="1.1", observe="8s")
+    configure(watched, version="1.1", observe="4s")
     eventually(lambda: watched.snapshot().deployment.state is State.SWITCHED, timeout_s=PATIENCE_S)
     configure(watched, version="1.2", observe="600ms")
     served_by(watched, "1.2")

@@ -14,6 +14,7 @@ from e2e_support import Turnout, ask, line_daemon
 from support import eventually
 from turnout.control.keeper_client import KeeperClient
 from turnout.errors import NotRunningError
+from turnout.testing import free_port
 
 
 def assert_one_line(stderr: str) -> str:
@@ -26,7 +27,7 @@ def assert_one_line(stderr: str) -> str:
 
 
 def assert_nothing_left(turnout: Turnout) -> None:
-    assert turnout.processes() == {}
+    eventually(lambda: not turnout.processes(), why="a process of the failed verb is left")
     with pytest.raises(NotRunningError):
         KeeperClient.connect(turnout.home)
     assert not turnout.listening()
@@ -105,13 +106,12 @@ def test_a_home_that_cannot_be_written_is_one_clear_error(turnout: Turnout, tmp_
 
 
 def test_a_daemon_that_listens_elsewhere_is_told_apart_and_the_flag_is_named(turnout: Turnout) -> None:
-    elsewhere = str(turnout.port + 1)
+    elsewhere = str(free_port())
     command = [sys.executable, "-P", "-m", "turnout.demo.daemon", "--port", elsewhere]
     done = turnout.run("up", *_listen(turnout), "--", *command, code=1)
     line = assert_one_line(done.stderr)
     assert elsewhere in line
     assert "{port}" in done.stderr
-    eventually(lambda: not turnout.processes())
     assert_nothing_left(turnout)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from e2e_support import Turnout, line_daemon
+from other_constants import with_constants
 from support import eventually
 
 
@@ -23,6 +24,13 @@ def temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.mkdir()
     monkeypatch.setenv("TMPDIR", str(path))
     return path
+
+
+@pytest.fixture
+def short(turnout: Turnout, tmp_path: Path, temp: Path) -> dict[str, str]:
+    """An environment in which it does not measure for as long as it takes for figures that mean something."""
+    shorter = {"turnout.demo.timing.PHASE_S": 1.0, "turnout.demo.comparison.SWITCHES_S": 2.0}
+    return turnout.env | with_constants(tmp_path / "constants", shorter)
 
 
 @pytest.fixture
@@ -60,8 +68,10 @@ def mentions(path: Path) -> list[str]:
     return found
 
 
-def test_with_no_service_the_bundled_daemon_is_measured_and_nothing_is_left(turnout: Turnout, temp: Path) -> None:
-    said = json.loads(turnout.run("bench", "--json").stdout)
+def test_with_no_service_the_bundled_daemon_is_measured_and_nothing_is_left(
+    turnout: Turnout, temp: Path, short: dict[str, str]
+) -> None:
+    said = json.loads(turnout.run("bench", "--json", env=short).stdout)
     assert (said["schema"], said["plane"]) == (1, "relay")
     for row in said["rows"]:
         assert row["daemon"] == "bundled"
@@ -77,14 +87,16 @@ def test_with_no_service_the_bundled_daemon_is_measured_and_nothing_is_left(turn
     assert not turnout.home.service_names()
 
 
-def test_a_running_service_is_measured_at_its_daemon_and_left_as_it_was(turnout: Turnout, temp: Path) -> None:
+def test_a_running_service_is_measured_at_its_daemon_and_left_as_it_was(
+    turnout: Turnout, temp: Path, short: dict[str, str]
+) -> None:
     turnout.configure(
         line_daemon("--version", "v1"), probe="expect", extra=', send = "hello\\n", match = "v1"', interval="60s"
     )
     turnout.run("up")
     daemon = turnout.active()
     before = turnout.registry.path.read_bytes()
-    done = turnout.run("bench")
+    done = turnout.run("bench", env=short)
     assert f"127.0.0.1:{daemon['port']} with the relay plane" in done.stdout
     assert "connect, exchange, end, p50" in done.stdout  # what its probe sends is what is exchanged
     assert "0 failed" in done.stdout
@@ -94,12 +106,13 @@ def test_a_running_service_is_measured_at_its_daemon_and_left_as_it_was(turnout:
 
 
 def test_a_daemon_that_answers_nothing_is_an_error_that_says_what_to_give(
-    turnout: Turnout, temp: Path, silent: str
+    turnout: Turnout, tmp_path: Path, temp: Path, silent: str
 ) -> None:
-    done = turnout.run("bench", "--against", silent, code=1)
+    env = turnout.env | with_constants(tmp_path / "constants", {"turnout.demo.timing.TIMEOUT_S": 1.0})
+    done = turnout.run("bench", "--against", silent, code=1, env=env)
     assert "does not end a connection whose client has ended" in done.stderr
     assert "hint: --send TEXT" in done.stderr
-    done = turnout.run("bench", "--against", silent, "--send", r"hi\r\n", code=1)
+    done = turnout.run("bench", "--against", silent, "--send", r"hi\r\n", code=1, env=env)
     assert r"does not answer b'hi\r\n'" in done.stderr
     assert list(temp.iterdir()) == []
 

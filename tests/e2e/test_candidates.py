@@ -71,7 +71,7 @@ NEVER_ACCEPTS = (
 
 @pytest.mark.parametrize("listener", [["{port}"], ["{fd}", "inherited"]])
 def test_one_that_listens_and_never_accepts_gets_no_client(serving: Turnout, listener: list[str]) -> None:
-    said = deploy(serving, [sys.executable, "-c", NEVER_ACCEPTS, *listener], start_timeout='"2s"')
+    said = deploy(serving, [sys.executable, "-I", "-S", "-c", NEVER_ACCEPTS, *listener], start_timeout='"2s"')
     assert "within 2 s" in said
     assert "accept" in said
 
@@ -101,7 +101,7 @@ def test_one_that_accepts_and_hangs_fails_a_probe_that_asks(serving: Turnout) ->
         probe="expect",
         extra=r', send = "HEALTH\n", match = "ok"',
     )
-    serving.tune(stop='{ grace = "500ms" }', start_timeout='"1s"')
+    serving.tune(stop='{ grace = "500ms" }', start_timeout='"3s"')  # it has to listen before that, and to be asked
     said = serving.run("deploy", code=1).stderr
     assert "did not answer in time" in said
     assert "still serving" in said

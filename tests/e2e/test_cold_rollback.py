@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+from typing import Any
 
 from e2e_support import Turnout, ask, line_daemon
+from other_constants import with_constants
 from support import eventually
 from turnout.core.model import Identity, State
 from turnout.demo.load import Load, line_exchange
@@ -47,9 +49,8 @@ def test_a_failed_daemon_whose_previous_one_is_gone_is_replaced_by_a_new_rollout
     refused = turnout.run("deploy", code=6).stderr
     assert "quarantined" in refused
     assert "by hand" not in refused, "the checks' reason is kept"
-    events = [event["event"] for event in turnout.journal()]
-    assert "rollback_refused" in events
-    assert "cold_rollback" in events
+    assert turnout.journaled("rollback_refused")
+    assert turnout.journaled("cold_rollback")
 
 
 def test_a_rollback_that_cannot_begin_is_explained_and_begins_once_it_can(turnout: Turnout) -> None:
@@ -59,9 +60,15 @@ def test_a_rollback_that_cannot_begin_is_explained_and_begins_once_it_can(turnou
     builds.mkdir()  # root reads whatever has permissions
     v2 = turnout.active()
     turnout.kill(v2["pid"])
-    restart = eventually(lambda: (found := turnout.status()["restart"]) and found["blocked"] and found, timeout_s=30)
-    assert restart["rolls_back"]
-    (problem,) = turnout.status()["problems"]
+
+    def blocked() -> dict[str, Any] | None:
+        status = turnout.status()
+        return status if status["restart"] and status["restart"]["blocked"] else None
+
+    status = eventually(blocked, timeout_s=60)
+    assert status
+    assert status["restart"]["rolls_back"]
+    (problem,) = status["problems"]
     assert "failed its observe window" in problem["what"]
     assert f"the rollback cannot begin: cannot read {builds}" in problem["what"]
     assert "cannot begin for now, and is tried again: cannot read" in turnout.run("why").stdout
@@ -72,8 +79,8 @@ def test_a_rollback_that_cannot_begin_is_explained_and_begins_once_it_can(turnou
     eventually(lambda: turnout.snapshot().deployment.generation == 3, timeout_s=60, why="it was not tried again")
     assert ask(turnout.address) == "v1"
     eventually(lambda: _builds(turnout).quarantined(_builds(turnout).rollouts()[1].build))
-    eventually(lambda: "rollback_unblocked" in [event["event"] for event in turnout.journal()])
-    assert [event["event"] for event in turnout.journal()].count("rollback_blocked") == 1, "not at each attempt"
+    assert turnout.journaled("rollback_unblocked")
+    assert len(turnout.journaled("rollback_blocked")) == 1, "not at each attempt"
 
 
 def test_what_an_unreadable_list_of_builds_has_typed_lets_up_work(turnout: Turnout) -> None:
@@ -118,10 +125,13 @@ def test_a_restart_that_was_decided_before_a_switch_does_not_end_the_window_afte
     turnout.run("deploy", "--detach")
     v2 = turnout.active()
     turnout.kill(v2["pid"])
-    turnout.run("start", "--automatic", "--service", "default")
+    # with these checks the router switches back only after minutes; a verb waits 5 s for that before it goes on
+    soon = {"turnout.lifecycle.verbs.SILENT_AFTER_S": 1.0}
+    env = turnout.env | with_constants(turnout.home.root.parent / "constants", soon)
+    turnout.run("start", "--automatic", "--service", "default", env=env)
     block = turnout.snapshot().deployment
     assert (block.generation, block.state, block.active_boot_id) == (2, State.SWITCHED, v2["boot_id"])
-    turnout.run("start")
+    turnout.run("start", env=env)
     assert turnout.snapshot().deployment.generation == 3, "a person insists"
 
 

@@ -94,6 +94,7 @@ def test_a_candidate_that_is_not_registered_yet_is_no_stray(running: Turnout) ->
                 lock.release()
                 looked_often.set()
 
+            # two of the router's looks fall into that time, or three; if none did, nothing would be tried
             letting_go.append(threading.Timer(2.5 * STRAY_EVERY_S, let_go))
             letting_go[0].start()
 

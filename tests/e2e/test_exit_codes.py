@@ -40,9 +40,9 @@ def test_each_exit_code_of_the_design(turnout: Turnout) -> None:
     assert "still observed" in late.stderr
     turnout.run("rollback", code=0)
 
-    bad = line_daemon("--version", "v3", "--exit-after", "1")
-    turnout.configure(bad, version="v3", observe="60s")
-    turnout.run("deploy", code=5)
+    turnout.configure(line_daemon("--version", "v3"), version="v3", observe="60s")
+    code, said = turnout.deploy_that_dies()
+    assert code == 5, said
 
     turnout.configure(line_daemon("--version", "v4", "--start-delay", "60"), version="v4")
     interrupted = turnout.begin("deploy")

@@ -164,8 +164,13 @@ def test_a_health_command_on_a_file_system_that_hangs_fails_its_daemon(watched: 
     turnout.run("up", "-q", env=watched.env)
     eventually(lambda: turnout.active()["healthy"] is True, why="it is not checked")
     with watched.hangs(program):
-        eventually(lambda: turnout.active()["healthy"] is False, why="the check that hangs fails nothing")
-        assert "hangs" in turnout.active()["reason"]
+
+        def failed() -> bool:
+            """On a busy machine a check before this one may have been too slow, for another reason."""
+            active = turnout.active()
+            return active["healthy"] is False and "hangs" in active["reason"]
+
+        eventually(failed, why="the check that hangs fails nothing")
         assert ask(turnout.address) == "v1"
     eventually(lambda: turnout.active()["healthy"] is True, why="it is not well again")
     with watched.hangs(program):

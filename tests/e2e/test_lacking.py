@@ -15,8 +15,8 @@ import pytest
 
 from direct_support import needs_sk_lookup, router
 from e2e_support import Turnout, line_daemon, under_load
+from programs import program
 from support import eventually
-from turnout.planes.direct.bpf_pins import SYSTEM_BPFFS, all_bpffs
 
 SUPPORT = Path(__file__).parents[1] / "support"
 GIVEN = [sys.executable, "-P", str(SUPPORT / "fd_daemon.py"), "{version}", "--fd", "{{fd}}"]
@@ -93,10 +93,14 @@ def test_a_container_that_forbids_to_take_a_listener_relays_and_doctor_says_so(
     assert "may not be traced, so its listener cannot be had" in told
 
 
-def test_without_a_bpf_filesystem_the_kernel_steers_and_doctor_says_for_how_long(turnout: Turnout) -> None:
+def test_without_a_bpf_filesystem_the_kernel_steers_and_doctor_says_for_how_long(
+    turnout: Turnout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine's own is taken away in a mount namespace, for whatever the command starts."""
     needs_sk_lookup()
-    if all_bpffs(turnout.home.root):
-        pytest.skip(f"there is one at {SYSTEM_BPFFS}, and it is the machine's")
+    argv = turnout.argv
+    away = [program("unshare", package="util-linux"), "--mount", "sh", "-c", 'umount -lat bpf; exec "$@"', "sh"]
+    monkeypatch.setattr(turnout, "argv", lambda *args: [*away, *argv(*args)])
     configure = steers(turnout)
     configure("v1")
     turnout.run("up")

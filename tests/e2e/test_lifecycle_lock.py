@@ -35,7 +35,7 @@ def _held(turnout: Turnout) -> subprocess.Popen[str]:
     turnout.tune(start_timeout='"900s"', stop='{ grace = "500ms" }')
     deploy = turnout.begin("deploy")
     eventually(lambda: turnout.snapshot().candidate, why="the candidate was never started")
-    os.kill(deploy.pid, signal.SIGSTOP)
+    turnout.kill(deploy.pid, signal.SIGSTOP)
     return deploy
 
 

@@ -15,7 +15,7 @@ from turnout.control.router_client import RouterClient
 from turnout.errors import NotRunningError
 from turnout.testing import free_port
 
-LOAD_S = scaled(20, 600)
+LOAD_S = scaled(6, 600)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         try:
-            while not self._over.wait(0.002):
+            while not self._over.wait(0.01):
                 self._exchange()
         except OSError as error:
             self.error = error

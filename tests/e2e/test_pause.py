@@ -7,6 +7,7 @@ import socket
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,11 @@ def test_a_deploy_in_the_pause_switches_what_waits_and_the_service_stays_paused(
     assert answers == ["v2"]
 
 
+def drains(turnout: Turnout) -> list[dict[str, Any]]:
+    """What drains, once the router knows: a verb has its verdict from the registry, maybe before the router."""
+    return eventually(lambda: list(json.loads(turnout.run("drain", "--json").stdout)), why="nothing drains")
+
+
 def test_pausing_what_is_stopped_or_not_running_is_said(turnout: Turnout) -> None:
     turnout.configure(line_daemon("--version", "v1"))
     turnout.run("pause", code=3)
@@ -95,7 +101,7 @@ def test_drain_explains_each_connection_that_is_left_and_cuts_it_when_it_is_hast
         assert lasting.makefile().readline().startswith("v1 ")
         turnout.configure(line_daemon("--version", "v2"), version="v2", deadline="none")
         turnout.run("deploy")
-        (drain,) = json.loads(turnout.run("drain", "--json").stdout)
+        (drain,) = drains(turnout)
         (link,) = drain["connections"]
         assert (drain["boot_id"], drain["deadline_in_s"], link["bytes_in"]) == (old, None, 6)
         assert link["peer"] == f"127.0.0.1:{lasting.getsockname()[1]}"
@@ -121,5 +127,6 @@ def test_drain_now_does_not_wait_for_a_quiet_moment(turnout: Turnout) -> None:
         lasting.sendall(b"no line yet")
         turnout.configure(line_daemon("--version", "v2"), version="v2", deadline="none")
         turnout.run("deploy")
+        drains(turnout)
         turnout.run("drain", "--now")
         eventually(lambda: old not in turnout.daemons(), why="the old daemon is still there")

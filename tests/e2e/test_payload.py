@@ -12,6 +12,7 @@ import pytest
 from bulk_daemon import expected, pump_out, take_in
 from e2e_support import Turnout
 from support import eventually, report, scaled
+from traffic import read_exactly
 
 
 @pytest.mark.timeout(900)
@@ -33,7 +34,7 @@ def test_a_large_payload_in_both_directions_survives_a_switch_byte_for_byte(turn
         turnout.run("deploy", "--version", "v2", "--detach")
         out.join(600)
         back.join(600)
-        theirs = sock.recv(32, socket.MSG_WAITALL)
+        theirs = read_exactly(sock, 32)
         counted = next(d for d in turnout.status()["daemons"] if d["boot_id"] == old["boot_id"])
     assert digests == [expected(size)], "what came to us"
     assert theirs == expected(size), "what came to the daemon"

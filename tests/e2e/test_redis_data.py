@@ -38,7 +38,7 @@ class Setters:
 
     def _work(self, client: int) -> None:
         number = 0
-        while not self._stop.wait(0.004):
+        while not self._stop.wait(0.01):
             number += 1
             key = f"k{client}-{number}"
             try:

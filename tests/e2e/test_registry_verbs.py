@@ -160,10 +160,10 @@ def test_a_full_disk_is_one_clear_error_and_changes_nothing(turnout: Turnout, tm
     disk.mkdir()
     was.write_bytes(b'{"daemons": {"bad": 5}}')
     namespace = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-rm"]
-    if subprocess.run(
-        [*namespace, "mount", "-t", "tmpfs", "none", str(disk)], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("no mount namespaces here")
+    mount = [*namespace, "mount", "-t", "tmpfs", "none", str(disk)]
+    tried = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no mount namespace with a tmpfs can be made here: {tried.stderr.strip()}")
     verb = turnout.argv("registry", "repair", str(disk / "registry.json"))
     done = subprocess.run(
         [*namespace, "sh", "-c", script, "sh", str(disk), str(was), *verb],
@@ -187,6 +187,7 @@ def test_history_tells_every_decision_with_its_evidence_and_follows(turnout: Tur
     follow = turnout.begin("history", "2", "-f", "--json")
     turnout.configure(line_daemon("--version", "v2"), version="v2")
     turnout.run("deploy")
+    turnout.journaled("finish", generation=2)
     events = [json.loads(line) for line in turnout.run("history", "--json").stdout.splitlines()]
     assert [event["event"] for event in events if event["generation"] == 2][:5] == [
         "begin",

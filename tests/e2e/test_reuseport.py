@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from direct_support import Lines, deploy_under_load, holders, kill_the_active_under_load, router
+from direct_support import Lines, deploy_under_load, holders, kill_the_active_under_load, no_trouble, router
 from e2e_support import Turnout, under_load
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
@@ -27,8 +27,8 @@ def command(version: str, *, tells: bool = True) -> list[str]:
 
 
 def configure(turnout: Turnout, version: str, **settings: str) -> None:
-    turnout.configure(command(version), version=version, observe="200ms")
-    turnout.tune(**{"drain": '{ grace = "10m", deadline = "10m" }', **settings})
+    tuned = {"drain": '{ grace = "10m", deadline = "10m" }', **settings}
+    turnout.configure(command(version), version=version, observe="200ms", settings=tuned)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_killed_router_costs_nobody_and_new_connections_go_on(shared: Turnout,
         eventually(lambda: load.answered["v2"] > 0)
     lines.all_go_on()
     report("router killed", plane="reuseport", live=len(lines.socks), made=load.made, failed=load.failed)
-    assert router(shared)["plane_trouble"] == ""
+    no_trouble(shared)
 
 
 def test_a_replaced_router_hands_the_steering_over(shared: Turnout, lines: Lines) -> None:
@@ -163,7 +163,7 @@ def test_a_killed_keeper_is_followed_by_one_that_knows_every_place(shared: Turno
             shared.run("deploy")
         eventually(lambda: load.answered["v4"] > 0)
     lines.all_go_on()
-    assert router(shared)["plane_trouble"] == ""
+    no_trouble(shared)
     assert shared.status()["counters"]["accepted"] == 0
 
 
@@ -189,7 +189,7 @@ def test_without_keeper_and_router_the_daemons_go_on_and_the_next_up_takes_over(
             configure(shared, f"v{number}")
             shared.run("deploy")
         eventually(lambda: load.answered["v3"] > 0)
-        assert router(shared)["plane_trouble"] == ""
+        no_trouble(shared)
     finally:
         load.stop()
     lines.all_go_on()
@@ -213,12 +213,12 @@ def test_places_that_were_found_anew_outlive_the_next_keeper_too(shared: Turnout
         configure(shared, "v3", observe='"10ms"')
         shared.run("deploy")
         eventually(lambda: load.answered["v3"] > 0)
-    assert router(shared)["plane_trouble"] == ""
+    no_trouble(shared)
 
 
 def test_a_daemon_killed_under_load_costs_what_it_had_and_nobody_who_comes_after(shared: Turnout) -> None:
     kill_the_active_under_load(shared)
-    eventually(lambda: router(shared)["plane_trouble"] == "")
+    no_trouble(shared)
 
 
 def test_a_stopped_daemon_is_relayed_to_until_it_goes_on(shared: Turnout) -> None:
@@ -234,7 +234,7 @@ def test_a_stopped_daemon_is_relayed_to_until_it_goes_on(shared: Turnout) -> Non
             assert client.recv(100).startswith(b"v1")
     finally:
         os.kill(pid, signal.SIGCONT)
-    eventually(lambda: router(shared)["plane_trouble"] == "")
+    no_trouble(shared)
 
 
 def test_paused_clients_are_let_go_to_a_daemon_that_has_no_port_of_its_own(shared: Turnout) -> None:

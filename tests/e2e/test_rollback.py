@@ -64,6 +64,7 @@ def test_three_failed_checks_in_a_row_bring_the_previous_daemon_back(turnout: Tu
     after = turnout.active()
     assert (after["boot_id"], after["pid"]) == (before["boot_id"], before["pid"]), "it was never restarted"
     eventually(lambda: v2.boot_id not in turnout.daemons(), why="the failed daemon is still there")
+    turnout.journaled("rollback")
     checks = [e for e in turnout.journal() if e["event"] == "health_failure" and e.get("outcome") == "applied"]
     assert [e["streak"] for e in checks][-3:] in (["1", "2", "3"], ["1", "2", "0"]), checks
 
@@ -71,9 +72,9 @@ def test_three_failed_checks_in_a_row_bring_the_previous_daemon_back(turnout: Tu
 def test_a_build_that_was_rolled_back_is_deployed_again_only_by_force(turnout: Turnout) -> None:
     turnout.configure(line_daemon("--version", "v1"), observe="30s")
     turnout.run("up")
-    bad = line_daemon("--version", "v2", "--exit-after", "1")
-    turnout.configure(bad, version="v2", observe="30s")
-    turnout.run("deploy", code=5)
+    turnout.configure(line_daemon("--version", "v2"), version="v2", observe="30s")
+    code, said = turnout.deploy_that_dies()
+    assert code == 5, said
     refused = turnout.run("deploy", code=6)
     assert "quarantined" in refused.stderr
     assert "hint:" in refused.stderr
@@ -82,7 +83,8 @@ def test_a_build_that_was_rolled_back_is_deployed_again_only_by_force(turnout: T
     turnout.kill(turnout.active()["pid"])
     turnout.run("up")
     assert ask(turnout.address) == "v1", "what worked last is started, not what was rolled back"
-    turnout.run("deploy", "--force", code=5)
+    code, said = turnout.deploy_that_dies("--force")
+    assert code == 5, said
 
 
 def test_two_failures_and_a_success_do_not_roll_back(turnout: Turnout) -> None:
@@ -140,7 +142,7 @@ def test_a_window_that_the_router_slept_through_is_not_passed(turnout: Turnout) 
     candidate, router = turnout.active()["pid"], turnout.router_pid()
     turnout.kill(router, signal.SIGSTOP)
     turnout.kill(candidate, signal.SIGSTOP)
-    time.sleep(2.5)  # longer than the window
+    time.sleep(2.5)  # what is tried: the window is over before the router looks again
     turnout.kill(router, signal.SIGCONT)
     eventually(lambda: turnout.snapshot().deployment.state is State.IDLE, why="the window does not end")
     assert turnout.active()["pid"] == first

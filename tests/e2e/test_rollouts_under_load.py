@@ -22,6 +22,7 @@ def test_no_connection_fails_through_deploys_and_refreshes_of_a_real_redis(turno
                 turnout.run("refresh")
             else:
                 turnout.run("deploy", "--version", f"v{number + 2}")
+            clients.met(number + 1)
     report("rollouts of a real redis", rollouts=rollouts, connections=clients.connections, errors=len(clients.errors))
     assert clients.errors == []
     assert clients.connections > 10 * rollouts

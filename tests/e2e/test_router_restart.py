@@ -26,12 +26,6 @@ CLIENTS = 6
 DEAD = Identity(2**22 + 1)  # no process can have it (proc(5), pid_max)
 
 
-@pytest.fixture(autouse=True)
-def patient_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the demonstration give up after seconds, which a loaded machine may take to start a router."""
-    monkeypatch.setattr("turnout.demo.load.TIMEOUT_S", 60.0)
-
-
 def new_router(turnout: Turnout, old: int) -> None:
     eventually(lambda: turnout.router_pid() not in {0, old}, why="no new router", timeout_s=60)
 

@@ -14,7 +14,7 @@ SERVICE = """
 listen = "127.0.0.1:{port}"
 command = {command}
 version = "{name}"
-start_timeout = "500ms"
+start_timeout = "{start_timeout}"
 """
 
 
@@ -23,7 +23,12 @@ def two_services(turnout: Turnout, *flags: str) -> dict[str, int]:
     ports = {"one": free_port(), "two": free_port()}
     of_daemon: dict[str, tuple[str, ...]] = {"one": (), "two": flags}
     texts = [
-        SERVICE.format(name=name, port=port, command=json.dumps(line_daemon("--version", name, *of_daemon[name])))
+        SERVICE.format(
+            name=name,
+            port=port,
+            command=json.dumps(line_daemon("--version", name, *of_daemon[name])),
+            start_timeout="500ms" if of_daemon[name] else "60s",
+        )
         for name, port in ports.items()
     ]
     turnout.home.root.parent.joinpath("turnout.toml").write_text("".join(texts))

@@ -13,7 +13,10 @@ from turnout import cli
 from turnout.cli.progress import Reporter
 from turnout.core.rollout_step import RolloutStep
 from turnout.control.keeper_client import KeeperClient
+from turnout.lifecycle import bootstrap, rollout
 from turnout.state.home import Home
+
+rollout.APPLY_TIMEOUT_S, bootstrap.SILENT_AFTER_S = 1.0, 2.0  # or the test would wait for 15 s
 
 def told(self, step, text):
     if step is RolloutStep.SWITCH:

@@ -31,7 +31,7 @@ def no_keeper(turnout: Turnout) -> bool:
 
 def nothing_is_left(turnout: Turnout) -> None:
     eventually(lambda: no_keeper(turnout), why="a keeper is left")
-    assert turnout.processes() == {}
+    eventually(lambda: not turnout.processes(), why="a process is left")
     assert not turnout.listening()
 
 

@@ -17,6 +17,7 @@ from bulk_daemon import expected, pump_out, take_in
 from e2e_support import Turnout
 from programs import missing, program
 from support import eventually, report, scaled
+from traffic import read_exactly
 
 SUPPORT = Path(__file__).parents[1] / "support"
 # every call by which bytes of a socket or a pipe can come into user space, and the one by which they do not
@@ -68,7 +69,7 @@ def test_in_a_bulk_transfer_the_router_receives_less_than_one_percent_into_user_
             out.start()
             came = take_in(sock, size)
             out.join(600)
-            theirs = sock.recv(32, socket.MSG_WAITALL)
+            theirs = read_exactly(sock, 32)
     finally:
         watching.send_signal(signal.SIGINT)  # it detaches, and the router goes on
         watching.communicate(timeout=60)

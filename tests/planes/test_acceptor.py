@@ -425,6 +425,18 @@ def test_without_an_upstream_clients_are_held_and_served_in_their_order(scene: S
     assert (scene.counters.held_now, scene.counters.held_total, scene.acceptor.pending) == (0, 4, {})
 
 
+def test_a_look_at_the_waiting_clients_that_fails_is_followed_by_the_next(scene: Scene) -> None:
+    scene.set_upstream(None)
+    (client,) = scene.come()
+    acceptor = cast("Any", scene.acceptor)
+    acceptor._release = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        scene.loop.go_on(1)
+    del acceptor._release
+    scene.loop.go_on(HOLD_S + 1)
+    assert client.closed, "it waits no longer than it may"
+
+
 def test_a_full_hold_resets_the_clients_that_come_and_keeps_those_that_wait(scene: Scene) -> None:
     scene.set_upstream(None)
     clients = scene.come(12)

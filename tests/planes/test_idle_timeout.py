@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 import pytest
 
@@ -77,3 +78,20 @@ def test_of_very_many_connections_a_bounded_number_is_looked_at_in_one_turn(coun
     assert len(looked) == AT_ONCE
     scene.loop.go_on(0.0)
     assert len(looked) == count
+
+
+def test_a_connection_that_cannot_be_ended_does_not_end_the_looks_at_the_others() -> None:
+    scene = Scene([FakeConnection(1, "a"), FakeConnection(2, "a")])
+    end, failed = scene.timeout._end, list[int]()
+
+    def fail_once(connection: FakeConnection) -> None:
+        if not failed:
+            failed.append(connection.id)
+            raise OSError("no descriptor")
+        end(connection)
+
+    scene.timeout._end = cast("Any", fail_once)
+    with pytest.raises(OSError, match="no descriptor"):
+        scene.loop.go_on(3 * TIMEOUT_S)
+    scene.loop.go_on(3 * TIMEOUT_S)
+    assert sorted(scene.ended) == [1, 2]

@@ -54,7 +54,7 @@ def test_an_end_is_seen_without_a_turn_of_the_loop_and_told_once(child: subproce
         async with asyncio.timeout(20):
             await heard.wait()
         exits.follow([daemon])
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # the loop's next turn would tell it again: the descriptor stays readable
         assert (told, exits.has_ended("a")) == (["a"], True)
         exits.close()
 

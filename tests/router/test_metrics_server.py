@@ -111,6 +111,12 @@ def talk(port: int, data: bytes) -> bytes:
         return answer
 
 
+def refuses(port: int) -> bool:
+    """Whether nothing listens there."""
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
 def test_a_scrape_gets_the_text_that_was_read(port: int) -> None:
     status, content_type, body = get(port)
     assert (status, content_type) == (200, "text/plain; version=0.0.4; charset=utf-8")
@@ -208,11 +214,9 @@ def test_it_moves_and_ends_as_the_home_says(served: Served) -> None:
     assert get(first)[0] == 200
     second = served.at(free_address())
     assert get(second)[0] == 200
-    with pytest.raises(ConnectionRefusedError):
-        get(first)
+    assert refuses(first)
     served.at(None)
-    with pytest.raises(ConnectionRefusedError):
-        get(second)
+    eventually(lambda: refuses(second), why="uvloop closes a listener in the turn after that in which it is told to")
     assert served.metrics.status() == {"listen": None, "error": None}
 
 
@@ -269,7 +273,7 @@ def test_a_file_that_could_not_be_read_once_is_read_with_the_next_look(
 
     address = free_address()
     write_scrape(served.home, Wanted(listen=address))  # which reads it, too
-    time.sleep(0.03)
+    time.sleep(0.03)  # two ticks of the kernel's clock: nothing hides behind the same time stamp any more
     monkeypatch.setattr(files, "open_regular", broken)
     served.home.metrics.touch()
     eventually(lambda: left[0] < 10**6 - 3, why="it is not read again")

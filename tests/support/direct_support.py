@@ -53,6 +53,11 @@ def router(turnout: Turnout) -> dict[str, Any]:
     return found
 
 
+def no_trouble(turnout: Turnout) -> None:
+    """The kernel chooses as it should. On a busy machine a daemon's queue may have been full a moment ago."""
+    eventually(lambda: router(turnout)["plane_trouble"] == "", why="the plane has trouble")
+
+
 def deploy_under_load(turnout: Turnout, configure: Callable[[Turnout, str], None], plane: str) -> None:
     """From v1 on, at an address that daemons share: nobody fails, and no byte passes the router."""
     last = f"v{1 + (rollouts := scaled(4, 20))}"
@@ -63,7 +68,7 @@ def deploy_under_load(turnout: Turnout, configure: Callable[[Turnout, str], None
         eventually(lambda: load.answered[last] > 0)
     report(f"deploys by {plane}", rollouts=rollouts, made=load.made, failed=load.failed)
     status = turnout.status()
-    assert status["router"]["plane_trouble"] == ""
+    no_trouble(turnout)
     assert status["counters"]["accepted"] == 0, "some went through the relay"
     assert set(load.answered) >= {"v1", last}
     assert turnout.active()["port"] == turnout.port

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from forked_verb import has_same_interpreter, run_forked
 from support import eventually
 from turnout.control.keeper_client import KeeperClient
 from turnout.core.json_text import json_text
-from turnout.core.model import Identity, Snapshot
+from turnout.core.model import Identity, Snapshot, State
 from turnout.demo.load import Load, line_exchange
 from turnout.demo.scenario import find_redis
 from turnout.errors import TurnoutError
+from turnout.state.builds import Builds
 from turnout.state.home import Home
 from turnout.state.keeper_lock import read_keeper
 from turnout.state.registry.file import RegistryFile
@@ -109,10 +110,12 @@ class Turnout:
         timeout: str = "2s",
         stop_signal: str = "TERM",
         draining: int = 3,
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """Write a turnout.toml with short times into the directory that the verbs run in.
 
         ``draining``: more at once are hastened, which ends connections that are quiet.
+        ``settings``: as in :meth:`tune`, in the same write: a router that runs takes over each state of the file.
         """
         text = FAST.format(
             port=self.port,
@@ -127,7 +130,7 @@ class Turnout:
             stop_signal=stop_signal,
             draining=draining,
         )
-        (self.home.root.parent / "turnout.toml").write_text(text)
+        self._put(_tuned(text, settings or {}))
 
     @property
     def registry(self) -> RegistryFile:
@@ -191,11 +194,59 @@ class Turnout:
         lines = self.home.service("default").journal.read_text().splitlines()
         return [json.loads(line) for line in lines]
 
+    def journaled(self, event: str, *, count: int = 1, **fields: object) -> list[dict[str, Any]]:
+        """The entries of this event with these fields, once there are ``count`` of them or more.
+
+        The router writes an entry after the registry, in a thread: a verb may have ended before the entry is there.
+        """
+
+        def found() -> list[dict[str, Any]]:
+            return [entry for entry in self.journal() if entry["event"] == event and fields.items() <= entry.items()]
+
+        eventually(lambda: len(found()) >= count, why=f"{count} of {event} {fields} are not in the journal")
+        return found()
+
+    def deploy_that_dies(self, *flags: str) -> tuple[int, str]:
+        """Deploy what is configured, and kill its daemon in the window; the verb's exit code and what it said.
+
+        A daemon that ends by itself after so many seconds may end before the switch, on a machine that is busy.
+        At the end the build is in quarantine.
+        """
+        before = self.snapshot().deployment.generation
+        deploy = self.begin("deploy", *flags)
+        self.kill_in_its_window(after=before)
+        _, said = deploy.communicate(timeout=90)
+        self.until_quarantined()
+        return deploy.returncode, said
+
+    def until_quarantined(self) -> None:
+        """Wait for a build to be in quarantine: the router writes that after the registry, where a verb reads it."""
+        builds = Builds(self.home.service("default").builds)
+        eventually(lambda: any(builds.quarantined(rollout.build) for rollout in builds.rollouts()), timeout_s=60)
+
+    def kill_in_its_window(self, *, after: int) -> None:
+        """Kill the daemon of the first rollout after generation ``after``, once it is active and observed."""
+
+        def switched() -> Snapshot | None:
+            snapshot = self.snapshot()
+            block = snapshot.deployment
+            return snapshot if block.generation > after and block.state is State.SWITCHED else None
+
+        snapshot = eventually(switched, timeout_s=60, why="no window was opened")
+        assert snapshot
+        assert snapshot.active
+        self.kill(snapshot.active.pid)
+
     def tune(self, **settings: str) -> None:
         """Put more settings into the turnout.toml that :meth:`configure` wrote; a value is TOML as it stands."""
+        self._put(_tuned((self.home.root.parent / "turnout.toml").read_text(), settings))
+
+    def _put(self, text: str) -> None:
+        """Replace the turnout.toml in one step, as an editor does: no router reads half of it."""
         path = self.home.root.parent / "turnout.toml"
-        lines = [line for line in path.read_text().splitlines() if line.partition(" = ")[0] not in settings]
-        path.write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in settings.items())]) + "\n")
+        fresh = path.with_suffix(".fresh")
+        fresh.write_text(text)
+        fresh.replace(path)
 
     def everything(self) -> set[int]:
         """Every living process that came out of this home's keeper: router, daemons, and whatever those left behind.
@@ -215,11 +266,16 @@ class Turnout:
         return "\n".join(parts)
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
-        """Send a signal. One that is killed is waited for: till then its listener takes clients, and resets them."""
+        """Send a signal. One that is killed is waited for: till then its listener takes clients, and resets them.
+
+        One that is stopped (SIGSTOP) is waited for, too: till then it may finish the system call that it is in.
+        """
         identity = identify(pid)
         os.kill(pid, number)
         if number == signal.SIGKILL:  # its threads, too: the first of them may have ended before the others
             eventually(lambda: not is_alive(identity), interval_s=0.001)
+        if number == signal.SIGSTOP:
+            eventually(lambda: not is_alive(identity) or _is_stopped(pid), interval_s=0.001)
 
     def listening(self) -> bool:
         with socket.socket() as sock:
@@ -268,6 +324,21 @@ def under_load(turnout: Turnout, *, clients: int = 3) -> Iterator[Load]:
     finally:
         load.stop()
     assert (load.failed, dict(load.errors)) == (0, {})
+
+
+def _tuned(text: str, settings: Mapping[str, str]) -> str:
+    """A turnout.toml with these settings instead of what it says of them."""
+    lines = [line for line in text.splitlines() if line.partition(" = ")[0] not in settings]
+    return "\n".join([*lines, *(f"{key} = {value}" for key, value in settings.items())]) + "\n"
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether all of its threads are (proc(5), stat)."""
+    try:
+        stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+        return False
+    return {stat.rpartition(")")[2].split()[0] for stat in stats} == {"T"}
 
 
 def ask(address: tuple[str, int], line: str = "hello", *, timeout_s: float = 20.0) -> str:

@@ -111,7 +111,7 @@ class Writers:
 
     def _work(self, client: int) -> None:
         number = 0
-        while not self._stop.wait(0.004):
+        while not self._stop.wait(0.01):
             number += 1
             word = f"c{client}-{number}"
             try:

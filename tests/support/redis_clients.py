@@ -8,7 +8,10 @@ import threading
 from collections import Counter
 from typing import Self
 
+from support import eventually
+
 CLIENTS = 20
+PAUSE_S = 0.02  # 20 clients are a load; without a pause they are most of what the machine does
 
 
 class RedisClients:
@@ -33,8 +36,12 @@ class RedisClients:
         for thread in self._threads:
             thread.join(30)
 
+    def met(self, processes: int) -> None:
+        """Wait until more processes than so many have answered."""
+        eventually(lambda: len(self.replies) > processes, timeout_s=60, why="the clients did not meet the new process")
+
     def _work(self) -> None:
-        while not self._stop.wait(0.005):
+        while not self._stop.wait(PAUSE_S):
             try:
                 seen = self._one_connection()
             except (OSError, ValueError) as error:

@@ -120,13 +120,13 @@ def _leave(code: int) -> NoReturn:
 def _again_if_interrupted(lost: sys.UnraisableHookArgs) -> None:
     """An interrupt that fell into a callback of the interpreter's own (each import has one) is ignored there.
 
-    It is raised once more a moment later, when that callback is over.
+    It is sent once more a moment later, when that callback is over: as a signal, since the main thread may be in a wait
+    by then, which ``_thread.interrupt_main()`` does not end.
     """
     if lost.exc_type is KeyboardInterrupt:
-        import _thread  # noqa: PLC0415  # only then
-        import threading  # noqa: PLC0415
+        import threading  # noqa: PLC0415  # only then
 
-        again = threading.Timer(INTERRUPT_AGAIN_S, _thread.interrupt_main)
+        again = threading.Timer(INTERRUPT_AGAIN_S, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
         again.daemon = True
         again.start()
     else:

@@ -349,7 +349,12 @@ class Acceptor:
     def _tick(self) -> None:
         """While any client waits: release, and end what has waited too long."""
         self._timer = None
-        now = self._clock()
+        try:
+            self._look_at_waiting(self._clock())
+        finally:  # what fails for one client must not leave the others waiting for ever
+            self._schedule()
+
+    def _look_at_waiting(self, now: float) -> None:
         self._release()
         for client in reversed(list(self.connecting.values())):
             if now - client.tried_at > self._connect_timeout_s:
@@ -364,7 +369,6 @@ class Acceptor:
             for client in self._hold_queue.leave_late(now, limit):
                 self._counters.hold_timeout += 1
                 self._reject(client)
-        self._schedule()
 
     def _schedule(self) -> None:
         if self._timer is None and (len(self._hold_queue) or self.connecting):

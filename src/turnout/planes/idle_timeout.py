@@ -61,7 +61,16 @@ class IdleTimeout(Generic[C]):
     def _look(self, timeout_s: float) -> None:
         if not self._left:
             self._left.extend(self._connections)
-        now = self._clock()
+        try:
+            self._look_at_some(self._clock(), timeout_s)
+        finally:  # what fails for one connection must not end the looks at all others
+            pause_s = 0.0
+            if not self._left:
+                self._last, self._next = self._next, {}
+                pause_s = max(LOOK_LEAST_S, min(LOOK_MOST_S, timeout_s / LOOKS))
+            self._timer = self._loop.call_later(pause_s, self._look, timeout_s)
+
+    def _look_at_some(self, now: float, timeout_s: float) -> None:
         for _ in range(min(AT_ONCE, len(self._left))):
             connection = self._left.popleft()
             if connection.closed:
@@ -74,8 +83,3 @@ class IdleTimeout(Generic[C]):
                 self._end(connection)
             else:
                 self._next[connection.id] = last
-        pause_s = 0.0
-        if not self._left:
-            self._last, self._next = self._next, {}
-            pause_s = max(LOOK_LEAST_S, min(LOOK_MOST_S, timeout_s / LOOKS))
-        self._timer = self._loop.call_later(pause_s, self._look, timeout_s)

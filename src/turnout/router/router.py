@@ -209,8 +209,8 @@ class Router:
             log.error("told to end, but there is no successor, so it stays: %s", why)
 
     def _watch_log(self) -> None:
+        self._loop.call_later(CHECK_EVERY_S, self._watch_log)  # first: a check that fails does not end the next
         self._check_log()
-        self._loop.call_later(CHECK_EVERY_S, self._watch_log)
 
     def _watch_files(self) -> None:
         """Make socket and lock file again where a cleaner of old files has removed them: verbs ask by the socket."""

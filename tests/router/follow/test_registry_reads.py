@@ -78,12 +78,15 @@ class Handler:
         self.decides = True
         self.revisions: list[int] = []
         self.polls = 0
+        self.error: Exception | None = None
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
         self.revisions.append(snapshot.deployment.revision)
 
     def on_poll(self, _now: float) -> None:
         self.polls += 1
+        if self.error:
+            raise self.error
 
 
 class Scene:
@@ -355,3 +358,21 @@ def test_a_follower_that_is_closed_takes_nothing_any_more(tmp_path: Path) -> Non
 
     with asyncio.Runner(loop_factory=SkippingLoop) as runner:
         runner.run(run())
+
+
+def test_a_poll_that_fails_is_followed_by_the_next_one(tmp_path: Path) -> None:
+    """What goes wrong in it once must not end the mtime poll for the rest of the router's life."""
+
+    async def scenario(at: Scene) -> None:
+        loop = asyncio.get_running_loop()
+        failed: list[object] = []
+        loop.set_exception_handler(lambda _loop, context: failed.append(context["exception"]))
+        at.handler.error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        await asyncio.sleep(1)
+        at.handler.error = None
+        assert len(failed) > 1
+        before = at.handler.polls
+        await asyncio.sleep(1)
+        assert at.handler.polls > before
+
+    play(tmp_path, scenario)

@@ -89,6 +89,11 @@ def write_toml(path: Path, hold: int) -> None:
     path.write_text(TOML.format(hold=hold))
 
 
+def past_the_tick() -> None:
+    """Let two ticks of the kernel's clock pass: nothing hides behind the same time stamp any more."""
+    time.sleep(0.03)
+
+
 def settle(live: SettingsFollower) -> None:
     def nothing_new() -> bool:
         written = live.look_at_settings()
@@ -99,7 +104,7 @@ def settle(live: SettingsFollower) -> None:
         return not written and look.found is None
 
     eventually(nothing_new)
-    time.sleep(0.03)  # two ticks of the kernel's clock: nothing hides behind the same time stamp any more
+    past_the_tick()
     eventually(nothing_new)
 
 
@@ -109,7 +114,7 @@ def test_settings_that_could_not_be_read_once_are_read_with_the_next_look(
 ) -> None:
     broken.code, broken.left = code, 10**6
     write(home, msgspec.structs.replace(live.settings, hold_max=77))
-    time.sleep(0.03)
+    past_the_tick()
     for _ in range(5):
         written = live.look_at_settings()
         if written:
@@ -127,7 +132,7 @@ def test_settings_that_could_not_be_read_once_are_read_with_the_next_look(
 def test_a_damaged_file_is_not_read_over_and_over(live: SettingsFollower, home: ServiceHome, broken: Broken) -> None:
     home.settings.write_text("{")
     eventually(lambda: live.look_at_settings() is None)
-    time.sleep(0.03)
+    past_the_tick()
     eventually(lambda: live.look_at_settings() is None)
     broken.opened = 0
     assert live.look_at_settings() is None
@@ -139,7 +144,7 @@ def test_a_configuration_file_that_could_not_be_read_once_is_read_with_the_next_
 ) -> None:
     broken.name, broken.left = toml.name, 10**6
     write_toml(toml, 10)
-    time.sleep(0.03)
+    past_the_tick()
     for _ in range(5):
         live.take_file(live.settings, live.begin_look()())
     assert (live.settings.hold_max, said("the old settings stay")) == (9, 1)

@@ -205,7 +205,7 @@ def test_the_machine_sleeping_is_not_three_failures() -> None:
         assert isinstance(loop, SkippingLoop)
 
         def sleep_through() -> None:
-            loop._skipped_s += 25.0
+            loop.now += 25.0
 
         loop.call_later(0.5, sleep_through)
 
@@ -225,7 +225,7 @@ def test_a_machine_that_stalls_during_a_check_is_no_failure() -> None:
         assert isinstance(loop, SkippingLoop)
 
         def sleep_through() -> None:
-            loop._skipped_s += 25.0
+            loop.now += 25.0
 
         loop.call_later(1.3, sleep_through)  # the second check is under way
 
@@ -318,7 +318,7 @@ def stalls(at_s: float, for_s: float) -> Callable[[Scenario], None]:
         assert isinstance(loop, SkippingLoop)
 
         def skip() -> None:
-            loop._skipped_s += for_s
+            loop.now += for_s
 
         loop.call_later(at_s, skip)
 

@@ -313,14 +313,15 @@ def test_sockets_of_another_network_namespace_are_not_seen() -> None:
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     with process:
         assert process.stdout
+        assert process.stderr
         said = process.stdout.readline()
         try:
             if not said:
-                pytest.skip("no network namespaces here")
+                pytest.skip(f"no network namespace can be set up here: {process.stderr.read().decode().strip()}")
             assert listening_at(LOOPBACK, int(said)) == []
             assert process.pid not in {found.pid for found in listeners_of({process.pid})}
         finally:

@@ -90,6 +90,7 @@ class Stream(AcceptingPlane[LegPair]):
 
     def _look(self) -> None:
         """Find the connections and clients that were reset where no event tells of it."""
+        self._look_timer = self._loop.call_later(LOOK_S, self._look)  # first: what fails below does not end the looks
         for pair in list(self._half_closed):
             for leg in (pair.client, pair.daemon):
                 # it was reset after its end; one that has our end too may just be done (TIME-WAIT)
@@ -98,7 +99,6 @@ class Stream(AcceptingPlane[LegPair]):
         for client in list(self._acceptor.pending.values()):
             if is_dead(client.sock):
                 self._acceptor.discard(client)
-        self._look_timer = self._loop.call_later(LOOK_S, self._look)
 
 
 class LoopReadiness:

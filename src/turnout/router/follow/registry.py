@@ -145,18 +145,20 @@ class RegistryFollower:
     def _poll(self) -> None:
         """Check the files by time stamp: often while something happens or no inotify hint comes, else seldom."""
         now = self._loop.time()
-        self._handler.on_poll(now)
-        if now >= self._look_at:
-            self._wake.set()
-        elif not self._peeking:
-            self._peek(now)
-        if now >= self._file_at and not self._looking_at_file:
-            self._file_at = now + SETTINGS_EVERY_S
-            self.look_at_file()
-        self._registry_hang.check(now)
-        self._file_hang.check(now)
-        hinted = self._notice is not None and now >= self._busy_until
-        self._poll_in(min(HINTED_POLL_S, max(POLL_S, self._look_at - now)) if hinted else POLL_S)
+        try:
+            self._handler.on_poll(now)
+            if now >= self._look_at:
+                self._wake.set()
+            elif not self._peeking:
+                self._peek(now)
+            if now >= self._file_at and not self._looking_at_file:
+                self._file_at = now + SETTINGS_EVERY_S
+                self.look_at_file()
+            self._registry_hang.check(now)
+            self._file_hang.check(now)
+        finally:  # what fails in one poll must not end the next
+            hinted = self._notice is not None and now >= self._busy_until
+            self._poll_in(min(HINTED_POLL_S, max(POLL_S, self._look_at - now)) if hinted else POLL_S)
 
     def _poll_in(self, pause_s: float) -> None:
         self._poller.cancel()
