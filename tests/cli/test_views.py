@@ -57,6 +57,7 @@ DAEMON: dict[str, type | tuple[type, ...]] = {
     "pid": int,
     "host": str,
     "port": int,
+    "own_port": int,
     "role": str,
     "alive": bool,
     "healthy": (bool, type(None)),

@@ -53,6 +53,8 @@ def test_releases_with_one_hard_coded_port_run_side_by_side_and_nobody_fails(tur
     own = free_port()
     said = up(turnout, own_port("v1", own))
     assert f"the daemon's own port {own} is 127.0.0.1:" in said
+    assert f"for its own port {own}" in turnout.run("status", "-v").stdout
+    assert turnout.active()["own_port"] == own
     with under_load(turnout) as load:
         turnout.run("deploy", "--", *own_port("v2", own))
         eventually(lambda: load.answered["v2"] > 0)

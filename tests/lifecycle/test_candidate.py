@@ -231,6 +231,18 @@ def test_a_daemon_is_activated_for_the_port_of_its_clients(
     keeper = FakeKeeper()
     daemon = candidate(activated(service, port=named), keeper).start(build, CONTEXT)
     assert keeper.activations == [(daemon.port, daemon.port if serving is None else serving)]
+    assert daemon.own_port == service.registry.read().snapshot.daemons["c"].own_port == 0
+
+
+def test_the_port_that_the_daemon_bound_itself_is_in_the_registry(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper()
+    keeper.bound = BoundPorts(3000, (), "")
+    daemon = candidate(activated(service), keeper).start(OWN_PORT, CONTEXT)
+    assert service.registry.read().snapshot.daemons["c"] == daemon
+    assert daemon.own_port == 3000
 
 
 def test_a_daemon_is_not_activated_where_nobody_asks_for_it(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ ROUTER = RouterStatus(
     pid=1, alive=True, plane="relay", plane_trouble="", applied_revision=9, uptime_s=5.0, version="1", leaving=[]
 )
 ACTIVE = DaemonStatus(
-    boot_id="v1", version="1", pid=7, host="127.0.0.1", port=4001, role="active", alive=True, healthy=True, reason="",
-    connections=0, bytes_in=0, bytes_out=0, started_ts=1.0, attached=False, suspended=False,
+    boot_id="v1", version="1", pid=7, host="127.0.0.1", port=4001, own_port=0, role="active", alive=True, healthy=True,
+    reason="", connections=0, bytes_in=0, bytes_out=0, started_ts=1.0, attached=False, suspended=False,
 )  # fmt: skip
 BLOCK = DeploymentStatus(
     generation=3, state=State.IDLE, active_boot_id="v1", candidate_boot_id="", old_boot_id="", health_fail_streak=0,

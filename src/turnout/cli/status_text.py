@@ -103,12 +103,16 @@ def _daemon(daemon: DaemonStatus) -> str:
     parts = [
         f"{clean(daemon.boot_id)} {clean(daemon.version)}".rstrip(),
         f"pid {daemon.pid}" if daemon.pid else "pid unknown",
-        format_address(clean(daemon.host), daemon.port),
+        f"{format_address(clean(daemon.host), daemon.port)}{_own_port(daemon)}",
         _health(daemon),
     ]
     if daemon.connections is not None:
         parts.append(counted(daemon.connections, "connection"))
     return ", ".join(part for part in parts if part)
+
+
+def _own_port(daemon: DaemonStatus) -> str:
+    return f" for its own port {daemon.own_port}" if daemon.own_port else ""
 
 
 def _health(daemon: DaemonStatus) -> str:

@@ -14,7 +14,7 @@ from turnout.core.outcome import Outcome, Reason, already, apply, refuse
 from turnout.core.workspaces import http_of
 
 # What turnout knows better of a process that it started than the process itself.
-_OURS: Final = ("host", "port", "identity", "start_ts", "build", "owned", "proxy_protocol")
+_OURS: Final = ("host", "port", "identity", "start_ts", "build", "owned", "proxy_protocol", "own_port")
 
 
 def register_daemon(snap: Snapshot, daemon: Daemon) -> Outcome:

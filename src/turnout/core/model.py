@@ -87,6 +87,7 @@ class Daemon:
     build: str = ""  # hash of its Build, empty for a daemon that something else started
     owned: bool = False  # turnout started it, and so may stop it
     proxy_protocol: str = ""  # what it was started to expect ("none", "v2"); empty: what the settings say
+    own_port: int = 0  # the port that it bound by its own configuration, and that became ``port``; 0: none did
     source: str = ""  # from where to connect to a daemon that listens at the fixed address itself (core/slots.py)
     http_host: str | None = None
     http_port: int | None = None

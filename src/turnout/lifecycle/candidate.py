@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -93,10 +94,9 @@ class Candidate:
                     reserved.release()
                 daemon = self._spawn(build, context, reserved.port)
                 result = self._wait_ready(daemon, owner)
-            if settings.activation == "on":
-                self._check_binds(daemon, result)
+            own_port = self._own_port(daemon, result) if settings.activation == "on" else 0
             if result.ok:
-                return daemon
+                return self._note_own_port(daemon, own_port) if own_port else daemon
             log = log_tail(self._service.home.log(self._boot_id)).lower()
             if attempt == SPAWN_TRIES or not result.gone or not any(words in log for words in PORT_TAKEN):
                 raise candidate_error(self._service, daemon, result)
@@ -105,8 +105,8 @@ class Candidate:
                 os.truncate(self._service.home.log(self._boot_id), 0)
         raise AssertionError("the last try returns or raises")
 
-    def _check_binds(self, daemon: Daemon, result: ProbeResult) -> None:
-        """Say which port the daemon has bound, or why that did not become the port behind the fixed address.
+    def _own_port(self, daemon: Daemon, result: ProbeResult) -> int:
+        """The port that the daemon bound by its own configuration; 0: it bound the one that it was given.
 
         Raises:
             CandidateError: it is not known which of its ports is the one for its clients, or it was not answered.
@@ -123,8 +123,13 @@ class Candidate:
                 f"the daemon's own port cannot become the one behind the fixed address: {binds.trouble}",
                 hint='activation = "off", and {port} in the command',
             )
-        if result.ok and binds.serving not in {0, daemon.port}:
-            self._progress.note(f"the daemon's own port {binds.serving} is 127.0.0.1:{daemon.port} here")
+        return 0 if binds.serving == daemon.port else binds.serving
+
+    def _note_own_port(self, daemon: Daemon, own_port: int) -> Daemon:
+        self._progress.note(f"the daemon's own port {own_port} is 127.0.0.1:{daemon.port} here")
+        daemon = replace(daemon, own_port=own_port)
+        must_hold(self._service.registry.update(lambda snap: register_daemon(snap, daemon)))
+        return daemon
 
     def check_ready(self, daemon: Daemon, known: DataOwner | None = None) -> None:
         """Wait until a daemon is ready, ``start_timeout`` at most; ``known``: how its kind says that it is not.

@@ -174,6 +174,7 @@ def _daemon(daemon: Daemon, role: Role, routed: dict[str, Any]) -> DaemonStatus:
         pid=daemon.pid,
         host=daemon.host,
         port=daemon.port,
+        own_port=daemon.own_port,
         role=role,
         alive=alive,
         healthy=healthy,

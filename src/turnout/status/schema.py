@@ -65,6 +65,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     host: str
     port: int
+    own_port: int  # the port that it bound by its own configuration, in whose place it has ``port``; 0: none
     role: Role
     alive: bool
     healthy: bool | None

@@ -58,6 +58,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
         "version": names,
         "build": names,
         "owned": st.booleans(),
+        "own_port": st.integers(0, 65535),
         "proxy_protocol": st.sampled_from(["", "none", "v2"]),
         "extra": extras,
     }

@@ -209,6 +209,7 @@ class _Reader:
             build=fields.text("build"),
             owned=fields.flag("owned"),
             proxy_protocol=fields.text("proxy_protocol"),
+            own_port=fields.port("own_port"),
             source=source_of(index_of(fields.text("source"))),
             http_host=fields.maybe_text("http_host"),
             http_port=fields.maybe_port("http_port"),

@@ -20,7 +20,7 @@ _ALWAYS: Final = (
 )
 _KNOWN: Final = (
     *("identity.start_ticks", "identity.machine_boot_id", "identity.pid_ns", "drain_cause", "build", "owned"),
-    *("proxy_protocol", "source"),
+    *("proxy_protocol", "own_port", "source"),
 )
 
 
