@@ -141,6 +141,45 @@ def test_a_daemon_in_a_network_of_its_own_binds_as_it_says() -> None:
     assert ports == [own]
 
 
+def test_a_socket_of_another_network_is_bound_as_the_daemon_says() -> None:
+    """A thread may change its network (setns(2)): it is the socket's own that counts, not that of the process."""
+    given, own = free_port(), free_port()
+    code = (
+        "import ctypes, threading; libc = ctypes.CDLL(None)\ndef serve():\n"
+        " if libc.unshare(0x10000000 | 0x40000000) and libc.unshare(0x40000000): print(0); return\n"
+        " s = socket.socket()\n try: s.bind(('127.0.0.1', OWN)); print(s.getsockname()[1])\n"
+        " except OSError as error: print(error)\n"
+        "thread = threading.Thread(target=serve); thread.start(); thread.join()"
+    ).replace("OWN", str(own))
+    ports, answers = bound(code, given=given)
+    if ports == [0]:
+        pytest.skip("a thread may not make a network here")
+    assert (ports, answers.memory.serving) == ([own], 0)
+
+
+def test_a_call_is_executed_whatever_fails_over_it() -> None:
+    """A call that was received and is not answered would hang for ever."""
+    given, own, other = free_port(), free_port(), free_port()
+    code = f"a = own({own}); print(0); b = own({other})"
+    with Filtered("import socket\n" + OWN + code) as daemon:
+
+        def fails(_port: int) -> bool:
+            raise RuntimeError("broken")
+
+        answers = BindAnswers(daemon.notifications, Memory.new(given, own), fails, lambda _line: None)
+        poller = select.poll()
+        poller.register(daemon.notifications.fileno(), select.POLLIN)
+        failures = 0
+        while any(events & select.POLLIN for _, events in poller.poll(DEADLINE_S * 1000)):
+            try:
+                answers.turn()
+            except RuntimeError:
+                failures += 1
+        assert daemon.printed().split() == [str(given), "0", str(other)]
+        assert failures == 1
+        answers.memory.close()
+
+
 def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_knows_the_serving_port() -> None:
     """A keeper that was killed between two of its steps: nobody is told of that call again."""
     given, first, second = free_port(), free_port(), free_port()

@@ -13,11 +13,17 @@ import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from turnout.activation.seccomp import Notifications, WaitingCall, calls_of
-from turnout.activation.sockets import BindAddress, address_of, bind_in_place, is_bound_to, process_of, socket_of
+from turnout.activation.sockets import (
+    BindAddress,
+    address_of,
+    bind_in_place,
+    is_bound_to,
+    is_in_our_network,
+    socket_of,
+)
 
 AFTER_LAST: Final = 64  # how many calls a keeper may have received after the last one that it noted
 _PORTS: Final = 64
@@ -94,18 +100,19 @@ class BindAnswers:
         call = self.notifications.receive()
         if call is None:
             return
-        self.memory.last_id = call.id
-        self.memory.store()
         error: int | None = None
         try:
+            self.memory.last_id = call.id
+            self.memory.store()
             if call.number == calls_of().bind:
                 error = self._bind(call)
         except OSError as failure:
             self._note(failure)
-        if error is None:
-            self.notifications.proceed(call.id)
-        else:
-            self.notifications.answer(call.id, error=error)
+        finally:  # a call that was received and is not answered hangs for ever
+            if error is None:
+                self.notifications.proceed(call.id)
+            else:
+                self.notifications.answer(call.id, error=error)
 
     def close(self) -> None:
         self.notifications.close()
@@ -117,13 +124,13 @@ class BindAnswers:
         Raises OSError: the daemon cannot be looked at.
         """
         address = address_of(call)
-        if address is None or not address.port or not _is_in_our_network(call):
+        if address is None or not address.port:
             return None
         sock = socket_of(call)
         if sock is None or not self.notifications.is_valid(call.id):
             return None
         with sock:
-            port = self._port_for(address)
+            port = self._port_for(address) if is_in_our_network(sock) else None
             if port is None:
                 return None
             if port and is_bound_to(sock, port):
@@ -157,10 +164,3 @@ class BindAnswers:
         if why != self.trouble:
             self.trouble = why
             self.log(f"a bind cannot be answered: {why}")
-
-
-def _is_in_our_network(call: WaitingCall) -> bool:
-    """Whether the caller has our network namespace (network_namespaces(7)): in another one our ports mean nothing."""
-    theirs = Path(f"/proc/{process_of(call.thread)}/ns/net").stat()
-    ours = Path("/proc/self/ns/net").stat()
-    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
