@@ -10,7 +10,15 @@ import pytest
 
 from filtered import Filtered
 from support import eventually
-from turnout.activation.sockets import BindAddress, address_of, bind_in_place, is_bound_to, parse_address, process_of, socket_of
+from turnout.activation.sockets import (
+    BindAddress,
+    address_of,
+    bind_in_place,
+    is_bound_to,
+    parse_address,
+    process_of,
+    socket_of,
+)
 from turnout.testing import free_port
 
 KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))

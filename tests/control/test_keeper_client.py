@@ -134,3 +134,10 @@ def test_the_line_to_a_keeper_that_does_not_answer_is_closed(
     else:
         assert cast("Any", ensure_keeper(Home(tmp_path))) is lines[-1]
     assert [line.closed for line in lines] == ([True, False] if isinstance(error, NotRunningError) else [bool(error)])
+
+
+def test_a_keeper_of_a_version_without_activation_is_the_trouble() -> None:
+    refusal = {"ok": False, "error": "ProtocolError", "message": "this keeper does not know 'binds'"}
+    bound = KeeperClient(cast("Channel", Answering(refusal))).binds("svc", "b1")
+    assert (bound.serving, bound.others) == (0, ())
+    assert "turnout down" in bound.trouble

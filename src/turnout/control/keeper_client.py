@@ -37,6 +37,9 @@ ANSWER_TIMEOUT_S: Final = 10.0
 START_TIMEOUT_S: Final = 15.0
 REPLACE_TIMEOUT_S: Final = 45.0  # beyond the keeper's own limits, so that it is the keeper who says what is wrong
 SOCKET_BACK_S: Final = 3.0
+_NOT_ACTIVATED: Final = (
+    "an earlier version of turnout started the keeper; turnout down, then turnout up, starts another keeper"
+)
 LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -177,8 +180,14 @@ class KeeperClient:
         return Identity(answer["pid"], answer["start_ticks"], answer["machine_boot_id"], answer["pid_ns"])
 
     def binds(self, service: str, boot_id: str) -> BoundPorts:
-        """What the keeper knows of the ports that an activated daemon has bound."""
-        answer = self._ask({"op": "binds", "service": service, "boot_id": boot_id})
+        """What the keeper knows of the ports that an activated daemon has bound.
+
+        A keeper of a version without activation has started it as any daemon; that is the trouble.
+        """
+        try:
+            answer = self._ask({"op": "binds", "service": service, "boot_id": boot_id})
+        except ProtocolError:
+            return BoundPorts(0, (), _NOT_ACTIVATED)
         return BoundPorts(answer["serving"], tuple(answer["others"]), answer["trouble"])
 
     def stop(

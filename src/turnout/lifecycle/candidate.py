@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from turnout.activation.obstacle import obstacle
+from turnout.control.keeper_client import BoundPorts
 from turnout.control.router_client import RouterClient
 from turnout.core.data_owner import DataOwner, owns_its_data
 from turnout.core.membership import register_daemon
@@ -111,9 +112,11 @@ class Candidate:
         Raises:
             CandidateError: it is not known which of its ports is the one for its clients, or it was not answered.
         """
-        binds = self._bootstrap.keeper.binds(self._service.name, self._boot_id)
-        if binds.serving and binds.others and not self._service.settings.port and binds.serving != daemon.port:
-            ports = ", ".join(map(str, sorted({binds.serving, *binds.others})))
+        binds = self._binds()
+        several = {binds.serving, *binds.others}
+        told = binds.serving == daemon.port or self._service.settings.port
+        if binds.serving and len(several) > 1 and not told and not self._has_served(daemon.build):
+            ports = ", ".join(map(str, sorted(several)))
             raise CandidateError(
                 f"the daemon binds ports {ports}: which of them is for its clients?",
                 hint=f"name it: --port {binds.serving}, or port = {binds.serving} in turnout.toml",
@@ -125,6 +128,18 @@ class Candidate:
             )
         if result.ok and binds.serving not in {0, daemon.port}:
             self._progress.note(f"the daemon's own port {binds.serving} is 127.0.0.1:{daemon.port} here")
+
+    def _binds(self) -> BoundPorts:
+        """What the keeper says of its ports; one that died meanwhile is replaced, and the next one knows."""
+        with suppress(NotRunningError):
+            return self._bootstrap.keeper.binds(self._service.name, self._boot_id)
+        self._bootstrap.reconnect()
+        return self._bootstrap.keeper.binds(self._service.name, self._boot_id)
+
+    def _has_served(self, build_id: str) -> bool:
+        """Whether another daemon of this build is known: it may have bound a second port after it was healthy."""
+        daemons = self._service.registry.read().snapshot.daemons.values()
+        return any(other.build == build_id and other.boot_id != self._boot_id for other in daemons)
 
     def check_ready(self, daemon: Daemon, known: DataOwner | None = None) -> None:
         """Wait until a daemon is ready, ``start_timeout`` at most; ``known``: how its kind says that it is not.

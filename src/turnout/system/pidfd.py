@@ -21,6 +21,8 @@ def copy_of(pid: int, fd: int, *, flags: int = 0) -> int:
     that is dumpable and has no more capabilities, unless Yama forbids it; else CAP_SYS_PTRACE.
 
     Args:
+        pid: the process, or the thread with :data:`PIDFD_THREAD`.
+        fd: its descriptor.
         flags: of pidfd_open(2).
 
     Raises:
