@@ -8,7 +8,7 @@ import select
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -23,11 +23,16 @@ OWN += " s = socket.socket(family); s.bind((host, port)); s.listen(); print(s.ge
 
 @contextmanager
 def answered(
-    code: str, *, given: int, serving: int = 0, held: tuple[int, ...] = ()
+    code: str,
+    *,
+    given: int,
+    serving: int = 0,
+    held: tuple[int, ...] = (),
+    log: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[tuple[Filtered, BindAnswers]]:
     """A daemon whose calls are answered, in a thread, until it ends."""
     with Filtered("import socket\n" + OWN + code) as daemon:
-        answers = BindAnswers(daemon.notifications, Memory.new(given, serving), held.__contains__, lambda _line: None)
+        answers = BindAnswers(daemon.notifications, Memory.new(given, serving), held.__contains__, log)
 
         def serve() -> None:
             poller = select.poll()
@@ -155,6 +160,20 @@ def test_a_socket_of_another_network_is_bound_as_the_daemon_says() -> None:
     if ports == [0]:
         pytest.skip("a thread may not make a network here")
     assert (ports, answers.memory.serving) == ([own], 0)
+
+
+def test_a_port_that_is_bound_over_and_over_is_logged_once() -> None:
+    given, own = free_port(), free_port()
+    lines = list[str]()
+    with answered(f"for _ in range(50): own({own}).close()", given=given, log=lines.append) as (daemon, _):
+        assert len(daemon.printed().split()) == 50
+    assert lines == [f"port {own} of 127.0.0.1 is 127.0.0.1 port {given}"]
+
+
+def test_a_descriptor_that_a_daemon_does_not_have_is_its_own_error() -> None:
+    code = "import ctypes, struct; print(ctypes.CDLL(None).bind(99, struct.pack('=H', 2) + b'\\x0b' * 14, 16))"
+    ports, answers = bound(code, given=free_port())
+    assert (ports, answers.trouble) == ([-1], "")
 
 
 def test_a_call_is_executed_whatever_fails_over_it() -> None:

@@ -9,10 +9,11 @@ The serving port is the one that is named, else the first that it binds.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from turnout.activation.seccomp import Notifications, WaitingCall, calls_of
@@ -87,6 +88,7 @@ class BindAnswers:
     held: Callable[[int], bool]
     log: Callable[[str], None]
     trouble: str = ""
+    _logged: dict[int, int] = field(default_factory=dict[int, int])  # by port, what it became: a storm is one line
 
     def take_over(self) -> None:
         """Have the calls executed that an earlier keeper had received and not answered: they are reported no more."""
@@ -107,7 +109,8 @@ class BindAnswers:
             if call.number == calls_of().bind:
                 error = self._bind(call)
         except OSError as failure:
-            self._note(failure)
+            if failure.errno != errno.EBADF and self.notifications.is_valid(call.id):
+                self._note(failure)
         finally:  # a call that was received and is not answered hangs for ever
             if error is None:
                 self.notifications.proceed(call.id)
@@ -139,7 +142,10 @@ class BindAnswers:
                 bind_in_place(sock, port)
             except OSError as error:
                 return error.errno
-            self.log(f"port {address.port} of {address.host} is 127.0.0.1 port {sock.getsockname()[1]}")
+            became = sock.getsockname()[1]
+            if self._logged.get(address.port) != became:
+                self._logged[address.port] = became
+                self.log(f"port {address.port} of {address.host} is 127.0.0.1 port {became}")
             return 0
 
     def _port_for(self, address: BindAddress) -> int | None:
