@@ -15,6 +15,8 @@ import pytest
 
 from filtered import DEADLINE_S, Filtered
 from turnout.activation.answers import AFTER_LAST, BindAnswers, Memory
+from turnout.activation.seccomp import WaitingCall
+from turnout.activation.sockets import bind_in_place, socket_of
 from turnout.testing import free_port
 
 OWN = "def own(port, family=socket.AF_INET, host='127.0.0.1'):\n"
@@ -216,7 +218,9 @@ def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_kno
         due()
         lost = daemon.notifications.receive()
         assert lost
-        assert before.memory.last_id < lost.id <= before.memory.last_id + AFTER_LAST
+        noted = before.memory.call
+        assert noted
+        assert noted.id < lost.id <= noted.id + AFTER_LAST
         after = BindAnswers(daemon.notifications, Memory.of(os.dup(before.memory.fd)), before.held, before.log)
         after.take_over()
         assert after.memory.serving == first
@@ -227,11 +231,31 @@ def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_kno
         after.memory.close()
 
 
+@pytest.mark.parametrize("bound_already", [False, True])
+def test_a_successor_answers_the_call_that_its_predecessor_had_noted(bound_already: bool) -> None:
+    """Executed as it stands, it would be at the daemon's own port, or fail since its socket is bound already."""
+    given, own = free_port(), free_port()
+    with Filtered("import socket\n" + OWN + f"a = own({own})") as daemon:
+        memory = Memory.new(given, own)
+        memory.call = daemon.next_call()
+        memory.store()
+        if bound_already:
+            sock = socket_of(memory.call)
+            assert sock
+            with sock:
+                bind_in_place(sock, given)
+        after = BindAnswers(daemon.notifications, Memory.of(memory.fd), lambda _port: False, lambda _line: None)
+        after.take_over()
+        daemon.notifications.proceed(daemon.next_call().id)
+        assert daemon.printed() == f"{given}\n"
+        after.memory.close()
+
+
 def test_memory_holds_the_first_ports_and_no_more() -> None:
     memory = Memory.new(2, 1)
     memory.ports = tuple(range(1, 100))
-    memory.last_id = 2**64 - 1
+    memory.call = WaitingCall(2**64 - 1, 2**31 - 1, 49, (2**64 - 1,) * 6)
     memory.store()
     again = Memory.of(memory.fd)
-    assert (again.given, again.serving, again.last_id, again.ports) == (2, 1, 2**64 - 1, tuple(range(1, 65)))
+    assert (again.given, again.serving, again.call, again.ports) == (2, 1, memory.call, tuple(range(1, 65)))
     memory.close()

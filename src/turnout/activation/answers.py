@@ -28,7 +28,8 @@ from turnout.activation.sockets import (
 
 AFTER_LAST: Final = 64  # how many calls a keeper may have received after the last one that it noted
 _PORTS: Final = 64
-_LAYOUT: Final = struct.Struct(f"=QHHH{_PORTS}H")
+_NO_CALL: Final = WaitingCall(0, 0, 0, (0,) * 6)
+_LAYOUT: Final = struct.Struct(f"=Qii6QHHH{_PORTS}H")
 
 
 @dataclass(slots=True)
@@ -38,14 +39,14 @@ class Memory:
     Args:
         fd: of the memory.
         given: the port of 127.0.0.1 that the serving port becomes.
-        last_id: of the call that was received last; 0: none was.
+        call: what was received last; None: nothing was.
         serving: the daemon's own port that is answered with the given one; 0: not known yet.
         ports: the TCP ports that it bound as it said, the first 64 of them.
     """
 
     fd: int
     given: int
-    last_id: int = 0
+    call: WaitingCall | None = None
     serving: int = 0
     ports: tuple[int, ...] = ()
 
@@ -59,15 +60,17 @@ class Memory:
     @classmethod
     def of(cls, fd: int) -> Memory:
         """What an earlier keeper stored. Raises OSError: it cannot be read."""
-        last_id, given, serving, count, *ports = _LAYOUT.unpack(
-            os.pread(fd, _LAYOUT.size, 0).ljust(_LAYOUT.size, b"\0")
-        )
-        return cls(fd, given, last_id, serving, tuple(ports[:count]))
+        call_id, thread, number, *rest = _LAYOUT.unpack(os.pread(fd, _LAYOUT.size, 0).ljust(_LAYOUT.size, b"\0"))
+        last = WaitingCall(call_id, thread, number, tuple(rest[:6])) if call_id else None
+        given, serving, count, *ports = rest[6:]
+        return cls(fd, given, last, serving, tuple(ports[:count]))
 
     def store(self) -> None:
         ports = self.ports[:_PORTS]
         room = (*ports, *[0] * (_PORTS - len(ports)))
-        os.pwrite(self.fd, _LAYOUT.pack(self.last_id, self.given, self.serving, len(ports), *room), 0)
+        last = self.call or _NO_CALL
+        call = (last.id, last.thread, last.number, *last.arguments)
+        os.pwrite(self.fd, _LAYOUT.pack(*call, self.given, self.serving, len(ports), *room), 0)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -91,9 +94,16 @@ class BindAnswers:
     _logged: dict[int, int] = field(default_factory=dict[int, int])  # by port, what it became: a storm is one line
 
     def take_over(self) -> None:
-        """Have the calls executed that an earlier keeper had received and not answered: they are reported no more."""
-        last = self.memory.last_id
-        for call_id in range(last, last + AFTER_LAST + 1) if last else ():
+        """Answer the calls that an earlier keeper had received and not answered: they are reported no more.
+
+        What those after the noted one are about is not known: they are executed as they stand.
+        """
+        last = self.memory.call
+        if last is None:
+            return
+        if self.notifications.is_valid(last.id):
+            self._answer(last)
+        for call_id in range(last.id + 1, last.id + AFTER_LAST + 1):
             if self.notifications.is_valid(call_id):
                 self.notifications.proceed(call_id)
 
@@ -102,10 +112,15 @@ class BindAnswers:
         call = self.notifications.receive()
         if call is None:
             return
+        try:
+            self.memory.call = call
+            self.memory.store()
+        finally:
+            self._answer(call)
+
+    def _answer(self, call: WaitingCall) -> None:
         error: int | None = None
         try:
-            self.memory.last_id = call.id
-            self.memory.store()
             if call.number == calls_of().bind:
                 error = self._bind(call)
         except OSError as failure:

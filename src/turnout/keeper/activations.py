@@ -167,7 +167,7 @@ class Activations:
             answers.notifications.wake_in_turn()
             answers.take_over()
             self._selector.register(fds[0], selectors.EVENT_READ, partial(self._turn, boot_id, boot))
-        except OSError:  # epoll_ctl(2): ENOSPC, ENOMEM
+        except BaseException:  # epoll_ctl(2): ENOSPC, ENOMEM
             answers.notifications.close()
             raise
         self._selector.unregister(boot.line)
