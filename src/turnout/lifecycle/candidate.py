@@ -119,7 +119,7 @@ class Candidate:
             ports = ", ".join(map(str, sorted(several)))
             raise CandidateError(
                 f"the daemon binds ports {ports}: which of them is for its clients?",
-                hint=f"name it: --port {binds.serving}, or port = {binds.serving} in turnout.toml",
+                hint=f"name it, for example --port {binds.serving}, or port = {binds.serving} in turnout.toml",
             )
         if binds.trouble and not result.ok:
             raise CandidateError(
