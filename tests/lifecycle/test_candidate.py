@@ -310,3 +310,15 @@ def test_a_build_that_has_served_is_restarted_without_a_question(
     keeper = FakeKeeper()
     keeper.bound = BoundPorts(2380, (2379,), "")
     assert candidate(activated(service), keeper).start(OWN_PORT, CONTEXT).boot_id == "c"
+
+
+def test_a_daemon_with_a_port_of_its_own_may_keep_it_says_the_hint(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, msgspec.structs.replace(SILENT, found_port=3000))
+    with pytest.raises(CandidateError, match="port 3000") as refused:
+        candidate(service, FakeKeeper()).start(OWN_PORT, CONTEXT)
+    assert "--activation on" in str(refused.value.hint)
+    with pytest.raises(CandidateError, match="port 3000") as refused:
+        candidate(activated(service), FakeKeeper()).start(OWN_PORT, CONTEXT)
+    assert "--activation" not in str(refused.value.hint)
