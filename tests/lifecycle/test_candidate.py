@@ -322,3 +322,15 @@ def test_a_daemon_with_a_port_of_its_own_may_keep_it_says_the_hint(
     with pytest.raises(CandidateError, match="port 3000") as refused:
         candidate(activated(service), FakeKeeper()).start(OWN_PORT, CONTEXT)
     assert "--activation" not in str(refused.value.hint)
+
+
+def test_a_port_that_another_program_took_is_replaced_whatever_the_keeper_says_of_its_binds(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the socket that keeps it free, where the daemon binds without SO_REUSEADDR."""
+    found(monkeypatch, ENDED, WELL)
+    keeper = FakeKeeper()
+    keeper.bound = BoundPorts(0, (), "an earlier version of turnout started the keeper")
+    keeper.on_spawn = lambda: write_log(service, "bind: Address already in use")
+    candidate(activated(service), keeper).start(BUILD, CONTEXT)
+    assert keeper.did == ["spawn", "stop", "spawn"]

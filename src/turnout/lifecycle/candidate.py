@@ -94,12 +94,13 @@ class Candidate:
                     reserved.release()
                 daemon = self._spawn(build, context, reserved.port)
                 result = self._wait_ready(daemon, owner)
-            if settings.activation == "on":
-                self._check_binds(daemon, result)
-            if result.ok:
-                return daemon
             log = log_tail(self._service.home.log(self._boot_id)).lower()
-            if attempt == SPAWN_TRIES or not result.gone or not any(words in log for words in PORT_TAKEN):
+            taken = result.gone and any(words in log for words in PORT_TAKEN)
+            if attempt == SPAWN_TRIES or result.ok or not taken:
+                if settings.activation == "on":
+                    self._check_binds(daemon, result)
+                if result.ok:
+                    return daemon
                 raise candidate_error(self._service, daemon, result)
             self.stop()  # what it left behind: the next try has the same name
             with suppress(OSError):  # its lines on the socket that keeps the port mislead
