@@ -78,7 +78,7 @@ class Memory:
 
 @dataclass(slots=True)
 class BindAnswers:
-    """BindAnswers what one daemon asks by its binds. Owns the notification descriptor and the memory.
+    """BindAnswers what one daemon asks by its binds. Owns nothing: the caller closes the notifications and the memory.
 
     Args:
         held: whether another daemon of the service holds a port, as far as it is known.
@@ -131,10 +131,6 @@ class BindAnswers:
                 self.notifications.proceed(call.id)
             else:
                 self.notifications.answer(call.id, error=error)
-
-    def close(self) -> None:
-        self.notifications.close()
-        self.memory.close()
 
     def _bind(self, call: WaitingCall) -> int | None:
         """Bind the daemon's socket; 0, or the error that bind(2) returns. None: the kernel is to execute the call.
