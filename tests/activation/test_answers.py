@@ -8,13 +8,15 @@ import select
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from filtered import DEADLINE_S, Filtered
 from turnout.activation.answers import AFTER_LAST, BindAnswers, Memory
+from turnout.activation.seccomp import WaitingCall
+from turnout.activation.sockets import bind_in_place, socket_of
 from turnout.testing import free_port
 
 OWN = "def own(port, family=socket.AF_INET, host='127.0.0.1'):\n"
@@ -23,11 +25,16 @@ OWN += " s = socket.socket(family); s.bind((host, port)); s.listen(); print(s.ge
 
 @contextmanager
 def answered(
-    code: str, *, given: int, serving: int = 0, held: tuple[int, ...] = ()
+    code: str,
+    *,
+    given: int,
+    serving: int = 0,
+    held: tuple[int, ...] = (),
+    log: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[tuple[Filtered, BindAnswers]]:
     """A daemon whose calls are answered, in a thread, until it ends."""
     with Filtered("import socket\n" + OWN + code) as daemon:
-        answers = BindAnswers(daemon.notifications, Memory.new(given, serving), held.__contains__, lambda _line: None)
+        answers = BindAnswers(daemon.notifications, Memory.new(given, serving), held.__contains__, log)
 
         def serve() -> None:
             poller = select.poll()
@@ -141,6 +148,59 @@ def test_a_daemon_in_a_network_of_its_own_binds_as_it_says() -> None:
     assert ports == [own]
 
 
+def test_a_socket_of_another_network_is_bound_as_the_daemon_says() -> None:
+    """A thread may change its network (setns(2)): it is the socket's own that counts, not that of the process."""
+    given, own = free_port(), free_port()
+    code = (
+        "import ctypes, threading; libc = ctypes.CDLL(None)\ndef serve():\n"
+        " if libc.unshare(0x10000000 | 0x40000000) and libc.unshare(0x40000000): print(0); return\n"
+        " s = socket.socket()\n try: s.bind(('127.0.0.1', OWN)); print(s.getsockname()[1])\n"
+        " except OSError as error: print(error)\n"
+        "thread = threading.Thread(target=serve); thread.start(); thread.join()"
+    ).replace("OWN", str(own))
+    ports, answers = bound(code, given=given)
+    if ports == [0]:
+        pytest.skip("a thread may not make a network here")
+    assert (ports, answers.memory.serving) == ([own], 0)
+
+
+def test_a_port_that_is_bound_over_and_over_is_logged_once() -> None:
+    given, own = free_port(), free_port()
+    lines = list[str]()
+    with answered(f"for _ in range(50): own({own}).close()", given=given, log=lines.append) as (daemon, _):
+        assert len(daemon.printed().split()) == 50
+    assert lines == [f"port {own} of 127.0.0.1 is 127.0.0.1 port {given}"]
+
+
+def test_a_descriptor_that_a_daemon_does_not_have_is_its_own_error() -> None:
+    code = "import ctypes, struct; print(ctypes.CDLL(None).bind(99, struct.pack('=H', 2) + b'\\x0b' * 14, 16))"
+    ports, answers = bound(code, given=free_port())
+    assert (ports, answers.trouble) == ([-1], "")
+
+
+def test_a_call_is_executed_whatever_fails_over_it() -> None:
+    """A call that was received and is not answered would hang for ever."""
+    given, own, other = free_port(), free_port(), free_port()
+    code = f"a = own({own}); print(0); b = own({other})"
+    with Filtered("import socket\n" + OWN + code) as daemon:
+
+        def fails(_port: int) -> bool:
+            raise RuntimeError("broken")
+
+        answers = BindAnswers(daemon.notifications, Memory.new(given, own), fails, lambda _line: None)
+        poller = select.poll()
+        poller.register(daemon.notifications.fileno(), select.POLLIN)
+        failures = 0
+        while any(events & select.POLLIN for _, events in poller.poll(DEADLINE_S * 1000)):
+            try:
+                answers.turn()
+            except RuntimeError:
+                failures += 1
+        assert daemon.printed().split() == [str(given), "0", str(other)]
+        assert failures == 1
+        answers.memory.close()
+
+
 def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_knows_the_serving_port() -> None:
     """A keeper that was killed between two of its steps: nobody is told of that call again."""
     given, first, second = free_port(), free_port(), free_port()
@@ -158,7 +218,9 @@ def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_kno
         due()
         lost = daemon.notifications.receive()
         assert lost
-        assert before.memory.last_id < lost.id <= before.memory.last_id + AFTER_LAST
+        noted = before.memory.call
+        assert noted
+        assert noted.id < lost.id <= noted.id + AFTER_LAST
         after = BindAnswers(daemon.notifications, Memory.of(os.dup(before.memory.fd)), before.held, before.log)
         after.take_over()
         assert after.memory.serving == first
@@ -169,11 +231,31 @@ def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_kno
         after.memory.close()
 
 
+@pytest.mark.parametrize("bound_already", [False, True])
+def test_a_successor_answers_the_call_that_its_predecessor_had_noted(bound_already: bool) -> None:
+    """Executed as it stands, it would be at the daemon's own port, or fail since its socket is bound already."""
+    given, own = free_port(), free_port()
+    with Filtered("import socket\n" + OWN + f"a = own({own})") as daemon:
+        memory = Memory.new(given, own)
+        memory.call = daemon.next_call()
+        memory.store()
+        if bound_already:
+            sock = socket_of(memory.call)
+            assert sock
+            with sock:
+                bind_in_place(sock, given)
+        after = BindAnswers(daemon.notifications, Memory.of(memory.fd), lambda _port: False, lambda _line: None)
+        after.take_over()
+        daemon.notifications.proceed(daemon.next_call().id)
+        assert daemon.printed() == f"{given}\n"
+        after.memory.close()
+
+
 def test_memory_holds_the_first_ports_and_no_more() -> None:
     memory = Memory.new(2, 1)
     memory.ports = tuple(range(1, 100))
-    memory.last_id = 2**64 - 1
+    memory.call = WaitingCall(2**64 - 1, 2**31 - 1, 49, (2**64 - 1,) * 6)
     memory.store()
     again = Memory.of(memory.fd)
-    assert (again.given, again.serving, again.last_id, again.ports) == (2, 1, 2**64 - 1, tuple(range(1, 65)))
+    assert (again.given, again.serving, again.call, again.ports) == (2, 1, memory.call, tuple(range(1, 65)))
     memory.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 
@@ -9,8 +10,18 @@ import pytest
 
 from filtered import Filtered
 from support import eventually
-from turnout.activation.sockets import BindAddress, address_of, bind_in_place, is_bound_to, parse_address, socket_of
+from turnout.activation.sockets import (
+    BindAddress,
+    address_of,
+    bind_in_place,
+    is_bound_to,
+    parse_address,
+    process_of,
+    socket_of,
+)
 from turnout.testing import free_port
+
+KERNEL = tuple(map(int, os.uname().release.split(".")[:2]))
 
 
 def ipv4(host: str, port: int, family: int = socket.AF_INET) -> bytes:
@@ -29,6 +40,8 @@ def ipv6(host: str, port: int) -> bytes:
         (ipv4("127.0.0.1", 65535).ljust(128, b"\0"), BindAddress("127.0.0.1", 65535)),
         (ipv6("::1", 5432), BindAddress("::1", 5432)),
         (ipv6("::", 0)[:24], BindAddress("::", 0)),
+        (ipv6("::ffff:127.0.0.1", 8080), BindAddress("127.0.0.1", 8080)),
+        (ipv6("::ffff:0.0.0.0", 8080), BindAddress("0.0.0.0", 8080)),
         (ipv4("0.0.0.0", 80, socket.AF_UNSPEC), BindAddress("0.0.0.0", 80)),
         (ipv4("127.0.0.1", 80, socket.AF_UNSPEC), None),
         (ipv4("127.0.0.1", 80)[:15], None),
@@ -145,6 +158,52 @@ def test_an_address_beyond_the_daemons_memory_is_none_and_a_descriptor_that_it_l
                 socket_of(call)
             daemon.notifications.proceed(call.id)
         assert daemon.printed().split() == ["9", "9"]
+
+
+def test_a_daemon_whose_name_looks_like_a_line_of_its_status_is_itself() -> None:
+    """str.splitlines() takes a form feed for the end of a line: the daemon would choose whose socket is bound."""
+    code = (
+        "import ctypes, os\nctypes.CDLL(None).prctl(15, b'\\x0cTgid: 1', 0, 0, 0)\n"
+        "print(os.getpid()); s = socket.socket(); s.bind(('127.0.0.1', 0))"
+    )
+    with Filtered("import socket\n" + code) as daemon:
+        call = daemon.next_call()
+        assert process_of(call.thread) == daemon.process.pid
+        daemon.notifications.proceed(call.id)
+        daemon.printed()
+
+
+THREAD = "import os, socket, threading, time\ndef serve():\n"
+
+
+@pytest.mark.skipif(KERNEL < (6, 9), reason="PIDFD_THREAD is Linux 6.9")
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(
+            " while ' Z ' not in open(f'/proc/{os.getpid()}/stat').read(): pass\n"
+            " s = socket.socket(); s.bind(('127.0.0.1', 3000)); print(s.getsockname()[1], flush=True); os._exit(0)\n"
+            "threading.Thread(target=serve).start(); import ctypes; ctypes.CDLL(None).pthread_exit(0)",
+            id="whose first thread has ended",
+        ),
+        pytest.param(
+            " ctypes.CDLL(None).unshare(0x400); s = socket.socket(); fd = os.dup2(s.fileno(), 200)\n"
+            " s.close(); s = socket.socket(fileno=fd); s.bind(('127.0.0.1', 3000)); print(s.getsockname()[1])\n"
+            "import ctypes; thread = threading.Thread(target=serve); thread.start(); thread.join()",
+            id="with descriptors of its own",
+        ),
+    ],
+)
+def test_a_thread_binds_its_socket(code: str) -> None:
+    port = free_port()
+    with Filtered(THREAD + code) as daemon:
+        call = daemon.next_call()
+        sock = socket_of(call)
+        assert sock
+        with sock:
+            bind_in_place(sock, port)
+        daemon.notifications.answer(call.id)
+        assert daemon.printed() == f"{port}\n"
 
 
 def test_a_thread_that_ended_is_an_error() -> None:

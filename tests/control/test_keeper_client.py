@@ -16,8 +16,11 @@ from turnout.config.settings import Address
 from turnout.control.keeper_client import KeeperClient, bind_error, ensure_keeper, other_home
 from turnout.errors import NotBegunError, NotRunningError, StillRunningError, TimedOutError, TurnoutError
 from turnout.state.home import Home
+from turnout.system.boot_processes import LABEL
 from turnout.system.control_channel import Channel, Message
 from turnout.system.net.sockets import PortHolder
+from turnout.system.process import own_identity
+from turnout.system.spawn_record import SpawnRecord, write_record
 
 ADDRESS = Address("127.0.0.1", 6379)
 
@@ -134,3 +137,22 @@ def test_the_line_to_a_keeper_that_does_not_answer_is_closed(
     else:
         assert cast("Any", ensure_keeper(Home(tmp_path))) is lines[-1]
     assert [line.closed for line in lines] == ([True, False] if isinstance(error, NotRunningError) else [bool(error)])
+
+
+def test_a_keeper_of_a_version_without_activation_is_the_trouble() -> None:
+    refusal = {"ok": False, "error": "ProtocolError", "message": "this keeper does not know 'binds'"}
+    bound = KeeperClient(cast("Channel", Answering(refusal))).binds("svc", "b1")
+    assert (bound.serving, bound.others) == (0, ())
+    assert "turnout down" in bound.trouble
+
+
+def test_a_process_of_an_activated_daemon_starts_no_keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper would be under the daemon's filter, and its own first bind would wait for itself."""
+    home, ours = Home(tmp_path), own_identity()
+    service = home.service("svc")
+    service.create()
+    write_record(service.record("b1"), SpawnRecord("b1", "svc", ours, "", 0.0, held_fds=(1, 2, 3)))
+    monkeypatch.setenv(LABEL, "b1")
+    with pytest.raises(NotRunningError, match="svc") as refused:
+        ensure_keeper(home)
+    assert "turnout up" in str(refused.value.hint)

@@ -71,7 +71,7 @@ def test_the_fixed_address_may_have_the_daemons_own_port(turnout: Turnout) -> No
     assert ask(turnout.address) == "v2"
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "::ffff:127.0.0.1"])
 def test_a_daemon_of_either_family_is_served(turnout: Turnout, host: str) -> None:
     own = free_port()
     up(turnout, binds("v1", f"{host}:{own}"))

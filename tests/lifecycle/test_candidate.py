@@ -14,7 +14,9 @@ import pytest
 from turnout.config.settings import Address, Settings
 from turnout.control.keeper_client import BoundPorts
 from turnout.core.deployment import begin_deploy
+from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon, Identity
+from turnout.core.outcome import must_hold
 from turnout.errors import CandidateError, NotRunningError, TimedOutError
 from turnout.lifecycle.bootstrap import Bootstrap
 from turnout.lifecycle.candidate import SPAWN_TRIES, Candidate
@@ -48,6 +50,7 @@ class FakeKeeper:
         self.stop_error: Exception | None = None
         self.activations: list[tuple[int, int] | None] = []
         self.bound = BoundPorts(0, (), "")
+        self.binds_errors: list[Exception] = []
         self.grace_s = 0.0
 
     @property
@@ -58,6 +61,8 @@ class FakeKeeper:
         self.did.append("reconnect")
 
     def binds(self, _service: str, _boot_id: str) -> BoundPorts:
+        if self.binds_errors:
+            raise self.binds_errors.pop()
         return self.bound
 
     def spawn(self, _service: str, _boot_id: str, argv: tuple[str, ...], **more: Any) -> Identity:
@@ -287,3 +292,57 @@ def test_a_bind_that_could_not_be_answered_is_the_reason_of_a_failed_start(
     keeper.bound = BoundPorts(0, (), "it may not be looked at")
     with pytest.raises(CandidateError, match="it may not be looked at"):
         candidate(activated(service), keeper).start(OWN_PORT, CONTEXT)
+
+
+def test_a_keeper_that_died_meanwhile_is_replaced_and_its_successor_asked(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper()
+    keeper.binds_errors = [NotRunningError("the keeper died")]
+    candidate(activated(service), keeper).start(OWN_PORT, CONTEXT)
+    assert keeper.did == ["spawn", "reconnect"]
+
+
+def test_one_port_at_two_addresses_is_no_question(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis with ``bind 127.0.0.1 192.0.2.7``."""
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper()
+    keeper.bound = BoundPorts(6379, (6379,), "")
+    candidate(activated(service), keeper).start(OWN_PORT, CONTEXT)
+
+
+def test_a_build_that_has_served_is_restarted_without_a_question(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It bound its second port after it was healthy, at first; at 3 a.m. there is nobody to answer."""
+    found(monkeypatch, WELL)
+    served = Daemon("b", host="127.0.0.1", port=1, build=OWN_PORT.id, identity=DEAD)
+    must_hold(service.registry.update(lambda snap: register_daemon(snap, served)))
+    keeper = FakeKeeper()
+    keeper.bound = BoundPorts(2380, (2379,), "")
+    assert candidate(activated(service), keeper).start(OWN_PORT, CONTEXT).boot_id == "c"
+
+
+def test_a_daemon_with_a_port_of_its_own_may_keep_it_says_the_hint(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, msgspec.structs.replace(SILENT, found_port=3000))
+    with pytest.raises(CandidateError, match="port 3000") as refused:
+        candidate(service, FakeKeeper()).start(OWN_PORT, CONTEXT)
+    assert "--activation on" in str(refused.value.hint)
+    with pytest.raises(CandidateError, match="port 3000") as refused:
+        candidate(activated(service), FakeKeeper()).start(OWN_PORT, CONTEXT)
+    assert "--activation" not in str(refused.value.hint)
+
+
+def test_a_port_that_another_program_took_is_replaced_whatever_the_keeper_says_of_its_binds(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the socket that keeps it free, where the daemon binds without SO_REUSEADDR."""
+    found(monkeypatch, ENDED, WELL)
+    keeper = FakeKeeper()
+    keeper.bound = BoundPorts(0, (), "an earlier version of turnout started the keeper")
+    keeper.on_spawn = lambda: write_log(service, "bind: Address already in use")
+    candidate(activated(service), keeper).start(BUILD, CONTEXT)
+    assert keeper.did == ["spawn", "stop", "spawn"]

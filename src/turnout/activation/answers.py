@@ -9,19 +9,27 @@ The serving port is the one that is named, else the first that it binds.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Final
 
 from turnout.activation.seccomp import Notifications, WaitingCall, calls_of
-from turnout.activation.sockets import BindAddress, address_of, bind_in_place, is_bound_to, process_of, socket_of
+from turnout.activation.sockets import (
+    BindAddress,
+    address_of,
+    bind_in_place,
+    is_bound_to,
+    is_in_our_network,
+    socket_of,
+)
 
 AFTER_LAST: Final = 64  # how many calls a keeper may have received after the last one that it noted
 _PORTS: Final = 64
-_LAYOUT: Final = struct.Struct(f"=QHHH{_PORTS}H")
+_NO_CALL: Final = WaitingCall(0, 0, 0, (0,) * 6)
+_LAYOUT: Final = struct.Struct(f"=Qii6QHHH{_PORTS}H")
 
 
 @dataclass(slots=True)
@@ -31,14 +39,14 @@ class Memory:
     Args:
         fd: of the memory.
         given: the port of 127.0.0.1 that the serving port becomes.
-        last_id: of the call that was received last; 0: none was.
+        call: what was received last; None: nothing was.
         serving: the daemon's own port that is answered with the given one; 0: not known yet.
         ports: the TCP ports that it bound as it said, the first 64 of them.
     """
 
     fd: int
     given: int
-    last_id: int = 0
+    call: WaitingCall | None = None
     serving: int = 0
     ports: tuple[int, ...] = ()
 
@@ -52,15 +60,17 @@ class Memory:
     @classmethod
     def of(cls, fd: int) -> Memory:
         """What an earlier keeper stored. Raises OSError: it cannot be read."""
-        last_id, given, serving, count, *ports = _LAYOUT.unpack(
-            os.pread(fd, _LAYOUT.size, 0).ljust(_LAYOUT.size, b"\0")
-        )
-        return cls(fd, given, last_id, serving, tuple(ports[:count]))
+        call_id, thread, number, *rest = _LAYOUT.unpack(os.pread(fd, _LAYOUT.size, 0).ljust(_LAYOUT.size, b"\0"))
+        last = WaitingCall(call_id, thread, number, tuple(rest[:6])) if call_id else None
+        given, serving, count, *ports = rest[6:]
+        return cls(fd, given, last, serving, tuple(ports[:count]))
 
     def store(self) -> None:
         ports = self.ports[:_PORTS]
         room = (*ports, *[0] * (_PORTS - len(ports)))
-        os.pwrite(self.fd, _LAYOUT.pack(self.last_id, self.given, self.serving, len(ports), *room), 0)
+        last = self.call or _NO_CALL
+        call = (last.id, last.thread, last.number, *last.arguments)
+        os.pwrite(self.fd, _LAYOUT.pack(*call, self.given, self.serving, len(ports), *room), 0)
 
     def close(self) -> None:
         os.close(self.fd)
@@ -68,7 +78,7 @@ class Memory:
 
 @dataclass(slots=True)
 class BindAnswers:
-    """BindAnswers what one daemon asks by its binds. Owns the notification descriptor and the memory.
+    """BindAnswers what one daemon asks by its binds. Owns nothing: the caller closes the notifications and the memory.
 
     Args:
         held: whether another daemon of the service holds a port, as far as it is known.
@@ -81,11 +91,19 @@ class BindAnswers:
     held: Callable[[int], bool]
     log: Callable[[str], None]
     trouble: str = ""
+    _logged: dict[int, int] = field(default_factory=dict[int, int])  # by port, what it became: a storm is one line
 
     def take_over(self) -> None:
-        """Have the calls executed that an earlier keeper had received and not answered: they are reported no more."""
-        last = self.memory.last_id
-        for call_id in range(last, last + AFTER_LAST + 1) if last else ():
+        """Answer the calls that an earlier keeper had received and not answered: they are reported no more.
+
+        What those after the noted one are about is not known: they are executed as they stand.
+        """
+        last = self.memory.call
+        if last is None:
+            return
+        if self.notifications.is_valid(last.id):
+            self._answer(last)
+        for call_id in range(last.id + 1, last.id + AFTER_LAST + 1):
             if self.notifications.is_valid(call_id):
                 self.notifications.proceed(call_id)
 
@@ -94,22 +112,25 @@ class BindAnswers:
         call = self.notifications.receive()
         if call is None:
             return
-        self.memory.last_id = call.id
-        self.memory.store()
+        try:
+            self.memory.call = call
+            self.memory.store()
+        finally:
+            self._answer(call)
+
+    def _answer(self, call: WaitingCall) -> None:
         error: int | None = None
         try:
             if call.number == calls_of().bind:
                 error = self._bind(call)
         except OSError as failure:
-            self._note(failure)
-        if error is None:
-            self.notifications.proceed(call.id)
-        else:
-            self.notifications.answer(call.id, error=error)
-
-    def close(self) -> None:
-        self.notifications.close()
-        self.memory.close()
+            if failure.errno != errno.EBADF and self.notifications.is_valid(call.id):
+                self._note(failure)
+        finally:  # a call that was received and is not answered hangs for ever
+            if error is None:
+                self.notifications.proceed(call.id)
+            else:
+                self.notifications.answer(call.id, error=error)
 
     def _bind(self, call: WaitingCall) -> int | None:
         """Bind the daemon's socket; 0, or the error that bind(2) returns. None: the kernel is to execute the call.
@@ -117,13 +138,13 @@ class BindAnswers:
         Raises OSError: the daemon cannot be looked at.
         """
         address = address_of(call)
-        if address is None or not address.port or not _is_in_our_network(call):
+        if address is None or not address.port:
             return None
         sock = socket_of(call)
         if sock is None or not self.notifications.is_valid(call.id):
             return None
         with sock:
-            port = self._port_for(address)
+            port = self._port_for(address) if is_in_our_network(sock) else None
             if port is None:
                 return None
             if port and is_bound_to(sock, port):
@@ -132,7 +153,10 @@ class BindAnswers:
                 bind_in_place(sock, port)
             except OSError as error:
                 return error.errno
-            self.log(f"port {address.port} of {address.host} is 127.0.0.1 port {sock.getsockname()[1]}")
+            became = sock.getsockname()[1]
+            if self._logged.get(address.port) != became:
+                self._logged[address.port] = became
+                self.log(f"port {address.port} of {address.host} is 127.0.0.1 port {became}")
             return 0
 
     def _port_for(self, address: BindAddress) -> int | None:
@@ -157,10 +181,3 @@ class BindAnswers:
         if why != self.trouble:
             self.trouble = why
             self.log(f"a bind cannot be answered: {why}")
-
-
-def _is_in_our_network(call: WaitingCall) -> bool:
-    """Whether the caller has our network namespace (network_namespaces(7)): in another one our ports mean nothing."""
-    theirs = Path(f"/proc/{process_of(call.thread)}/ns/net").stat()
-    ours = Path("/proc/self/ns/net").stat()
-    return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)

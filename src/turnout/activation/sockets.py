@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -12,13 +14,15 @@ from typing import Final
 
 from turnout.activation.seccomp import WaitingCall
 from turnout.system.files import opened
-from turnout.system.pidfd import copy_of
+from turnout.system.pidfd import PIDFD_THREAD, copy_of
 
 _READ_BYTES: Final = 28  # sizeof(struct sockaddr_in6); what a longer length has behind it the kernel ignores
 _IPV4_BYTES: Final = 16
 _IPV6_BYTES: Final = 24  # SIN6_LEN_RFC2133: the kernel takes an address without its scope, too
 _TCP: Final = (0, socket.IPPROTO_TCP, 262)  # 262: IPPROTO_MPTCP, the default of Go since 1.24
+_MAPPED: Final = bytes(10) + b"\xff\xff"
 _MAPPED_LOOPBACK: Final = "::ffff:127.0.0.1"
+_SO_NETNS_COOKIE: Final = 71  # Linux 5.14
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,8 @@ class BindAddress:
 def parse_address(data: bytes) -> BindAddress | None:
     """What struct sockaddr_in or sockaddr_in6 says (ip(7), ipv6(7)); None: it is neither, or too short.
 
-    AF_UNSPEC with the wildcard address is IPv4: the kernel takes it for the sake of old programs (inet_bind).
+    AF_UNSPEC with the wildcard address is IPv4: the kernel takes it for the sake of old programs (inet_bind). So is an
+    address that is mapped into IPv6, with which Java binds.
     """
     if len(data) < _IPV4_BYTES:
         return None
@@ -46,6 +51,8 @@ def parse_address(data: bytes) -> BindAddress | None:
     (port,) = struct.unpack_from("!H", data, 2)
     if family == socket.AF_INET or (family == socket.AF_UNSPEC and data[4:8] == bytes(4)):
         return BindAddress(socket.inet_ntop(socket.AF_INET, data[4:8]), port)
+    if family == socket.AF_INET6 and len(data) >= _IPV6_BYTES and data[8:20] == _MAPPED:
+        return BindAddress(socket.inet_ntop(socket.AF_INET, data[20:24]), port)
     if family == socket.AF_INET6 and len(data) >= _IPV6_BYTES:
         return BindAddress(socket.inet_ntop(socket.AF_INET6, data[8:24]), port)
     return None
@@ -78,7 +85,12 @@ def socket_of(call: WaitingCall) -> socket.socket | None:
         PermissionError: the daemon may not be looked at.
         OSError: it has no such descriptor, its thread has ended, or none is left here.
     """
-    copy = copy_of(process_of(call.thread), call.fd)
+    try:
+        copy = copy_of(call.thread, call.fd, flags=PIDFD_THREAD)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        copy = copy_of(process_of(call.thread), call.fd)  # whose first thread has to live, and to share its descriptors
     try:
         sock = socket.socket(fileno=copy)
     except OSError:  # ENOTSOCK
@@ -91,11 +103,29 @@ def socket_of(call: WaitingCall) -> socket.socket | None:
 
 
 def process_of(thread: int) -> int:
-    """The process of a thread: pidfd_open(2) takes no other. Raises OSError: the thread has ended."""
-    for line in Path(f"/proc/{thread}/status").read_text(encoding="utf-8", errors="replace").splitlines():
-        if line.startswith("Tgid:"):
+    """The process of a thread: pidfd_open(2) takes no other before Linux 6.9. Raises OSError: the thread has ended.
+
+    The name that a daemon gives itself stands there too, and has no line feed, but may have what Python splits at.
+    """
+    for line in Path(f"/proc/{thread}/status").read_bytes().split(b"\n"):
+        if line.startswith(b"Tgid:"):
             return int(line.split()[1])
     raise ProcessLookupError(f"no thread {thread}")
+
+
+def is_in_our_network(sock: socket.socket) -> bool:
+    """Whether a socket has our network namespace (network_namespaces(7)): in another one our ports mean nothing."""
+    return _network_of(sock) == _our_network()
+
+
+@functools.cache
+def _our_network() -> bytes:
+    with socket.socket(socket.AF_UNIX) as ours:
+        return _network_of(ours)
+
+
+def _network_of(sock: socket.socket) -> bytes:
+    return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
 
 
 def bind_in_place(sock: socket.socket, port: int) -> None:

@@ -32,11 +32,15 @@ from turnout.system.limits import NO_LIMITS, Limits, spell_limit
 from turnout.system.net.ports import missing_address_hint
 from turnout.system.net.sockets import who_listens
 from turnout.system.sd_notify import notify
+from turnout.system.spawn_record import read_records
 
 ANSWER_TIMEOUT_S: Final = 10.0
 START_TIMEOUT_S: Final = 15.0
 REPLACE_TIMEOUT_S: Final = 45.0  # beyond the keeper's own limits, so that it is the keeper who says what is wrong
 SOCKET_BACK_S: Final = 3.0
+_NOT_ACTIVATED: Final = (
+    "an earlier version of turnout started the keeper; turnout down, then turnout up, starts another keeper"
+)
 LOG_BOUND_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -177,8 +181,14 @@ class KeeperClient:
         return Identity(answer["pid"], answer["start_ticks"], answer["machine_boot_id"], answer["pid_ns"])
 
     def binds(self, service: str, boot_id: str) -> BoundPorts:
-        """What the keeper knows of the ports that an activated daemon has bound."""
-        answer = self._ask({"op": "binds", "service": service, "boot_id": boot_id})
+        """What the keeper knows of the ports that an activated daemon has bound.
+
+        A keeper of a version without activation has started it as any daemon; that is the trouble.
+        """
+        try:
+            answer = self._ask({"op": "binds", "service": service, "boot_id": boot_id})
+        except ProtocolError:
+            return BoundPorts(0, (), _NOT_ACTIVATED)
         return BoundPorts(answer["serving"], tuple(answer["others"]), answer["trouble"])
 
     def stop(
@@ -321,6 +331,7 @@ def ensure_keeper(home: Home) -> KeeperClient:
     Raises:
         StateUnwritableError: the state directory cannot be used.
         NotBegunError: no process is to be had for it.
+        NotRunningError: there is none, and this process is one of an activated daemon.
         TimedOutError: it did not answer in time.
     """
     end_silent_keeper(home)
@@ -340,7 +351,21 @@ def ensure_keeper(home: Home) -> KeeperClient:
                 return client
         if time.monotonic() > deadline:
             raise errors.TimedOutError(f"no keeper within {START_TIMEOUT_S:g} s", hint=f"see {home.keeper_log}")
+        _check_unfiltered(home)
         _start(home, deadline)
+
+
+def _check_unfiltered(home: Home) -> None:
+    """Raises NotRunningError: a keeper started from here would be under a daemon's filter, and wait for itself."""
+    boot_id = os.environ.get(LABEL, "")
+    names = [*home.service_names(), *home.services_without_settings()] if boot_id else []
+    for name in names:
+        record = read_records(home.service(name).records).get(boot_id)
+        if record and record.held_fds:
+            raise NotRunningError(
+                f"no keeper runs, and a daemon of {name}, which is activated, cannot start one",
+                hint="turnout up from a process that is not the daemon's",
+            )
 
 
 def _start(home: Home, deadline: float) -> None:

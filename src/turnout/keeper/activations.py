@@ -4,6 +4,8 @@
     memory      ◄── the keeper notes what it knows of the daemon's binds
     both are held by the daemon's shim: a bind waits while there is no keeper, and the next one answers it
 
+The last process under the filter ends the notifications, and the shim's end those of a daemon without a filter.
+
 Standard library only and single-threaded, as the keeper is.
 """
 
@@ -69,7 +71,7 @@ class Activations:
             OSError: no descriptor or memory is left.
         """
         self.forget(boot_id)  # an attempt of the same boot that ended a moment ago
-        line, sending = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        line, sending = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # it tells of its other end
         try:
             memory = Memory.new(given, serving)
         except OSError:
@@ -88,20 +90,23 @@ class Activations:
     def adopt(self, record: SpawnRecord) -> None:
         """Answer a daemon that an earlier keeper started, and that may wait since then."""
         shim, copies = record.shim, list[int]()
-        if shim is None or record.boot_id in self._all:
+        if shim is None or record.boot_id in self._all or not is_alive(shim):
             return
         try:
             for fd in record.held_fds:
                 copies.append(copy_of(shim.pid, fd))
             if not is_alive(shim):
                 raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
-            line, memory = socket.socket(fileno=copies[0]), Memory.of(copies[2])
-        except OSError as error:
+            line_fd, sending, memory_fd = copies
+            memory = Memory.of(memory_fd)
+            line = socket.socket(fileno=line_fd)  # last: it closes what it owns
+        except (OSError, ValueError) as error:
             for fd in copies:
                 os.close(fd)
-            self._log(f"the binds of {record.boot_id} cannot be answered: {error.strerror or error}")
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            self._log(f"the binds of {record.boot_id} cannot be answered: {why}")
             return
-        os.close(copies[1])
+        os.close(sending)
         self._add(record.boot_id, _Boot(record.service, line, memory))
 
     def told(self, boot_id: str) -> dict[str, Any]:
@@ -140,24 +145,38 @@ class Activations:
 
     def _begin(self, boot_id: str, boot: _Boot) -> None:
         """The child has sent its descriptor, or why there is none. It stays in the socket, for the next keeper."""
-        self._selector.unregister(boot.line)
+        if self._all.get(boot_id) is not boot:  # it was forgotten in the same round of the loop
+            return
         flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC  # socket.recv_fds() passes no flags on
         message, control, _, _ = boot.line.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(_FD.size), flags)
         fds = [_FD.unpack_from(data)[0] for _, _, data in control]
-        if not fds:
-            code = int(message) if message.isdigit() else 0
-            boot.trouble = "its filter was refused: " + (os.strerror(code) if code else "no descriptor is left")
+        if not message:  # the shim has ended, and there was no filter
+            self.forget(boot_id)
+            return
+        if message.isdigit():
+            boot.line.recv(_MESSAGE_BYTES)
+            boot.trouble = f"its filter was refused: {os.strerror(int(message))}"
             self._log(f"{boot_id}: {boot.trouble}")
             return
+        if not fds:  # unix(7), MSG_CTRUNC. It stays in the socket, so it is tried again
+            boot.trouble = os.strerror(errno.EMFILE)
+            raise OSError(errno.EMFILE, boot.trouble)
         held = partial(self._is_held, boot.service, boot_id)
-        boot.answers = BindAnswers(
-            Notifications(fds[0]), boot.memory, held, lambda line: self._log(f"{boot_id}: {line}")
-        )
-        boot.answers.notifications.wake_in_turn()
-        boot.answers.take_over()
-        self._selector.register(fds[0], selectors.EVENT_READ, partial(self._turn, boot_id, boot.answers))
+        answers = BindAnswers(Notifications(fds[0]), boot.memory, held, lambda line: self._log(f"{boot_id}: {line}"))
+        try:
+            answers.notifications.wake_in_turn()
+            answers.take_over()
+            self._selector.register(fds[0], selectors.EVENT_READ, partial(self._turn, boot_id, boot))
+        except BaseException:  # epoll_ctl(2): ENOSPC, ENOMEM
+            answers.notifications.close()
+            raise
+        self._selector.unregister(boot.line)
+        boot.answers, boot.trouble = answers, ""
 
-    def _turn(self, boot_id: str, answers: BindAnswers) -> None:
+    def _turn(self, boot_id: str, boot: _Boot) -> None:
+        answers = boot.answers
+        if answers is None or self._all.get(boot_id) is not boot:
+            return
         poller = select.poll()
         poller.register(answers.notifications.fileno(), select.POLLIN)
         events = sum(found for _, found in poller.poll(0))

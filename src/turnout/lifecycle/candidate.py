@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from turnout.activation.obstacle import obstacle
+from turnout.control.keeper_client import BoundPorts
 from turnout.control.router_client import RouterClient
 from turnout.core.data_owner import DataOwner, owns_its_data
 from turnout.core.membership import register_daemon
@@ -94,11 +95,12 @@ class Candidate:
                     reserved.release()
                 daemon = self._spawn(build, context, reserved.port)
                 result = self._wait_ready(daemon, owner)
-            own_port = self._own_port(daemon, result) if settings.activation == "on" else 0
-            if result.ok:
-                return self._note_own_port(daemon, own_port) if own_port else daemon
             log = log_tail(self._service.home.log(self._boot_id)).lower()
-            if attempt == SPAWN_TRIES or not result.gone or not any(words in log for words in PORT_TAKEN):
+            taken = result.gone and any(words in log for words in PORT_TAKEN)
+            if attempt == SPAWN_TRIES or result.ok or not taken:
+                own_port = self._own_port(daemon, result) if settings.activation == "on" else 0
+                if result.ok:
+                    return self._note_own_port(daemon, own_port) if own_port else daemon
                 raise candidate_error(self._service, daemon, result)
             self.stop()  # what it left behind: the next try has the same name
             with suppress(OSError):  # its lines on the socket that keeps the port mislead
@@ -111,12 +113,14 @@ class Candidate:
         Raises:
             CandidateError: it is not known which of its ports is the one for its clients, or it was not answered.
         """
-        binds = self._bootstrap.keeper.binds(self._service.name, self._boot_id)
-        if binds.serving and binds.others and not self._service.settings.port and binds.serving != daemon.port:
-            ports = ", ".join(map(str, sorted({binds.serving, *binds.others})))
+        binds = self._binds()
+        several = {binds.serving, *binds.others}
+        told = binds.serving == daemon.port or self._service.settings.port
+        if binds.serving and len(several) > 1 and not told and not self._has_served(daemon.build):
+            ports = ", ".join(map(str, sorted(several)))
             raise CandidateError(
                 f"the daemon binds ports {ports}: which of them is for its clients?",
-                hint=f"name it: --port {binds.serving}, or port = {binds.serving} in turnout.toml",
+                hint=f"name it, for example --port {binds.serving}, or port = {binds.serving} in turnout.toml",
             )
         if binds.trouble and not result.ok:
             raise CandidateError(
@@ -130,6 +134,18 @@ class Candidate:
         daemon = replace(daemon, own_port=own_port)
         must_hold(self._service.registry.update(lambda snap: register_daemon(snap, daemon)))
         return daemon
+
+    def _binds(self) -> BoundPorts:
+        """What the keeper says of its ports; one that died meanwhile is replaced, and the next one knows."""
+        with suppress(NotRunningError):
+            return self._bootstrap.keeper.binds(self._service.name, self._boot_id)
+        self._bootstrap.reconnect()
+        return self._bootstrap.keeper.binds(self._service.name, self._boot_id)
+
+    def _has_served(self, build_id: str) -> bool:
+        """Whether another daemon of this build is known: it may have bound a second port after it was healthy."""
+        daemons = self._service.registry.read().snapshot.daemons.values()
+        return any(other.build == build_id and other.boot_id != self._boot_id for other in daemons)
 
     def check_ready(self, daemon: Daemon, known: DataOwner | None = None) -> None:
         """Wait until a daemon is ready, ``start_timeout`` at most; ``known``: how its kind says that it is not.

@@ -24,9 +24,10 @@ def candidate_error(service: Service, daemon: Daemon, result: ProbeResult) -> Ca
     log = service.home.log(daemon.boot_id)
     detail = log_tail(log)
     if result.found_port:
+        keeps = "" if service.settings.activation == "on" else "; with --activation on it keeps its own port"
         return CandidateError(
             f"the daemon listens on port {result.found_port}, not on {daemon.port} as it was told",
-            hint="put {port} into its command (for example: --port {port}), or let it read $PORT",
+            hint="put {port} into its command (for example: --port {port}), or let it read $PORT" + keeps,
             detail=detail,
         )
     if result.owner_hidden:

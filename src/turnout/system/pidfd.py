@@ -11,13 +11,19 @@ from typing import Final
 from turnout.system.files import opened, undone_on_error
 
 _PIDFD_GETFD: Final = 438  # the same on every architecture
+PIDFD_THREAD: Final = os.O_EXCL  # pidfd_open(2), Linux 6.9: the number is that of a thread, not of a process
 
 
-def copy_of(pid: int, fd: int) -> int:
+def copy_of(pid: int, fd: int, *, flags: int = 0) -> int:
     """A descriptor of our own for what ``fd`` is in process ``pid``; close-on-exec, the caller's to close.
 
     It takes the right to trace that process (ptrace(2), PTRACE_MODE_ATTACH_REALCREDS): one of the same user will do
     that is dumpable and has no more capabilities, unless Yama forbids it; else CAP_SYS_PTRACE.
+
+    Args:
+        pid: the process, or the thread with :data:`PIDFD_THREAD`.
+        fd: its descriptor.
+        flags: of pidfd_open(2).
 
     Raises:
         PermissionError: that right is not to be had.
@@ -25,7 +31,7 @@ def copy_of(pid: int, fd: int) -> int:
         OSError: it has no such descriptor, none is left here, or the kernel is too old.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    with opened(os.pidfd_open(pid)) as pidfd:
+    with opened(os.pidfd_open(pid, flags)) as pidfd:
         copy: int = libc.syscall(_PIDFD_GETFD, pidfd, fd, 0)
         if copy < 0:
             code = ctypes.get_errno()
