@@ -381,6 +381,7 @@ def test_what_an_earlier_keeper_left_is_adopted_and_what_has_ended_is_not(scene:
         "('adopt', 'b3', 'a', 'b3.json')",
     ]
     assert scene.routers.calls == [("adopt",)]
+    assert scene.keeper._log_bounds._directories == {scene.home.service("a").logs}, "orphans may go on writing"
 
 
 def test_a_process_of_another_home_is_not_adopted_and_its_record_is_ended(scene: Scene) -> None:

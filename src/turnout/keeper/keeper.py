@@ -137,6 +137,7 @@ class Keeper:
                 if daemon.home is None and daemon.ended is None:  # 0.1.0 wrote it, and the kernel has just proven it
                     with contextlib.suppress(StateUnwritableError):
                         write_record(service.record(boot_id), daemon)
+                self._log_bounds.watch(service.logs)
                 self._children.adopt(daemon, name, service.record(boot_id))
                 if daemon.held_fds:
                     self._activations.adopt(daemon)

@@ -22,13 +22,17 @@ class LogBounds:
         self._sizes: dict[str, int] = {}  # by boot, at the last look
         self._directories: set[Path] = set()
 
+    def watch(self, directory: Path) -> None:
+        """Cut the logs in this directory from now on, also those that only orphans of a daemon write."""
+        self._directories.add(directory)
+
     def check(self) -> float:
         """Cut what is too long; returns the seconds until the next check."""
         grows = False
         daemons = [child for child in self._children.all() if child.service]  # a router sees to its own log
         self._sizes = {child.boot_id: self._sizes.get(child.boot_id, 0) for child in daemons}
         for child in daemons:
-            self._directories.add(child.log.parent)
+            self.watch(child.log.parent)
             size = bound(child.log)
             grows |= size - self._sizes[child.boot_id] > BOUND_BYTES // 4
             if size > BOUND_BYTES:
