@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +101,7 @@ def sshd(port: int, directory: Path) -> list[str]:
     binary, keygen = program("sshd", package="openssh-server"), program("ssh-keygen", package="openssh-client")
     key = directory / "key"
     if not key.exists():
-        os.spawnl(os.P_WAIT, keygen, keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(key))
+        subprocess.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     Path("/run/sshd").mkdir(exist_ok=True)
     address, many = f"ListenAddress=127.0.0.1:{port}", "MaxStartups=500"
     return [binary, "-D", "-e", "-f", "/dev/null", "-h", str(key), "-o", address, "-o", many, "-o", "PidFile=none"]
