@@ -284,7 +284,7 @@ def test_a_daemon_whose_descriptors_may_not_be_read_is_given_up_at_once(
         ),
         ('health = "tcp"', "service.web.health must be a table, not a string", "turnout schema file"),
         ("env = { A = 1 }", "service.web.env.* must be a string, not a whole number", "turnout schema file"),
-        ("port = 1", "service.web: unknown key 'port'", "turnout schema file"),
+        ("replicas = 1", "service.web: unknown key 'replicas'", "turnout schema file"),
         ("hold = { max = -1 }", "[service.web] hold.max must lie in 0..1000000", "max = 1024"),
         ('health = { probe = "expect", match = "(" }', "health.match is no regular expression", "re"),
     ],

@@ -117,6 +117,7 @@ OTHER: Mapping[str, Any] = {
     "allow": ["10.0.0.0/8"],
     "expose": "clients-look-local",
     "plane": "stream",
+    "activation": "on",
     "on_unhealthy": "restart",
 }
 
