@@ -52,6 +52,14 @@ def test_the_file_means_what_it_meant_to_0_1_0(directory: Path) -> None:
     assert found == stored | SINCE
 
 
+def test_settings_without_a_new_key_are_stored_as_0_1_0_reads_them(directory: Path) -> None:
+    """It refuses a file with a name that it does not know, and somebody may go back to it."""
+    known = json.loads((EXPECTED / "settings.json").read_text()).keys()
+    database = load_file(directory / "turnout.toml")["database"].settings
+    assert json.loads(dump_settings(database)).keys() <= known
+    assert load_settings(dump_settings(database)) == database
+
+
 def test_the_settings_that_0_1_0_stored_are_read_whole(directory: Path) -> None:
     stored = (EXPECTED / "settings.json").read_bytes().replace(b"/srv", str(directory).encode())
     assert load_settings(stored) == msgspec.structs.replace(settings(directory), activation="auto", port=0)

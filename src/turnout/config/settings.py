@@ -33,6 +33,7 @@ __all__ = ["DEFAULT_LISTEN", "Address", "PlaneName", "duration", "parse_address"
 DEFAULT_SERVICE: Final = "default"
 T = TypeVar("T")
 RETIRE_MOST_S: Final = 5.0
+_SINCE_0_1: Final = frozenset({"activation", "port"})
 _REMOVED: Final[Mapping[str, object]] = {"shares_port": False}  # settings of earlier versions, with their defaults
 
 
@@ -205,11 +206,16 @@ def load_scrape(data: bytes) -> Scrape:
 
 
 def dump_settings(value: Settings | Scrape) -> bytes:
-    """A service's settings as settings.json has them, or a home's metrics as metrics.json has them."""
+    """A service's settings as settings.json has them, or a home's metrics as metrics.json has them.
+
+    A setting that version 0.1 does not know is left out where nobody changed it: 0.1 refuses a file with such a name.
+    """
+    raw: dict[str, Any] = msgspec.to_builtins(value)
+    raw = {key: found for key, found in raw.items() if key not in _SINCE_0_1 or found != default(key)}
     try:
-        data = msgspec.json.format(msgspec.json.encode(value), indent=2)
+        data = msgspec.json.format(msgspec.json.encode(raw), indent=2)
     except UnicodeEncodeError:  # a path whose bytes are no UTF-8: the standard library's carries them there and back
-        data = json.dumps(msgspec.to_builtins(value), indent=2).encode()
+        data = json.dumps(raw, indent=2).encode()
     return data + b"\n"
 
 
