@@ -13,10 +13,10 @@ import pytest
 
 from process_support import Running, Started, line_of
 from support import eventually, scaled
+from turnout.system.command import fill_port
 from turnout.system.net.ports import choose_port
 from turnout.system.net.sockets import listeners_of, who_listens
 from turnout.system.process import identify, is_alive, state_of
-from turnout.system.spawn import fill_port
 from turnout.testing import demo_command
 
 TIMEOUT_S = 20.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from turnout.control.keeper_client import ensure_keeper
+from turnout.control.keeper_start import ensure_keeper
 from turnout.core.model import Identity
 from turnout.errors import StateUnwritableError
 from turnout.state.builds import Builds

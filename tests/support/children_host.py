@@ -21,9 +21,10 @@ from typing import Any
 from turnout.keeper.children import Child, Children
 from turnout.system import spawn
 from turnout.system.boot_processes import LABEL
+from turnout.system.command import resolve_command
 from turnout.system.shim import fork_behind, set_subreaper
 from turnout.system.signals import Signals
-from turnout.system.spawn import SpawnRequest, resolve_command
+from turnout.system.spawn import SpawnRequest
 from turnout.system.spawn_record import read_records
 
 fsync = os.fsync
@@ -80,7 +81,8 @@ class Host:
         match told["op"]:
             case "spawn":
                 spawn.fork_behind = fork_stopped if told.get("stopped") else fork_behind  # type: ignore[attr-defined]
-                spawn.resolve_command = resolve_once_released if told.get("hangs") == "command" else resolve_command
+                resolve = resolve_once_released if told.get("hangs") == "command" else resolve_command
+                spawn.resolve_command = resolve  # type: ignore[attr-defined]
                 os.fsync = fsync_once_released if told.get("hangs") == "disk" else fsync
                 spawn.EXEC_TIMEOUT_S = 60.0  # type: ignore[misc]
                 spawn._FORK_TIMEOUT_S = told.get("fork_within_s", 60.0)  # type: ignore[misc]

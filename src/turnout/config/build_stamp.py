@@ -18,9 +18,9 @@ import msgspec
 
 from turnout.config.settings import ServiceRequest, Settings
 from turnout.errors import ConfigError
+from turnout.system.command import clean_environment
 from turnout.system.files import open_regular
 from turnout.system.run_command import run_bounded
-from turnout.system.spawn import clean_environment
 
 VERSION_TIMEOUT_S: Final = 10.0
 _VERSION_CHARS: Final = 100

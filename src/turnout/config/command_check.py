@@ -10,7 +10,7 @@ from turnout.config.validation import check_env
 from turnout.core.addresses import names_own_port
 from turnout.core.containers import runs_container
 from turnout.errors import UsageError
-from turnout.system.spawn import resolve_command
+from turnout.system.command import resolve_command
 
 
 def check_no_container(command: Sequence[str]) -> None:

@@ -26,8 +26,8 @@ from turnout.state.journal import Journal
 from turnout.state.registry.commit import good_copy
 from turnout.state.registry.file import RegistryFile
 from turnout.state.registry.inspect import Examined, examine, read_or_none
+from turnout.system.command import resolve_command
 from turnout.system.files import Files
-from turnout.system.spawn import resolve_command
 
 DAY_S = 86400.0
 NEWEST = 2000  # events of the journal that are looked through

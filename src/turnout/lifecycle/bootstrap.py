@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Final
 
 from turnout.config.settings import Address, Settings
-from turnout.control.keeper_client import KeeperClient, bind_error, ensure_keeper
+from turnout.control.keeper_client import KeeperClient, bind_error
+from turnout.control.keeper_start import ensure_keeper
 from turnout.control.keeper_watchdog import SILENT_AFTER_S, end_silent_keeper
 from turnout.control.router_client import RouterClient
 from turnout.core.addresses import overlap

@@ -18,7 +18,7 @@ from turnout.errors import SpawnError
 from turnout.state.builds import NO_CONTEXT, Build
 from turnout.state.exec_context import ExecContext, capture, changed_files, derive, difference, swapped_directory
 from turnout.state.service import Service
-from turnout.system.spawn import resolve_command
+from turnout.system.command import resolve_command
 
 SHOWN_FILES: Final = 5
 

@@ -12,7 +12,7 @@ from turnout.control.router_client import RouterClient
 from turnout.core.addresses import reachable
 from turnout.errors import NotRunningError, TimedOutError
 from turnout.state.builds import Build
-from turnout.system.spawn import clean_environment, fill_port
+from turnout.system.command import clean_environment, fill_port
 
 
 class LaunchSpec(msgspec.Struct, frozen=True):

@@ -20,10 +20,10 @@ import msgspec
 
 from turnout.errors import UsageError
 from turnout.state.builds import Build
+from turnout.system.command import clean_environment, is_file, resolve_command
 from turnout.system.files import Files, opened, or_unwritable, write_durably
 from turnout.system.limits import own_limits, parse_limits, spell_limit
 from turnout.system.process import own_status
-from turnout.system.spawn import clean_environment, is_file, resolve_command
 
 MAX_BYTES: Final = 3 << 20  # of one record; the keeper takes no longer request, and execve(2) no larger environment
 KEPT_BYTES: Final = 32 << 20  # of all records of a service

@@ -16,7 +16,6 @@ import errno
 import fcntl
 import io
 import os
-import re
 import resource
 import select
 import signal
@@ -28,6 +27,7 @@ from typing import Final, NoReturn
 
 from turnout.core.model import Identity
 from turnout.errors import NotBegunError, SpawnError, TurnoutError
+from turnout.system.command import FIRST_PASSED_FD, check_words, resolve_command
 from turnout.system.files import open_private, or_unwritable, unwritable
 from turnout.system.limits import NO_LIMITS, Limits, set_own
 from turnout.system.process import ProcessHandle, identify
@@ -36,18 +36,12 @@ from turnout.system.spawn_record import SpawnRecord, sync_record, write_record
 
 EXEC_TIMEOUT_S: Final = 5.0
 BLOCKED_TIMEOUT_S: Final = 1.0  # instead, where the caller can do nothing else: verbs kill a keeper that is silent
-# Set by an outer turnout or systemd for this process alone: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
-# Whole names, since LISTEN_ADDR and the like are the daemon's business.
-_NOT_FOR_DAEMONS: Final = frozenset({"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "MAINPID"})
-_NOR_THESE: Final = ("TURNOUT_", "WATCHDOG_")
-_WORD: Final = re.compile(r"(?<!\{)\{(port|fd|listen_port)\}(?!\})")
 _FORK_TIMEOUT_S: Final = 4.0  # with EXEC_TIMEOUT_S less than a verb waits for the keeper's answer
 _END_TIMEOUT_S: Final = 1.0
 _SAYS_WITHIN_S: Final = 0.2  # a child that has failed wrote so before it ended; a stopped shim writes nothing
 _REFUSED: Final = "refused"  # in the place of a step: the command cannot be run, and why
 _FAILURE_CHARS: Final = 5000  # of a path or a message that a child writes of its failure
 _PIPE_BYTES: Final = 65536  # pipe(7)
-_FIRST_PASSED_FD: Final = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +252,7 @@ def _become(request: SpawnRequest, log: int, gate: int, gate_write: int, status:
         os.close(gate_write)
         os.setsid()
         step = "descriptors"
-        above = _FIRST_PASSED_FD + len(request.pass_fds)
+        above = FIRST_PASSED_FD + len(request.pass_fds)
         log, gate, status, *others = (
             fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above)
             for fd in (log, gate, status, *request.pass_fds, *request.held_fds)
@@ -268,7 +262,7 @@ def _become(request: SpawnRequest, log: int, gate: int, gate_write: int, status:
         os.set_inheritable(0, True)  # dup2(2) of 0 onto itself, where the parent has no stdin, leaves the flag
         os.dup2(log, 1)
         os.dup2(log, 2)
-        for number, fd in enumerate(passed, _FIRST_PASSED_FD):
+        for number, fd in enumerate(passed, FIRST_PASSED_FD):
             os.dup2(fd, number)
         # a listener that leaks, opened without close-on-exec, keeps its port after all others have ended
         close_others({gate, status, *held}, low=above)
@@ -339,80 +333,3 @@ def _refusal(request: SpawnRequest, step: str, number: int, path: str = "") -> T
     if step == "exec" and number == errno.EACCES:
         return SpawnError(f"not executable: {path}", hint="it, or its interpreter, or the mount forbids it")
     return NotBegunError(f"cannot start {path}: {step}: {why}", hint="see the limits: ulimit -a")
-
-
-def check_words(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> None:
-    """Raises SpawnError: execve(2) takes no such command, directory or environment. Looks at no file."""
-    if not argv or not argv[0]:
-        raise SpawnError("the command is empty", hint="turnout up -- COMMAND --port {port}")
-    if any("\0" in word for word in (*argv, cwd, *env.keys(), *env.values())):
-        raise SpawnError(f"the command of {argv[0]!r} or its environment contains a NUL byte", hint="check env")
-    if any("=" in key or not key for key in env):
-        raise SpawnError("a variable of the environment has an empty name or one with =", hint="check env")
-
-
-def resolve_command(argv: Sequence[str], cwd: str, env: Mapping[str, str], *, program: str = "") -> str:
-    """Which file will run: relative to ``cwd`` where it has a slash, else found on the PATH of ``env``.
-
-    Blocks as long as their file systems do. ``program``: the file that ran at the deploy; it is taken while it can be
-    executed.
-
-    Raises:
-        SpawnError: there is none, it is not executable, or the directory does not exist; or as :func:`check_words`.
-    """
-    check_words(argv, cwd, env)
-    home = Path(cwd or "/")
-    if not home.is_dir():
-        raise SpawnError(f"no such directory: {cwd}", hint="check cwd")
-    if program and is_file(Path(program)) and os.access(program, os.X_OK):
-        return program
-    name = argv[0]
-    # an empty or relative entry of PATH is taken from the daemon's directory (environ(7)), not from ours
-    entries = [""] if "/" in name else env.get("PATH", os.defpath).split(":")
-    places = [home / entry / name for entry in entries]
-    files = [place for place in places if is_file(place)]
-    for place in files:
-        if os.access(place, os.X_OK):
-            return str(place)
-    if files:
-        raise SpawnError(f"not executable: {files[0]}", hint=f"chmod +x {files[0]}")
-    if "/" in name:
-        raise SpawnError(f"no such command: {places[0]}", hint="check the path")
-    raise SpawnError(f"no such command: {name}", hint="is it installed, and on the PATH?")
-
-
-def is_file(place: Path) -> bool:
-    try:
-        return place.is_file()
-    except OSError:  # a directory on the way that may not be searched; a word that is no path, for its length
-        return False
-
-
-def clean_environment(base: Mapping[str, str], extra: Mapping[str, str], *, port: int | None) -> dict[str, str]:
-    """The daemon's environment: ``base`` without what an outer turnout or systemd set for this process, then ``extra``.
-
-    Args:
-        base: what this process has.
-        extra: what the service's configuration adds; a PORT in it stays.
-        port: where the daemon shall listen, as PORT and TURNOUT_PORT; None where it gets a socket instead.
-    """
-    env = {key: value for key, value in base.items() if key not in _NOT_FOR_DAEMONS and not key.startswith(_NOR_THESE)}
-    env.update(extra)
-    if port is not None:
-        env["TURNOUT_PORT"] = str(port)
-        if "PORT" not in extra:
-            env["PORT"] = str(port)
-    return env
-
-
-def fill_port(argv: Sequence[str], port: int, *, listen_port: int | None = None) -> tuple[str, ...]:
-    """The command with its words filled in; ``{{port}}`` and other braces are left as they are.
-
-    Args:
-        argv: the command.
-        port: ``{port}``, where the daemon listens.
-        listen_port: ``{listen_port}``, where the service does; None: as ``port``. ``{fd}`` is the first descriptor
-            that is passed on (sd_listen_fds(3)).
-    """
-    values = {"port": port, "fd": _FIRST_PASSED_FD, "listen_port": port if listen_port is None else listen_port}
-    return tuple(_WORD.sub(lambda match: str(values[match[1]]), word) for word in argv)

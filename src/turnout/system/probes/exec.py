@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from turnout.core.model import Daemon
+from turnout.system.command import clean_environment, fill_port
 from turnout.system.run_command import run_bounded
 from turnout.system.signals import signal_name
-from turnout.system.spawn import clean_environment, fill_port
 
 _SHOWN_CHARS: Final = 120
 
