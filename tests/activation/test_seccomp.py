@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import signal
-import socket
 import struct
 from pathlib import Path
 
@@ -97,18 +96,6 @@ def test_an_answer_of_0_executes_nothing_and_an_error_is_raised_in_the_daemon() 
         assert daemon.notifications.answer(daemon.next_call().id)
         assert daemon.notifications.answer(daemon.next_call().id, error=errno.EADDRINUSE)
         assert daemon.printed().split() == ["0", str(errno.EADDRINUSE)]
-
-
-def test_a_listener_takes_the_place_of_the_daemons_socket_under_its_number() -> None:
-    code = SOCKET + "s.bind(('0.0.0.0', 3000)); print(s.getsockname()[1], os.get_inheritable(s.fileno()))"
-    with socket.create_server(("127.0.0.1", 0)) as ours:
-        for close_on_exec in (True, False):
-            with Filtered(code) as daemon:
-                call = daemon.next_call()
-                number = call.fd
-                assert daemon.notifications.put(call.id, ours.fileno(), number, close_on_exec=close_on_exec)
-                assert daemon.notifications.answer(call.id)
-                assert daemon.printed().split() == [str(ours.getsockname()[1]), str(not close_on_exec)]
 
 
 def test_the_options_that_direct_a_group_are_answered_0_and_not_executed() -> None:

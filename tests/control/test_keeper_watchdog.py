@@ -108,7 +108,7 @@ def test_one_that_comes_round_at_the_last_question_is_spared(
 def test_one_that_is_not_proven_is_left_alone_and_named(home: Home, start: Start, told: str) -> None:
     child = start("kept.append(channel)")
     home.keeper_lock.write_text(told.format(pid=child.pid, ticks=identify(child.pid).start_ticks))
-    with pytest.raises(TimedOutError, match=rf"the keeper \(pid {child.pid}\) answers nobody") as caught:
+    with pytest.raises(TimedOutError, match=rf"the keeper \(pid {child.pid}\) answers no request") as caught:
         end_silent_keeper(home, silent_after_s=SILENT_AFTER_S)
     assert f"kill -KILL {child.pid}" in (caught.value.hint or "")
     assert child.poll() is None

@@ -246,7 +246,7 @@ def test_a_dead_routers_pins_that_serve_nobody_are_removed_by_fix(machine: Machi
         child.wait(60)
         machine.active(identity)
     found = machine.wrong()
-    assert "nobody is to get connections" in found.evidence
+    assert "no daemon is to get connections" in found.evidence
     assert found.fixable
     assert [line.startswith("rm -r -- ") for line in machine.patient.fix()] == [True]
     assert not pins.exist()

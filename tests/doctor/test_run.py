@@ -76,7 +76,7 @@ def test_only_what_can_be_mended_is_and_what_fails_is_told() -> None:
     done = fix([ok("fine"), bad("loose", "chmod 600 f", lambda: mended.append("f")), bad("held", "kill 7", refuse)])
     assert mended == ["f"]
     assert done[0] == "chmod 600 f (loose)"
-    assert done[1].startswith("NOT mended: held: ")
+    assert done[1].startswith("NOT fixed: held: ")
 
 
 def test_the_diagnosis_has_the_gravest_verdict_and_says_what_can_be_fixed() -> None:

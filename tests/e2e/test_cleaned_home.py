@@ -190,7 +190,7 @@ def test_a_keeper_of_a_home_that_was_made_again_leaves_the_new_one_alone(
     shutil.rmtree(turnout.home.root)
     try:
         turnout.home.create()
-        with pytest.raises(Exception, match="nobody answers"):
+        with pytest.raises(Exception, match="no process answers"):
             KeeperClient.connect(turnout.home)
         assert list(turnout.home.root.iterdir()) == []
         assert lives(client)

@@ -69,9 +69,9 @@ def test_repair_writes_what_is_understood_and_keeps_the_rest_aside(turnout: Turn
     raw["daemons"]["bad"] = 5
     text = json.dumps(raw).encode()
     path.write_bytes(text)
-    assert "would mend: daemons.bad" in turnout.run("registry", "repair", str(path), "--dry-run").stdout
+    assert "would fix: daemons.bad" in turnout.run("registry", "repair", str(path), "--dry-run").stdout
     assert path.read_bytes() == text
-    assert "mended: daemons.bad" in turnout.run("registry", "repair", str(path)).stdout
+    assert "fixed: daemons.bad" in turnout.run("registry", "repair", str(path)).stdout
     assert path.read_bytes() == dumps(SNAPSHOT)
     assert [kept.read_bytes() for kept in path.parent.glob("registry.json.damaged-*")] == [text]
     turnout.run("registry", "validate", str(path))

@@ -68,7 +68,7 @@ def test_a_daemon_without_a_filter_leaves_no_descriptor_behind(scene: Scene, sai
     if said:
         sending.send(said)
         scene.turn()
-        assert "busy" in scene.activations.told("b1")["trouble"]
+        assert "busy" in scene.activations.binds_of("b1")["trouble"]
     ends(sending, copies)
     scene.turn()
     assert (scene.watched, open_fds()) == (0, before)
@@ -88,9 +88,9 @@ def test_a_descriptor_that_found_no_room_is_taken_later(scene: Scene) -> None:
             scene.turn()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert "Too many open files" in scene.activations.told("b1")["trouble"]
+    assert "Too many open files" in scene.activations.binds_of("b1")["trouble"]
     scene.turn()
-    assert scene.activations.told("b1")["trouble"] == ""
+    assert scene.activations.binds_of("b1")["trouble"] == ""
     os.close(ours)  # the last process under the filter ends
     scene.turn()
     assert scene.watched == 0

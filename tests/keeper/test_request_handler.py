@@ -144,7 +144,7 @@ class FakeActivations:
     def started(self, boot_id: str, held: object, *, runs: bool) -> None:
         self.calls.append(("started", boot_id, held, runs))
 
-    def told(self, boot_id: str) -> dict[str, object]:
+    def binds_of(self, boot_id: str) -> dict[str, object]:
         return {"serving": 3000, "others": [9100], "trouble": boot_id}
 
 

@@ -126,7 +126,7 @@ class BindAnswers:
         except OSError as failure:
             if failure.errno != errno.EBADF and self.notifications.is_valid(call.id):
                 self._note(failure)
-        finally:  # a call that was received and is not answered hangs for ever
+        finally:  # the thread of a call that was received and is not answered hangs until SIGKILL
             if error is None:
                 self.notifications.proceed(call.id)
             else:

@@ -68,14 +68,11 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 
 _NOTIFICATION: Final = struct.Struct("QIIiIQ6Q")  # struct seccomp_notif: id, pid, flags, and seccomp_data
 _ANSWER: Final = struct.Struct("QqiI")  # struct seccomp_notif_resp
-_ADD_FD: Final = struct.Struct("QIIII")  # struct seccomp_notif_addfd
 _RECEIVE: Final = 0xC0502100
 _SEND: Final = 0xC0182101
 _IS_VALID: Final = 0x40082102
-_ADD: Final = 0x40182103
 _SYNC_WAKE_UP: Final = 0x40082104  # SECCOMP_IOCTL_NOTIF_SET_FLAGS, Linux 6.6
 _CONTINUE: Final = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
-_SET_FD: Final = 1  # SECCOMP_ADDFD_FLAG_SETFD
 
 
 class UnsupportedError(OSError):
@@ -207,7 +204,7 @@ class Notifications:
 
     Only the process that receives may block: where two wait for one notification, the second waits for the next one,
     whatever O_NONBLOCK says. A call that was received and not answered is never reported again: its thread hangs, and
-    with WAIT_KILLABLE_RECV only SIGKILL ends it. Whoever has a copy of the descriptor may answer it by its id.
+    with WAIT_KILLABLE_RECV only SIGKILL ends it. A process that has a copy of the descriptor may answer it by its id.
     """
 
     __slots__ = ("_fd",)
@@ -241,14 +238,6 @@ class Notifications:
     def is_valid(self, call_id: int) -> bool:
         """Whether a thread still waits for the answer to this call."""
         return self._is_there(_IS_VALID, struct.pack("Q", call_id))
-
-    def put(self, call_id: int, fd: int, number: int, *, close_on_exec: bool) -> bool:
-        """Put a copy of ``fd`` into the caller's process as descriptor ``number``, in the place of what is there.
-
-        False: nothing waits for the call any more. Raises OSError: EMFILE, EBADF.
-        """
-        flags = os.O_CLOEXEC if close_on_exec else 0
-        return self._is_there(_ADD, _ADD_FD.pack(call_id, _SET_FD, fd, number, flags))
 
     def wake_in_turn(self) -> None:
         """Let the kernel hand the processor over between caller and receiver, where it can (Linux 6.6)."""

@@ -133,7 +133,7 @@ def bind_in_place(sock: socket.socket, port: int) -> None:
 
     Nothing in the daemon is replaced, so its options, its duplicates and what it registered with epoll(7) stand. An
     IPv6 socket is bound to the same address, mapped (ipv6(7)): it serves IPv4 clients, as a dual-stack one does.
-    SO_REUSEPORT lets a second worker, or the next socket of a daemon that binds anew, have the port as well.
+    SO_REUSEPORT lets a second worker, or the next socket of a daemon that binds again, have the port as well.
 
     Raises:
         OSError: another socket has the port.

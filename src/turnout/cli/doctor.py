@@ -22,7 +22,7 @@ EXAMPLES = """
 Examples:
   turnout doctor                    works with nothing running, and on a broken home
   turnout doctor -v                 also what is well
-  turnout doctor --fix              mend what can be mended without harm: modes, registry, strays
+  turnout doctor --fix              fix what can be fixed without harm: modes, registry, strays
   turnout doctor --json | jq -r '.findings[] | select(.verdict == "bad") | .mend'
 
 Exit code 1: something is bad.
@@ -68,7 +68,7 @@ def _context(config: str | None, service: str | None) -> Context:
 
 def _print(report: Diagnosis, *, verbose: bool) -> None:
     for line in report.fixed:
-        click.echo(f"mended  {clean(line)}")
+        click.echo(f"fixed  {clean(line)}")
     shown = [finding for finding in report.findings if verbose or finding.verdict != "ok"]
     for finding in sorted(shown, key=lambda finding: GRAVITY.index(finding.verdict)):
         _print_one(finding)

@@ -12,7 +12,7 @@ from turnout.cli.options import CommonOptions, carry_out, changing, recorded_opt
     epilog=examples(
         "turnout refresh                        after its configuration changed",
         "turnout refresh --dry-run",
-        "turnout refresh --if-generation 7      only if nobody has rolled out since",
+        "turnout refresh --if-generation 7      only if no rollout has begun since",
     )
 )
 @recorded_option

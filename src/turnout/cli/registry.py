@@ -121,7 +121,7 @@ def repair(file: Path | None, *, source: Path | None, as_json: bool, common: Com
         click.echo(json_text({"path": str(opened.path), "dry_run": common.dry_run, "repairs": would}))
         return
     for line in would:
-        click.echo(clean(f"{'would mend' if common.dry_run else 'mended'}: {line}"))
+        click.echo(clean(f"{'would fix' if common.dry_run else 'fixed'}: {line}"))
     if not would:
         click.echo(f"{opened.path}: nothing to mend")
 

@@ -208,7 +208,7 @@ def load_scrape(data: bytes) -> Scrape:
 def dump_settings(value: Settings | Scrape) -> bytes:
     """A service's settings as settings.json has them, or a home's metrics as metrics.json has them.
 
-    A setting that version 0.1 does not know is left out where nobody changed it: 0.1 refuses a file with such a name.
+    A setting that version 0.1 does not know is left out where it has its default: 0.1 refuses a file with such a name.
     """
     raw: dict[str, Any] = msgspec.to_builtins(value)
     raw = {key: found for key, found in raw.items() if key not in _SINCE_0_1 or found != default(key)}

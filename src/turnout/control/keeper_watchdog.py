@@ -99,4 +99,6 @@ def _proven(home: Home) -> Identity | None:
 
 def _cannot(home: Home, why: str) -> TimedOutError:
     pid = keeper_pid(home)
-    return TimedOutError(f"the keeper (pid {pid}) answers nobody, {why}", hint=f"look at it, then: kill -KILL {pid}")
+    return TimedOutError(
+        f"the keeper (pid {pid}) answers no request, {why}", hint=f"look at it, then: kill -KILL {pid}"
+    )

@@ -170,7 +170,7 @@ def _of_service(context: Context, service: ServiceContext, entry: Path) -> Itera
         evidence = "no router runs, and the kernel goes on handing connections to the daemon that was active last"
         yield warn(evidence, f"turnout up{service.flag}", service=service.name)
     else:
-        evidence = f"{entry} was left by a router that died, and nobody is to get connections"
+        evidence = f"{entry} was left by a router that died, and no daemon is to get connections"
         yield warn(evidence, f"rm -r -- {quoted(entry)}", Pins(entry).remove, service=service.name)
 
 

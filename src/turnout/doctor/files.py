@@ -54,7 +54,7 @@ def check_configuration(context: Context) -> Iterator[CheckResult]:
         try:
             check_command(wanted, os.environ)
         except (UsageError, SpawnError) as error:
-            yield bad(error.message, error.hint or f"mend it in {wanted.source}", service=name)
+            yield bad(error.message, error.hint or f"correct it in {wanted.source}", service=name)
 
 
 def check_settings(context: Context, service: ServiceContext) -> Iterator[CheckResult]:

@@ -52,7 +52,7 @@ def check_keeper(context: Context) -> Iterator[CheckResult]:
         return
     holder = keeper_pid(context.home, proc=context.proc)
     if holder and is_suspended(holder):
-        yield bad(f"pid {holder} is suspended and answers nobody", f"kill -CONT {holder}")
+        yield bad(f"pid {holder} is suspended and answers no request", f"kill -CONT {holder}")
     elif holder and name_of(context.home.keeper_sock) is None:
         removed = f"the socket of pid {holder} was removed, and it has not made it again"
         yield bad(f"{removed}: see {context.home.keeper_log}", "turnout up")
@@ -77,7 +77,7 @@ def check_router(context: Context) -> Iterator[CheckResult]:
     for record in context.router_processes:
         pid = record.identity.pid
         if is_suspended(pid):
-            yield bad(f"pid {pid} is suspended: clients wait, and nobody answers them", f"kill -CONT {pid}")
+            yield bad(f"pid {pid} is suspended: its clients wait for their answers", f"kill -CONT {pid}")
         else:
             yield bad(f"pid {pid} runs and is silent: {why}", "turnout up")
     if not context.router_processes:
@@ -126,7 +126,7 @@ def _active(service: ServiceContext, daemon: Daemon, *, stopped: bool) -> Iterat
             yield bad(f"{daemon.boot_id}: {other}", f"{again}{service.flag}")
         return
     if is_suspended(daemon.pid):
-        evidence = f"{daemon.boot_id} (pid {daemon.pid}) is suspended: it accepts nobody"
+        evidence = f"{daemon.boot_id} (pid {daemon.pid}) is suspended: it accepts no connection"
         yield bad(evidence, f"kill -CONT {daemon.pid}")
         return
     result = probe(daemon, probe_spec(service.settings, daemon), timeout_s=max(1.0, service.settings.health.timeout_s))

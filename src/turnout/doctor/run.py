@@ -75,7 +75,7 @@ def fix(results: list[CheckResult]) -> list[str]:
         try:
             result.fix()
         except (OSError, TurnoutError, ValueError) as error:
-            done.append(f"NOT mended: {result.evidence}: {error}")
+            done.append(f"NOT fixed: {result.evidence}: {error}")
         else:
             done.append(f"{result.hint} ({result.evidence})")
     return done

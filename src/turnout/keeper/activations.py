@@ -109,7 +109,7 @@ class Activations:
         os.close(sending)
         self._add(record.boot_id, _Boot(record.service, line, memory))
 
-    def told(self, boot_id: str) -> dict[str, Any]:
+    def binds_of(self, boot_id: str) -> dict[str, Any]:
         """What is known of a daemon's ports: ``serving``, the ``others`` that it bound itself, and any ``trouble``."""
         boot = self._all.get(boot_id)
         if boot is None:

@@ -133,7 +133,7 @@ class RequestHandler:
             case Spawn():
                 self._on_spawn(request, reply)
             case Binds():
-                reply({"ok": True, **self.activations.told(request.boot_id)})
+                reply({"ok": True, **self.activations.binds_of(request.boot_id)})
             case Stop():
                 self._on_stop(request, reply)
             case Command.REPLACE_ROUTER:

@@ -115,8 +115,8 @@ class Candidate:
         """
         binds = self._binds()
         several = {binds.serving, *binds.others}
-        told = binds.serving == daemon.port or self._service.settings.port
-        if binds.serving and len(several) > 1 and not told and not self._has_served(daemon.build):
+        is_named = binds.serving == daemon.port or self._service.settings.port != 0
+        if binds.serving and len(several) > 1 and not is_named and not self._has_served(daemon.build):
             ports = ", ".join(map(str, sorted(several)))
             raise CandidateError(
                 f"the daemon binds ports {ports}: which of them is for its clients?",

@@ -55,8 +55,8 @@ def build_launch_spec(build: Build, settings: Settings, port: int | None, enviro
         listener = (address.host, address.port) if port else "shared"
     activation: tuple[int, int] | None = None
     if settings.activation == "on" and listener is None:
-        told = any("{port}" in word for word in (*build.command, *build.env.values()))
-        activation = address.port, settings.port or (address.port if told else 0)
+        takes_port = any("{port}" in word for word in (*build.command, *build.env.values()))
+        activation = address.port, settings.port or (address.port if takes_port else 0)
     own = dict(zip(build.env, values, strict=True))
     return LaunchSpec(
         address,

@@ -351,7 +351,7 @@ class Acceptor:
         self._timer = None
         try:
             self._look_at_waiting(self._clock())
-        finally:  # what fails for one client must not leave the others waiting for ever
+        finally:  # what fails for one client must not leave the others without a further look
             self._schedule()
 
     def _look_at_waiting(self, now: float) -> None:

@@ -202,11 +202,11 @@ class Router:
         try:
             there, why = await self._link.replace(timeout_s=REPLACE_TIMEOUT_S)
         except NotRunningError:
-            log.info("told to end, and there is no keeper to start a successor")
+            log.info("SIGTERM: it ends, and there is no keeper to start a successor")
             self._release_asked.set()
             return
         if not there and not self._release_asked.is_set():
-            log.error("told to end, but there is no successor, so it stays: %s", why)
+            log.error("SIGTERM: it stays, for there is no successor: %s", why)
 
     def _watch_log(self) -> None:
         self._loop.call_later(CHECK_EVERY_S, self._watch_log)  # first: a check that fails does not end the next

@@ -231,7 +231,7 @@ class Builds:
             aside = self.path.with_name(f"{self.path.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S%f}")
             with or_unwritable("move the damaged file aside", self.path):
                 self._files.rename(self.path, aside)
-            hint = "run the command again: the history of builds starts anew, what runs is not touched"
+            hint = "run the command again: the history of builds begins again, and what runs is not touched"
             problem = f"{self.path} was damaged ({error}); it was moved to {aside.name}"
             raise StateUnwritableError(problem, hint=hint) from error
 

@@ -315,7 +315,7 @@ def connect(path: Path, *, timeout_s: float = 2.0) -> Channel:
             with _short(path) as name:
                 sock.connect(name)
         except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError, TimeoutError, BlockingIOError) as error:
-            raise NotRunningError(f"nobody answers at {path}") from error
+            raise NotRunningError(f"no process answers at {path}") from error
         except PermissionError as error:
             raise StateUnwritableError(f"no permission to use {path}", hint="it belongs to another user") from error
     sock.settimeout(None)
