@@ -1,4 +1,4 @@
-"""BindAnswers the calls of one daemon that wait: a bind of its serving port goes to the port that turnout gave it.
+"""Answers the calls of one daemon that wait: a bind of its serving port goes to the port that turnout gave it.
 
     the serving port, on loopback or a wildcard ─────────► the given port of 127.0.0.1, each time it is asked for
     another TCP port that a daemon of its service holds ─► any free port of 127.0.0.1
@@ -78,7 +78,7 @@ class Memory:
 
 @dataclass(slots=True)
 class BindAnswers:
-    """BindAnswers what one daemon asks by its binds. Owns nothing: the caller closes the notifications and the memory.
+    """Answers what one daemon asks by its binds. Owns nothing: the caller closes the notifications and the memory.
 
     Args:
         held: whether another daemon of the service holds a port, as far as it is known.
