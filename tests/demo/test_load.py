@@ -88,3 +88,12 @@ def test_a_connection_that_moves_to_another_daemon_is_a_failure() -> None:
         finally:
             load.stop()
     assert list(load.errors) == ["long-lived: ValueError: a connection moved from v1 to v2"]
+
+
+def test_a_load_of_which_not_every_thread_was_started_is_stopped() -> None:
+    """Ctrl-C in the moment in between: the demonstration ended with a traceback, and left its processes."""
+    load = Load(("127.0.0.1", 1), line_exchange, clients=2)
+    load.stop()
+    load._threads[0].start()
+    load.stop()
+    assert not load._threads[0].is_alive()

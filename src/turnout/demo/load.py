@@ -48,11 +48,12 @@ class Load:
         self._let_go.set()
 
     def stop(self) -> None:
-        """End, and wait for what is under way."""
+        """End, and wait for what is under way; an interrupt may have come before every thread was started."""
         self._stop.set()
         self._let_go.set()
         for thread in self._threads:
-            thread.join(TIMEOUT_S * 2)
+            if thread.ident is not None:
+                thread.join(TIMEOUT_S * 2)
 
     def _short(self) -> None:
         while not self._stop.wait(PAUSE_S):

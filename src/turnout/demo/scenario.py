@@ -142,9 +142,11 @@ class Scenario:
         try:
             self._play(result)
         finally:
-            if self.load:
-                self.load.stop()
-            clear_away(self._home)
+            try:
+                if self.load:
+                    self.load.stop()
+            finally:
+                clear_away(self._home)
         if self.load:
             result.made, result.failed = self.load.made, self.load.failed
             result.answered, result.errors = dict(self.load.answered), dict(self.load.errors)
