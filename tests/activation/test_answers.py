@@ -17,10 +17,43 @@ from filtered import DEADLINE_S, Filtered
 from turnout.activation.answers import AFTER_LAST, BindAnswers, Memory
 from turnout.activation.seccomp import WaitingCall
 from turnout.activation.sockets import bind_in_place, socket_of
+from turnout.reuseport.group import Group
+from turnout.reuseport.program import attach
+from turnout.system.net.listener import bind
 from turnout.testing import free_port
 
 OWN = "def own(port, family=socket.AF_INET, host='127.0.0.1'):\n"
 OWN += " s = socket.socket(family); s.bind((host, port)); s.listen(); print(s.getsockname()[1]); return s\n"
+
+
+class Fixed:
+    """The fixed address of a service. ``group`` None: it cannot be shared."""
+
+    def __init__(self, group: Group | None) -> None:
+        self.group = group
+        self.backlogs: list[int] = []
+        self.error: OSError | None = None
+
+    def get(self) -> tuple[str, int] | None:
+        return self.group.address if self.group else None
+
+    def admit(self, sock: socket.socket, backlog: int) -> None:
+        self.backlogs.append(backlog)
+        if self.error:
+            sock.close()
+            raise self.error
+        assert self.group
+        sock.listen(backlog)
+        self.group.add("v1", sock, backlog)
+
+
+@pytest.fixture
+def fixed() -> Iterator[Fixed]:
+    group = Group.of(bind("127.0.0.1", 0))
+    group.open()
+    group.seen(group.version, [group.home])
+    yield Fixed(group)
+    group.close()
 
 
 @contextmanager
@@ -31,10 +64,12 @@ def answered(
     serving: int = 0,
     held: tuple[int, ...] = (),
     log: Callable[[str], None] = lambda _line: None,
+    fixed: Fixed | None = None,
 ) -> Iterator[tuple[Filtered, BindAnswers]]:
     """A daemon whose calls are answered, in a thread, until it ends."""
     with Filtered("import socket\n" + OWN + code) as daemon:
-        answers = BindAnswers(daemon.notifications, Memory.new(given, serving), held.__contains__, log)
+        memory = Memory.new(given, serving, shares=fixed is not None)
+        answers = BindAnswers(daemon.notifications, memory, held.__contains__, fixed or Fixed(None), log)
 
         def serve() -> None:
             poller = select.poll()
@@ -53,9 +88,11 @@ def answered(
             answers.memory.close()
 
 
-def bound(code: str, *, given: int, serving: int = 0, held: tuple[int, ...] = ()) -> tuple[list[int], BindAnswers]:
+def bound(
+    code: str, *, given: int, serving: int = 0, held: tuple[int, ...] = (), fixed: Fixed | None = None
+) -> tuple[list[int], BindAnswers]:
     """The ports that a daemon's sockets have in the end, as it prints them."""
-    with answered(code, given=given, serving=serving, held=held) as (daemon, answers):
+    with answered(code, given=given, serving=serving, held=held, fixed=fixed) as (daemon, answers):
         return [int(word) for word in daemon.printed().split()], answers
 
 
@@ -187,7 +224,7 @@ def test_a_call_is_executed_whatever_fails_over_it() -> None:
         def fails(_port: int) -> bool:
             raise RuntimeError("broken")
 
-        answers = BindAnswers(daemon.notifications, Memory.new(given, own), fails, lambda _line: None)
+        answers = BindAnswers(daemon.notifications, Memory.new(given, own), fails, Fixed(None), lambda _line: None)
         poller = select.poll()
         poller.register(daemon.notifications.fileno(), select.POLLIN)
         failures = 0
@@ -205,7 +242,9 @@ def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_kno
     """A keeper that was killed between two of its steps: nobody is told of that call again."""
     given, first, second = free_port(), free_port(), free_port()
     with Filtered("import socket\n" + OWN + f"a = own({first}); b = own({second})") as daemon:
-        before = BindAnswers(daemon.notifications, Memory.new(given, 0), lambda _port: False, lambda _line: None)
+        before = BindAnswers(
+            daemon.notifications, Memory.new(given, 0), lambda _port: False, Fixed(None), lambda _line: None
+        )
 
         def due() -> None:
             poller = select.poll()
@@ -221,7 +260,9 @@ def test_a_successor_executes_the_call_that_its_predecessor_had_received_and_kno
         noted = before.memory.call
         assert noted
         assert noted.id < lost.id <= noted.id + AFTER_LAST
-        after = BindAnswers(daemon.notifications, Memory.of(os.dup(before.memory.fd)), before.held, before.log)
+        after = BindAnswers(
+            daemon.notifications, Memory.of(os.dup(before.memory.fd)), before.held, Fixed(None), before.log
+        )
         after.take_over()
         assert after.memory.serving == first
         due()
@@ -244,7 +285,9 @@ def test_a_successor_answers_the_call_that_its_predecessor_had_noted(bound_alrea
             assert sock
             with sock:
                 bind_in_place(sock, given)
-        after = BindAnswers(daemon.notifications, Memory.of(memory.fd), lambda _port: False, lambda _line: None)
+        after = BindAnswers(
+            daemon.notifications, Memory.of(memory.fd), lambda _port: False, Fixed(None), lambda _line: None
+        )
         after.take_over()
         daemon.notifications.proceed(daemon.next_call().id)
         assert daemon.printed() == f"{given}\n"
@@ -258,4 +301,72 @@ def test_memory_holds_the_first_ports_and_no_more() -> None:
     memory.store()
     again = Memory.of(memory.fd)
     assert (again.given, again.serving, again.call, again.ports) == (2, 1, memory.call, tuple(range(1, 65)))
+    memory.close()
+
+
+def test_the_serving_port_is_the_fixed_address_where_daemons_share_it(fixed: Fixed) -> None:
+    own = free_port()
+    code = f"""
+a = socket.socket()
+a.bind(('0.0.0.0', {own}))
+a.listen(7)
+print(a.getsockname()[1])
+a.accept()[0].sendall(b'it is me')
+"""
+    assert fixed.group
+    with answered(code, given=free_port(), fixed=fixed) as (daemon, answers):
+        assert daemon.process.stdout
+        assert int(daemon.process.stdout.readline()) == fixed.group.address[1]
+        assert fixed.group.indexes_of("v1") == [0]
+        attach(fixed.group.router_listeners[0], [0])
+        with socket.create_connection(fixed.group.address, DEADLINE_S) as client:
+            client.settimeout(DEADLINE_S)
+            assert client.recv(100) == b"it is me"
+    assert (fixed.backlogs, answers.memory.serving, answers.trouble) == ([7], own, "")
+
+
+def test_a_socket_joins_the_group_when_the_daemon_listens_and_once(fixed: Fixed) -> None:
+    own = free_port()
+    code = f"a = socket.socket(); a.bind(('', {own})); a.listen(70000); a.listen(9); print(5); b = own({own})"
+    ports, _ = bound(code, given=free_port(), fixed=fixed)
+    assert fixed.group
+    assert ports == [5, fixed.group.address[1]]
+    assert fixed.backlogs == [65535, 9, 128]
+    assert fixed.group.indexes_of("v1") == [0, 1], "each worker has a listener of its own"
+
+
+def test_what_cannot_join_the_group_is_refused_as_the_kernel_refuses(fixed: Fixed) -> None:
+    fixed.error = OSError(errno.ENOBUFS, "enough of them")
+    code = f"""
+a = socket.socket()
+a.bind(('127.0.0.1', {free_port()}))
+try:
+    a.listen()
+except OSError as error:
+    print(error.errno)
+"""
+    ports, answers = bound(code, given=free_port(), fixed=fixed)
+    assert ports == [errno.ENOBUFS]
+    assert answers.trouble == "enough of them"
+
+
+@pytest.mark.parametrize("other", ["family=socket.AF_INET6, host='::1'", "family=socket.AF_INET6, host='::'"])
+def test_an_ipv6_socket_has_the_given_port_beside_the_fixed_address(fixed: Fixed, other: str) -> None:
+    own, given = free_port(), free_port()
+    ports, _ = bound(f"a = own({own}); b = own({own}, {other})", given=given, fixed=fixed)
+    assert fixed.group
+    assert ports == [fixed.group.address[1], given]
+
+
+def test_where_the_fixed_address_cannot_be_shared_the_given_port_is_bound() -> None:
+    given = free_port()
+    assert bound(f"a = own({free_port()})", given=given, fixed=Fixed(None))[0] == [given]
+
+
+def test_what_the_next_keeper_has_to_know_is_in_the_memory() -> None:
+    memory = Memory.new(5, 6, shares=True)
+    memory.ports = (7, 8)
+    memory.store()
+    again = Memory.of(memory.fd)
+    assert (again.given, again.serving, again.shares, again.ports) == (5, 6, True, (7, 8))
     memory.close()

@@ -7,13 +7,17 @@ import os
 import resource
 import selectors
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from turnout.keeper.activations import Activations
+from turnout.keeper.daemon_listeners import DaemonListeners
+from turnout.keeper.service_listeners import ServiceListeners
+from turnout.state.home import Home
 from turnout.system.process import identify
 from turnout.system.spawn_record import SpawnRecord
 
@@ -24,11 +28,19 @@ class Scene:
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
         self.said: list[str] = []
-        self.activations = Activations(self.selector, self.said.append)
+        self.later: list[Callable[[], None]] = []
+        self.served: dict[str, ServiceListeners] = {}
+        listeners = DaemonListeners(
+            Home(Path("/nowhere")), self.served, lambda _name: None, lambda _boot: True, self._after, self.said.append
+        )
+        self.activations = Activations(self.selector, listeners, self._after, self.said.append)
 
-    def start(self, boot_id: str = "b1") -> tuple[socket.socket, tuple[int, ...]]:
+    def _after(self, _delay_s: float, action: Callable[[], None]) -> None:
+        self.later.append(action)
+
+    def start(self, boot_id: str = "b1", *, shares: bool = False) -> tuple[socket.socket, tuple[int, ...]]:
         """A daemon is started; its shim's copy of the socket in which its child sends, and all that the shim holds."""
-        held = self.activations.prepare("svc", boot_id, given=40001, serving=0)
+        held = self.activations.prepare("svc", boot_id, given=40001, serving=0, shares=shares)
         copies = tuple(map(os.dup, held))
         self.activations.started(boot_id, held, runs=True)
         return socket.socket(fileno=os.dup(copies[1])), copies
@@ -129,4 +141,30 @@ def test_a_shim_that_is_gone_is_no_trouble_and_a_record_that_lies_costs_no_descr
     assert len(scene.said) == 4
     scene.activations.adopt(record)
     assert scene.watched == 2
+    ends(sending, copies)
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_daemon_that_shares_the_address_waits_until_a_router_has_brought_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, comes: bool
+) -> None:
+    """A new keeper has no listeners at first, and where the address is not known the bind would go elsewhere."""
+    sending, copies = scene.start(shares=True)
+    theirs, ours = os.pipe()
+    socket.send_fds(sending, [b"f"], [theirs])
+    me = identify(os.getpid())
+    scene.activations.forget("b1")
+    scene.activations.adopt(SpawnRecord("b2", "svc", me, "/log", 0.0, shim=me, held_fds=copies))
+    for _ in range(3):
+        scene.turn()
+        assert scene.watched == 0
+        scene.later.pop()()
+    if comes:
+        scene.served["svc"] = ServiceListeners([], {})
+    else:
+        monkeypatch.setattr(time, "monotonic", lambda: 1e12)
+    scene.turn()
+    assert (scene.watched, scene.later) == (1, []), "its notifications are"
+    os.close(ours)
+    os.close(theirs)
     ends(sending, copies)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import pytest
 from turnout.core.model import Identity
 from turnout.errors import NotBegunError, StateUnwritableError
 from turnout.keeper import daemon_listeners
-from turnout.keeper.daemon_listeners import LOOK_S, NO_MEMBER, DaemonListeners
+from turnout.keeper.daemon_listeners import LOOK_S, OF_ONE_DAEMON, DaemonListeners
 from turnout.keeper.service_listeners import ServiceListeners
-from turnout.reuseport.group import Group, GroupMember
+from turnout.reuseport.group import Group, Place
 from turnout.state.home import Home
 from turnout.system.net.listener import bind
 from turnout.system.spawn_record import SpawnRecord
@@ -28,7 +29,10 @@ class Scene:
         self.offered: list[str] = []
         self.due: list[tuple[float, Callable[[], None]]] = []
         self.lines: list[str] = []
-        self.listeners = DaemonListeners(Home(root), self.served, self.offered.append, self.after, self.lines.append)
+        self.running: set[str] = set()
+        self.listeners = DaemonListeners(
+            Home(root), self.served, self.offered.append, self.running.__contains__, self.after, self.lines.append
+        )
 
     def after(self, delay_s: float, action: Callable[[], None]) -> None:
         self.due.append((delay_s, action))
@@ -39,9 +43,8 @@ class FakeGroup(Group):
 
     def __init__(self, *found: bool | OSError) -> None:
         self.found = list(found)
-        self.members = {}
-        self.strangers = set()
-        self.version = self.router_index = 0
+        self.places = []
+        self.version = self.home = 0
 
     def look(self) -> bool:
         found = self.found.pop(0)
@@ -63,15 +66,15 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def test_a_daemon_without_a_listener_gets_none(scene: Scene) -> None:
-    assert scene.listeners.take("a", "b1", None) == (None, NO_MEMBER)
+    assert scene.listeners.take("a", "b1", None) == (None, 0)
 
 
 def test_a_listener_of_its_own_blocks_as_a_daemon_expects_it(scene: Scene) -> None:
-    listener, member = scene.listeners.take("a", "b1", ("127.0.0.1", 0))
+    listener, index = scene.listeners.take("a", "b1", ("127.0.0.1", 0))
     assert listener
     with listener:
         assert listener.getblocking()
-    assert member == NO_MEMBER
+    assert index == 0
 
 
 def test_a_port_that_another_program_has_is_no_fault_of_the_daemon(scene: Scene) -> None:
@@ -85,7 +88,7 @@ def test_where_nothing_listens_for_the_service_a_shared_listener_is_no_fault_of_
 
 
 def test_addresses_that_are_bound_already_are_not_offered_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ServiceListeners, "at", lambda addresses: ServiceListeners([*addresses], []))
+    monkeypatch.setattr(ServiceListeners, "at", lambda addresses: ServiceListeners([*addresses], {}))
     assert scene.listeners.bind("a", [("127.0.0.1", 7000)])
     assert not scene.listeners.bind("a", [("127.0.0.1", 7000)])
     assert scene.offered == ["a"]
@@ -104,8 +107,8 @@ def test_an_address_that_another_program_has_is_refused_by_its_name(scene: Scene
 
 def test_a_group_that_cannot_be_looked_at_keeps_no_other_from_it_and_is_logged_once(scene: Scene) -> None:
     no_descriptor = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-    scene.served["a"] = ServiceListeners([], [], FakeGroup(no_descriptor, no_descriptor, False))
-    scene.served["b"] = ServiceListeners([], [], FakeGroup(True, False, True))
+    scene.served["a"] = ServiceListeners([], {}, FakeGroup(no_descriptor, no_descriptor, False))
+    scene.served["b"] = ServiceListeners([], {}, FakeGroup(True, False, True))
     for _ in range(3):
         scene.listeners.refresh()
     assert scene.offered == ["b", "b"]
@@ -127,8 +130,9 @@ def test_a_group_that_was_joined_again_and_cannot_be_recorded_is_let_go(
 ) -> None:
     """On a full disk: the listener would have stayed in the group, and nothing accepted from it."""
     group = FakeGroup()
-    group.members = {"b1": GroupMember(1, 5)}
-    joined = Joined([], [], group)
+    group.places = [Place(4), Place(5, boot_id="b1")]
+    scene.running.add("b1")
+    joined = Joined([], {}, group)
 
     def taken(_addresses: object) -> ServiceListeners:
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
@@ -149,3 +153,65 @@ def test_a_group_that_was_joined_again_and_cannot_be_recorded_is_let_go(
     assert scene.listeners.bind("a", [("127.0.0.1", 7000)])
     assert (joined.closings, scene.offered) == (1, ["a"])
     assert "its daemons had the address alone" in scene.lines[-1]
+
+
+@pytest.fixture
+def shared(scene: Scene) -> Iterator[tuple[Scene, Group]]:
+    """A service whose address daemons may join."""
+    scene.served["a"] = ServiceListeners.at([("127.0.0.1", 0)])
+    scene.served["a"].addresses = [*scene.served["a"].sockets]
+    group = scene.listeners.group_of("a")
+    group.seen(group.version, [group.home])
+    yield scene, group
+    scene.served["a"].close()
+
+
+def bound_at(group: Group) -> socket.socket:
+    """A socket as a daemon has it that was bound at the fixed address, and does not listen yet."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(group.address)
+    return sock
+
+
+def test_a_daemon_that_listens_at_the_fixed_address_itself_has_an_index_and_the_routers_are_told(
+    shared: tuple[Scene, Group],
+) -> None:
+    scene, group = shared
+    scene.offered.clear()
+    with bound_at(group) as sock:
+        scene.listeners.admit("a", "b1", sock.dup(), 7)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    assert scene.listeners.indexes_of("a", "b1") == [0]
+    assert scene.listeners.indexes_of("b", "b1") == []
+    assert scene.offered == ["a"]
+    assert [delay_s for delay_s, _ in scene.due] == [LOOK_S]
+
+
+def test_the_listener_of_a_daemon_is_the_routers_once_none_of_its_processes_is_left(
+    shared: tuple[Scene, Group],
+) -> None:
+    scene, group = shared
+    with bound_at(group) as sock:
+        scene.listeners.admit("a", "b1", sock.dup(), 7)
+        scene.running.add("b1")
+        scene.listeners.refresh()
+        assert group.boots == {"b1"}
+    scene.running.clear()
+    scene.listeners.refresh()
+    assert group.boots == set()
+    assert scene.offered[-1] == "a"
+    assert len(scene.served["a"].kept()) == 0
+
+
+def test_one_daemon_may_not_have_every_index(shared: tuple[Scene, Group]) -> None:
+    scene, group = shared
+    for _ in range(OF_ONE_DAEMON):
+        with bound_at(group) as sock:
+            scene.listeners.admit("a", "b1", sock.dup(), 7)
+    with bound_at(group) as sock, pytest.raises(OSError, match="listeners at the fixed address"):
+        scene.listeners.admit("a", "b1", sock.dup(), 7)
+    with bound_at(group) as sock:
+        scene.listeners.admit("a", "b2", sock.dup(), 7)
+    assert len(group.indexes_of("b1")) == OF_ONE_DAEMON
+    assert group.boots == {"b1", "b2"}

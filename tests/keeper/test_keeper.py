@@ -294,7 +294,7 @@ def test_a_keeper_whose_installation_was_removed_goes_down_with_the_one_that_is_
         path.chmod(0o700)
         keeper._routers.prefer_interpreter(str(path))
     gone.unlink()
-    keeper._served["svc"] = ServiceListeners([], [])
+    keeper._served["svc"] = ServiceListeners([], {})
     (tmp_path / "said").touch()
     keeper._go_down()
     said = eventually((tmp_path / "said").read_text).split()

@@ -97,7 +97,7 @@ class FakeListeners:
 
 class FakeListener(ServiceListeners):
     def __init__(self, closed: list[str], name: str) -> None:
-        super().__init__([], [])
+        super().__init__([], {})
         self._closed, self._name = closed, name
 
     def close(self) -> None:

@@ -16,7 +16,6 @@ from turnout.errors import NotBegunError
 from turnout.keeper.activations import run_under_filter
 from turnout.keeper.children import Child
 from turnout.keeper.request_handler import RequestHandler
-from turnout.reuseport.group import GroupMember
 from turnout.state.home import Home
 from turnout.system.control_channel import Channel
 from turnout.system.home_identity import HomeIdentity
@@ -121,10 +120,13 @@ class FakeListeners:
     def unbind(self, name: str) -> bool:
         return self.served.pop(name, None) is not None
 
-    def take(self, *_: object) -> tuple[Any, GroupMember]:
+    def take(self, *_: object) -> tuple[Any, int]:
         if self.error:
             raise self.error
-        return self.listener, GroupMember(0, 0)
+        return self.listener, 0
+
+    def group_of(self, name: str) -> None:
+        self.calls.append(f"group of {name}")
 
     def watch(self) -> None:
         self.calls.append("watch")
@@ -137,8 +139,8 @@ class FakeListeners:
 class FakeActivations:
     calls: list[tuple[object, ...]] = field(default_factory=list)
 
-    def prepare(self, service: str, boot_id: str, *, given: int, serving: int) -> tuple[int, ...]:
-        self.calls.append(("prepare", service, boot_id, given, serving))
+    def prepare(self, service: str, boot_id: str, *, given: int, serving: int, shares: bool) -> tuple[int, ...]:
+        self.calls.append(("prepare", service, boot_id, given, serving, shares))
         return (91, 92, 93)
 
     def started(self, boot_id: str, held: object, *, runs: bool) -> None:
@@ -245,11 +247,26 @@ def test_a_daemon_that_is_activated_is_started_with_what_its_shim_holds(scene: S
     scene.ask({**SPAWN, "activation": {"given": 40001, "serving": 3000}})
     assert scene.children.held == ((91, 92, 93), run_under_filter)
     boot_id = str(SPAWN["boot_id"])
-    assert scene.activations.calls == [("prepare", "a", boot_id, 40001, 3000)]
+    assert scene.activations.calls == [("prepare", "a", boot_id, 40001, 3000, False)]
     scene.children.done(scene.child(boot_id) if runs else NotBegunError("broken"))
     assert scene.activations.calls[1:] == [("started", boot_id, (91, 92, 93), runs)]
     found = scene.ask({"op": "binds", "service": "a", "boot_id": boot_id})
     assert (found["serving"], found["others"], found["trouble"]) == (3000, [9100], boot_id)
+
+
+def test_the_group_is_open_before_a_daemon_is_started_that_will_join_it(scene: Scene) -> None:
+    """The router has until the daemon's bind to make room at the lowest index."""
+    scene.ask({**SPAWN, "activation": {"given": 40001, "serving": 0}, "listener": "shared"})
+    assert scene.listeners.calls == ["group of a"]
+    assert scene.activations.calls == [("prepare", "a", str(SPAWN["boot_id"]), 40001, 0, True)]
+
+
+def test_a_service_whose_daemons_will_share_its_address_has_an_open_group(scene: Scene) -> None:
+    request = {"op": "listen", "service": "a", "addresses": [["127.0.0.1", 7000]]}
+    scene.ask(request)
+    assert scene.listeners.calls == []
+    scene.ask({**request, "shared": True})
+    assert scene.listeners.calls == ["group of a"]
 
 
 @pytest.mark.parametrize("value", [7, {}, {"given": 0, "serving": 1}, {"given": 1, "serving": 65536}, {"given": True}])

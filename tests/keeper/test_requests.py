@@ -23,7 +23,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "listen": {"service": "a", "addresses": [["127.0.0.1", 1]]},
     "spawn": {"service": "a", "boot_id": "b", "argv": ["true"], "cwd": "/", "env": {}},
     "stop": {"service": "a", "boot_id": "b", "signal": "TERM", "grace_s": 1},
-    "attach": {"pid": 1, "phase": "leads", "listeners": [["a", "::1", 1]], "homes": {"a": 0}},
+    "attach": {"pid": 1, "phase": "leads", "listeners": [["a", "::1", 1]], "homes": {"a": 0}, "groups": {}},
     "seen": {"service": "a", "version": 1, "slot": 0},
     "cut": {"service": "a", "boot_id": "b"},
     "kill_router": {"pid": 1},
@@ -89,7 +89,7 @@ def test_a_line_that_is_no_object_in_json_is_refused(line: bytes) -> None:
 @pytest.mark.parametrize("op", sorted(GOOD))
 def test_a_request_without_one_of_its_fields_is_refused(op: str) -> None:
     request_of({"op": op, **GOOD[op]})
-    for field in GOOD[op].keys() - {"phase", "listeners", "homes"}:  # a router of 0.1.0 may leave these out
+    for field in GOOD[op].keys() - {"phase", "listeners", "homes", "groups"}:  # a router of 0.1.0 may leave these out
         with pytest.raises(ProtocolError):
             request_of({"op": op, **{key: value for key, value in GOOD[op].items() if key != field}})
 
@@ -124,6 +124,14 @@ def test_a_request_without_one_of_its_fields_is_refused(op: str) -> None:
         ("attach", "pid", HUGE),
         ("attach", "phase", []),
         ("attach", "homes", {"a": -1}),
+        ("attach", "groups", {"a": {"version": 1, "home": 1, "order": [[5, ""]]}}),
+        ("attach", "groups", {"a": {"version": 1, "home": 0, "order": [[5]]}}),
+        ("attach", "groups", {"a": {"version": 1, "home": 0, "order": [["5", ""]]}}),
+        ("attach", "groups", {"a": {"version": 1, "home": 0, "order": [[5, "../x"]]}}),
+        ("attach", "groups", {"a": {"version": 1, "home": 0, "order": []}}),
+        ("attach", "groups", {"a": []}),
+        ("seen", "slots", [-1]),
+        ("seen", "slots", 3),
         ("seen", "slot", []),
         ("seen", "version", 1e99),
         ("kill_router", "pid", "x"),

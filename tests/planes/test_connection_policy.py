@@ -213,7 +213,7 @@ def test_the_daemon_is_told_its_client_before_any_byte_of_the_client(kind: str, 
 def test_held_clients_and_retried_connects_are_introduced_once(kind: str, opened: Opened) -> None:
     stage = staged(opened, kind, Policy())
     dead = introduced(stage)
-    dead.listener.close()
+    stage.end(dead)
     client = stage.client()
     client.sendall(b"patient")
     client.shutdown(socket.SHUT_WR)

@@ -412,7 +412,7 @@ def test_without_patience_nobody_is_held(stage: Stage) -> None:
 
 def test_a_refused_connect_is_held_and_the_client_never_knows(stage: Stage) -> None:
     dead = stage.daemon("dead")
-    dead.listener.close()
+    stage.end(dead)
     client = stage.client()
     client.sendall(b"anyone?")
     eventually(lambda: stage.plane.counters.connect_failed > 0)

@@ -1,4 +1,4 @@
-"""The group at a fixed address: every daemon keeps its place, whoever joins and leaves."""
+"""The group at a fixed address: every daemon keeps its index, whoever joins and leaves."""
 
 from __future__ import annotations
 
@@ -15,271 +15,387 @@ from types import SimpleNamespace
 
 import pytest
 
+from support import scaled
 from turnout.core.model import Identity
-from turnout.core.slots import ROUTER_INDEX, source_of
+from turnout.core.slots import source_of
 from turnout.errors import NotBegunError, SpawnError
 from turnout.reuseport import group as group_module
-from turnout.reuseport.group import LISTENERS_MOST, Group, GroupMember
+from turnout.reuseport.group import LISTENERS_MOST, Group, GroupState, Place
 from turnout.reuseport.program import attach
 from turnout.system.net.connections import Handshake
 from turnout.system.net.listener import bind
 from turnout.system.net.sockets import listening_at
+from turnout.system.process import identify
 from turnout.system.spawn_record import SpawnRecord
 
 
 @pytest.fixture
-def home() -> Iterator[socket.socket]:
-    with bind("127.0.0.1", 0) as sock:
-        yield sock
-
-
-@pytest.fixture
-def group(home: socket.socket) -> Iterator[Group]:
-    found = Group(home)
+def group() -> Iterator[Group]:
+    found = Group.of(bind("127.0.0.1", 0))
     yield found
     found.close()
 
 
 def lands(sock: socket.socket, address: tuple[str, int], source: str = "") -> bool:
     """Whether a connection from there comes to this listener."""
-    sock.settimeout(20)
     with socket.socket() as client:
         if source:
             client.bind((source, 0))
         client.settimeout(20)
         client.connect(address)
-        came_from = client.getsockname()
-        sock.settimeout(1)
+        return _has_accepted(sock, client.getsockname(), within_s=1.0)
+
+
+def _has_accepted(sock: socket.socket, peer: object, *, within_s: float = 0.0) -> bool:
+    """Whether this listener has a connection from that address; those before it in its queue are accepted too."""
+    sock.settimeout(within_s)
+    while True:
         try:
-            far, peer = sock.accept()
-        except TimeoutError:
+            far, came_from = sock.accept()
+        except (TimeoutError, BlockingIOError):
             return False
         far.close()
-        return bool(peer == came_from)
+        if came_from == peer:
+            return True
 
 
-def test_nobody_can_join_before_the_first_daemon_does(home: socket.socket) -> None:
-    with pytest.raises(OSError, match="in use"):
-        bind(*home.getsockname(), shared=True)
-
-
-def test_a_daemon_that_joins_gets_nothing_but_what_chooses_it(group: Group, home: socket.socket) -> None:
-    address = home.getsockname()
-    sock, member = group.join("v1")
-    with sock:
-        assert all(lands(home, address) for _ in range(20))
-        assert lands(sock, address, source_of(member.slot))
-
-
-def test_a_daemon_to_which_it_is_directed_gets_everything_else(group: Group, home: socket.socket) -> None:
-    address = home.getsockname()
-    one, first = group.join("v1")
-    two, second = group.join("v2")
-    with one, two:
-        attach(home, second.slot)
-        assert all(lands(two, address) for _ in range(20))
-        assert lands(one, address, source_of(first.slot))
-        attach(home, first.slot)
-        assert all(lands(one, address) for _ in range(20))
-
-
-def test_what_would_come_to_a_dead_daemon_comes_to_the_router(group: Group, home: socket.socket) -> None:
-    address = home.getsockname()
-    one, first = group.join("v1")
-    two, _ = group.join("v2")
-    with two:
-        attach(home, first.slot)
-        before = list(group.spares)
-        one.close()
-        with socket.create_connection(address, 20):
-            assert len([sock for sock in before if not _is_empty(sock)]) == 1
-        assert group.look()
-        assert list(group.members) == ["v2"]
-
-
-def accept_all(group: Group) -> None:
-    """As the router does with what comes to its spares."""
-    for sock in group.spares:
-        while not _is_empty(sock):
-            pass
-
-
-def test_a_stranger_that_joins_does_not_inherit_from_a_dead_daemon(group: Group, home: socket.socket) -> None:
-    """A program of the same user that sets SO_REUSEPORT is let in by the kernel; it is found out, and not the last."""
-    address = home.getsockname()
-    one, first = group.join("v1")
-    attach(home, first.slot)
-    with bind(*address, shared=True) as stranger:
-        assert group.look()
-        assert len(group.strangers) == 1
-        assert not group.look()
-        one.close()
-        with socket.create_connection(address, 20) as client:
-            assert _accepted(group.spares, client.getsockname())
-        assert _is_empty(stranger)
-
-
-def _accepted(listeners: list[socket.socket], peer: object) -> bool:
-    """Whether one of these has a connection from that address."""
-    for sock in listeners:
-        sock.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            far, came_from = sock.accept()
-            far.close()
-            if came_from == peer:
-                return True
-    return False
-
-
-def _is_empty(sock: socket.socket) -> bool:
+def _waiting(sock: socket.socket) -> int:
+    """How many connections a listener has; they are accepted."""
     sock.setblocking(False)
-    try:
-        sock.accept()[0].close()
-    except BlockingIOError:
-        return True
-    return False
+    count = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.accept()[0].close()
+            count += 1
+    return count
 
 
-def test_who_joined_is_told_apart_from_who_left_also_by_an_heir(group: Group, home: socket.socket) -> None:
-    """A keeper that was killed leaves its listeners with the router; its successor goes on with them."""
-    address = home.getsockname()
-    one, _ = group.join("v1")
-    two, second = group.join("v2")
-    with two:
-        one.close()
-        heir = Group(home, [sock.dup() for sock in group.spares], dict(group.members))
-        assert heir.look()
-        assert heir.members == {"v2": second}
-        assert lands(two, address, source_of(second.slot))
-        three, third = heir.join("v3")
-        with three:
-            assert lands(three, address, source_of(third.slot))
-            assert lands(two, address, source_of(second.slot))
-        heir.close()
+def home_of(group: Group) -> socket.socket:
+    sock = group.places[group.home].sock
+    assert sock
+    return sock
 
 
-@pytest.mark.parametrize("moment", ["before it listens", "before it is found", "before it has spares behind it"])
-def test_a_daemon_that_leaves_while_another_one_joins_does_not_keep_it_out(
-    group: Group, home: socket.socket, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """The last listener takes the place of the one that left: the newest one, at that moment."""
-    address = home.getsockname()
-    leaving, _ = group.join("v1")
-    later, _ = group.join("v2")
-    bound: list[socket.socket] = []
+def acknowledge(group: Group, boot_id: str = "") -> None:
+    """As a router that accepts what comes to it, and directs new connections to this daemon or to itself."""
+    for sock in group.router_listeners:
+        _has_accepted(sock, None)
+    selected = group.indexes_of(boot_id) if boot_id else [group.home]
+    attach(home_of(group), selected)
+    group.seen(group.version, selected)
 
-    def bind_and_leave(host: str, port: int, *, shared: bool) -> socket.socket:
-        if (moment, len(bound)) in {("before it listens", 0), ("before it has spares behind it", 1)}:
-            leaving.close()
-        bound.append(bind(host, port, shared=shared))
-        if moment == "before it is found":
-            leaving.close()
-        return bound[-1]
 
-    with later:
-        monkeypatch.setattr("turnout.reuseport.group.bind", bind_and_leave)
-        sock, member = group.join("v3")
-        monkeypatch.undo()
-        with sock:
-            assert leaving.fileno() == -1
-            assert lands(sock, address, source_of(member.slot))
-            group.look()
-            later.close()  # from here on it stays where it is
-            group.look()
-            assert group.members == {"v3": member}
-            attach(home, member.slot)
-            assert lands(sock, address)
+def check(group: Group, alive: Mapping[str, socket.socket]) -> None:
+    """Each daemon has an index of its own, and a connection to that index reaches it; the rest is the router's."""
+    assert group.boots == alive.keys()
+    for boot_id, sock in alive.items():
+        (index,) = group.indexes_of(boot_id)
+        assert lands(sock, group.address, source_of(index)), boot_id
+    for index, place in enumerate(group.places):
+        if place.is_routers:
+            assert place.sock
+            assert lands(place.sock, group.address, source_of(index)), index
+    assert len(listening_at(*group.address)) == len(group.places)
+
+
+def test_nobody_can_join_before_the_group_is_open(group: Group) -> None:
+    with pytest.raises(OSError, match="in use"):
+        bind(*group.address, shared=True)
+
+
+def test_daemons_have_the_lowest_indexes_where_the_router_knows_of_the_group_by_then(group: Group) -> None:
+    group.open()
+    acknowledge(group)
+    alive: dict[str, socket.socket] = {}
+    for number in range(4):
+        alive[f"v{number}"], index = group.join(f"v{number}")
+        assert index == number
+        acknowledge(group)
+        check(group, alive)
+    for sock in alive.values():
+        sock.close()
+
+
+def test_a_daemon_that_joins_gets_nothing_but_what_names_it(group: Group) -> None:
+    sock, index = group.join("v1")
+    with sock:
+        assert all(lands(home_of(group), group.address) for _ in range(20))
+        assert lands(sock, group.address, source_of(index))
+        acknowledge(group, "v1")
+        assert all(lands(sock, group.address) for _ in range(20))
+
+
+def test_the_workers_of_a_daemon_have_their_share_each(group: Group) -> None:
+    group.open()
+    acknowledge(group)
+    workers = [bind(*group.address, shared=True) for _ in range(3)]
+    for sock in workers:
+        group.add("v1", sock.dup(), 10)
+    assert len(group.indexes_of("v1")) == 3
+    acknowledge(group, "v1")
+    with contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(socket.create_connection(group.address, 20)) for _ in range(60)]
+        came = [_waiting(sock) for sock in workers]
+    assert all(came), came
+    assert sum(came) == len(clients)
+    for sock in workers:
+        sock.close()
+
+
+def test_the_queue_of_a_dead_daemon_is_the_routers(group: Group) -> None:
+    sock, _ = group.join("v1")
+    acknowledge(group, "v1")
+    with contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(socket.create_connection(group.address, 20)) for _ in range(10)]
+        sock.close()
+        late = opened.enter_context(socket.create_connection(group.address, 20))
+        assert group.release("v1")
+        assert not group.release("v1")
+        (place,) = [place for place in group.places if place.used == group.version]
+        assert place.sock is not None
+        assert place.sock in group.router_listeners
+        assert not place.sock.getblocking()
+        assert all(_has_accepted(place.sock, client.getsockname()) for client in (*clients, late))
 
 
 @pytest.mark.parametrize("acknowledged", [True, False])
-def test_every_daemon_keeps_its_place_whoever_joins_and_dies(
-    group: Group, home: socket.socket, acknowledged: bool
-) -> None:
-    address = home.getsockname()
+def test_every_daemon_keeps_its_index_whoever_joins_dies_and_shuts_down(group: Group, acknowledged: bool) -> None:
+    group.open()
     alive: dict[str, socket.socket] = {}
     chance = random.Random(7)
     most = 0
-    for number in range(30):
-        dying = chance.sample(sorted(alive), chance.randint(0, len(alive)))
-        for boot_id in dying if len(alive) > 3 else dying[:1]:  # several at once, before anybody looks
+    for number in range(scaled(30, 300) if acknowledged else 30):
+        for boot_id in chance.sample(sorted(alive), chance.randint(0, len(alive))) if len(alive) > 3 else [*alive][:1]:
+            if chance.random() < 0.3:  # as HAProxy pauses; then it is gone
+                alive[boot_id].shutdown(socket.SHUT_RDWR)
+                group.look()
             alive.pop(boot_id).close()
+            group.release(boot_id)
         group.look()
         if acknowledged:
-            accept_all(group)
-            group.seen(group.version, ROUTER_INDEX)
+            acknowledge(group)
         alive[f"v{number}"], _ = group.join(f"v{number}")
-        if acknowledged:
-            group.seen(group.version, ROUTER_INDEX)
         most = max(most, len(alive))
-        assert group.members.keys() == alive.keys()
-        assert len({member.slot for member in group.members.values()}) == len(alive)
-        for boot_id, member in group.members.items():
-            assert lands(alive[boot_id], address, source_of(member.slot)), (number, boot_id)
-        assert lands(home, address)
-        assert len(listening_at(*address)) == 1 + len(group.spares) + len(alive)
+        check(group, alive)
     if acknowledged:
-        assert len(group.spares) <= 2 * most + 2  # gaps are filled again
+        assert len(group.places) <= 3 * most + 6, "what is not used any more is used again"
+    assert len(group.places) < LISTENERS_MOST
     for sock in alive.values():
         sock.close()
-    group.look()
-    accept_all(group)
-    group.seen(group.version, ROUTER_INDEX)
-    group.look()
-    assert len(group.spares) < (3 if acknowledged else LISTENERS_MOST)
 
 
-def test_a_gap_is_not_filled_while_clients_may_still_be_directed_to_it(group: Group, home: socket.socket) -> None:
-    one, first = group.join("v1")
-    group.seen(group.version, first.slot)
-    one.close()
-    two, second = group.join("v2")  # the router has not said yet that it knows of that death
-    with two:
-        assert second.slot != first.slot
-        group.seen(group.version, ROUTER_INDEX)
-        three, third = group.join("v3")
-        with three:
-            assert third.slot < second.slot
-
-
-@pytest.mark.parametrize(("age_s", "fills"), [(59.0, True), (61.0, False)])
-def test_a_gap_is_filled_also_while_connections_are_being_made_all_the_time(
-    group: Group, home: socket.socket, monkeypatch: pytest.MonkeyPatch, age_s: float, fills: bool
+def test_a_daemon_that_shuts_its_listener_down_leaves_its_index_to_the_router_and_may_listen_again(
+    group: Group,
 ) -> None:
-    """As from far away: only a handshake that began before the router knew of the death can be at the gap."""
-    now = [1000.0]
-    monkeypatch.setattr(
-        "turnout.reuseport.group.handshakes_at", lambda _: [Handshake("", 1, 0.0), Handshake("", 1, age_s)]
-    )
-    monkeypatch.setattr("turnout.reuseport.group.time", SimpleNamespace(monotonic=lambda: now[0]))
-    one, _ = group.join("v1")
-    two, second = group.join("v2")
-    with two:
-        one.close()
-        group.look()
-        group.seen(group.version, ROUTER_INDEX)
-        now[0] += 60.0
-        group.seen(group.version, second.slot)  # it is told again, with each switch
-        three, third = group.join("v3")
-        three.close()
-        assert (third.slot < second.slot) is fills
-
-
-def test_a_gap_with_clients_in_its_queue_is_not_closed(group: Group, home: socket.socket) -> None:
+    """HAProxy does so to pause; the kernel gives the index to the last listener."""
+    group.open()
+    acknowledge(group)
     one, first = group.join("v1")
-    attach(home, first.slot)
+    two, _ = group.join("v2")
+    acknowledge(group, "v1")
+    one.shutdown(socket.SHUT_RDWR)
+    with socket.create_connection(group.address, 20) as client:
+        assert group.look()
+        assert group.boots == {"v2"}
+        place = group.places[first]
+        assert place.is_routers
+        assert place.sock
+        assert _has_accepted(place.sock, client.getsockname())
+    one.listen(10)
+    group.add("v1", one.dup(), 10)
+    check(group, {"v1": one, "v2": two})
     one.close()
-    with socket.create_connection(home.getsockname(), 20) as client:
-        group.look()
-        attach(home, ROUTER_INDEX)
-        group.seen(group.version, ROUTER_INDEX)
+    two.close()
+
+
+def test_of_daemons_that_shut_down_at_once_nobody_else_moves(group: Group) -> None:
+    """It is not known then which of the router's last listeners went where, and so they make room for no daemon."""
+    group.open()
+    acknowledge(group)
+    alive = {f"v{number}": group.join(f"v{number}")[0] for number in range(5)}
+    acknowledge(group)
+    for boot_id in ("v0", "v2", "v3"):
+        leaving = alive.pop(boot_id)
+        leaving.shutdown(socket.SHUT_RDWR)
+        leaving.close()
+    assert group.look()
+    check(group, alive)
+    acknowledge(group)
+    alive["v5"], _ = group.join("v5")
+    check(group, alive)
+    for sock in alive.values():
+        sock.close()
+
+
+def test_a_stranger_that_joins_does_not_inherit_from_a_daemon_that_leaves(group: Group) -> None:
+    """A program of the same user that sets SO_REUSEPORT is let in by the kernel; it is found out, and not the last."""
+    one, _ = group.join("v1")
+    acknowledge(group, "v1")
+    with bind(*group.address, shared=True) as stranger:
+        assert group.look()
+        assert group.strangers == {os.fstat(stranger.fileno()).st_ino}
+        assert not group.look()
+        one.shutdown(socket.SHUT_RDWR)
+        with socket.create_connection(group.address, 20) as client:
+            group.look()
+            assert any(_has_accepted(sock, client.getsockname()) for sock in group.router_listeners)
+    one.close()
+    assert group.look()
+    assert group.strangers == set()
+
+
+def test_a_stranger_that_leaves_while_a_daemon_joins_does_not_mislead(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last listener takes the index of the one that left: the newest one, at that moment."""
+    group.open()
+    acknowledge(group)
+    strangers = [bind(*group.address, shared=True)]
+    group.look()
+    acknowledge(group)
+
+    def bind_and_leave(host: str, port: int, *, shared: bool) -> socket.socket:
+        found = bind(host, port, shared=shared)
+        if strangers:
+            strangers.pop().close()
+        return found
+
+    monkeypatch.setattr(group_module, "bind", bind_and_leave)
+    sock, _ = group.join("v1")
+    monkeypatch.undo()
+    check(group, {"v1": sock})
+    sock.close()
+
+
+def test_what_never_stands_still_is_no_place_for_a_daemon(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    group.open()
+    strangers = [bind(*group.address, shared=True)]
+    listens = listening_at
+
+    def moving(host: str, port: int) -> list[object]:
+        strangers.append(bind(*group.address, shared=True))
+        strangers.pop(0).close()
+        return [*listens(host, port)]
+
+    group.look()
+    monkeypatch.setattr(group_module, "listening_at", moving)
+    with pytest.raises(NotBegunError, match="listeners join and leave all the time"):
+        group.join("v1")
+    monkeypatch.undo()
+    strangers[0].close()
+    group.look()
+    assert group.boots == set()
+
+
+def test_the_next_keeper_has_the_group_from_a_router(group: Group) -> None:
+    """A keeper that was killed leaves its listeners, and copies of the daemons' own, with the router."""
+    one, _ = group.join("v1")
+    two, _ = group.join("v2")
+    acknowledge(group, "v2")
+    told = group.told()
+    state = GroupState(told["version"], told["home"], tuple((inode, boot) for inode, boot in told["order"]))
+    one.close()
+    heir = Group.taken_over([sock.dup() for sock in (*group.router_listeners, *group.daemon_listeners)], state, {})
+    assert heir.version > group.version
+    heir.look()
+    assert heir.indexes_of("v2") == group.indexes_of("v2")
+    heir.release("v1")
+    acknowledge(heir)
+    three, _ = heir.join("v3")
+    check(heir, {"v2": two, "v3": three})
+    heir.close()
+    two.close()
+    three.close()
+
+
+def test_a_group_of_0_1_is_taken_over_with_what_its_router_knows() -> None:
+    """It names the index of its own listener and those of the daemons; where its spares are is not known."""
+    front = bind("127.0.0.1", 0)
+    address = front.getsockname()[:2]
+    front.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    spares = [bind(*address, shared=True)]
+    attach(front, [0])
+    old = bind(*address, shared=True)
+    spares.append(bind(*address, shared=True))
+    inode = os.fstat(old.fileno()).st_ino
+    record = SpawnRecord("v1", "s", identify(os.getpid()), "", 0.0, slot=2, listener_inode=inode)
+    heir = Group.taken_over([front, *spares], GroupState(home=0), {"v1": record})
+    heir.look()
+    alive = {"v1": old}
+    for boot_id in ("v2", "v3", "v4"):
+        acknowledge(heir)
+        alive[boot_id], _ = heir.join(boot_id)
+        check(heir, alive)
+    old.close()
+    del alive["v1"]
+    heir.release("v1")
+    acknowledge(heir)
+    alive["v5"], index = heir.join("v5")
+    assert index < 3, "what is known to be the router's makes room"
+    check(heir, alive)
+    heir.close()
+    for sock in alive.values():
+        sock.close()
+
+
+def test_an_index_is_not_given_again_while_clients_may_still_be_directed_to_it(group: Group) -> None:
+    group.open()
+    acknowledge(group)
+    one, first = group.join("v1")
+    acknowledge(group, "v1")
+    one.close()
+    group.release("v1")
+    two, second = group.join("v2")  # the router has not said yet that it knows of that death
+    assert second != first
+    acknowledge(group)
+    three, third = group.join("v3")
+    assert third == first
+    two.close()
+    three.close()
+
+
+@pytest.mark.parametrize(("age_s", "is_used"), [(59.0, True), (61.0, False)])
+def test_an_index_is_given_again_also_while_connections_are_being_made_all_the_time(
+    group: Group, monkeypatch: pytest.MonkeyPatch, age_s: float, is_used: bool
+) -> None:
+    """As from far away: only a handshake that began before the router knew of the death can be at that index."""
+    now = [1000.0]
+    made = [Handshake("", 1, 0.0), Handshake("", 1, age_s)]
+    monkeypatch.setattr(group_module, "handshakes_at", lambda _: made)
+    monkeypatch.setattr(group_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    group.open()
+    group.seen(group.version, [group.home])
+    now[0] += 100.0
+    one, first = group.join("v1")
+    one.close()
+    group.release("v1")
+    group.seen(group.version, [group.home])
+    now[0] += 60.0
+    group.seen(group.version, [group.home])  # it is told again, with each switch
+    two, second = group.join("v2")
+    two.close()
+    assert (second == first) is is_used
+
+
+def test_a_listener_with_clients_in_its_queue_is_not_closed(group: Group) -> None:
+    one, _ = group.join("v1")
+    acknowledge(group, "v1")
+    one.close()
+    with socket.create_connection(group.address, 20) as client:
+        group.release("v1")
+        selected = [group.home]
+        attach(home_of(group), selected)
+        group.seen(group.version, selected)
         two, _ = group.join("v2")
         two.close()
-        assert _accepted(group.spares, client.getsockname())
+        assert any(_has_accepted(sock, client.getsockname()) for sock in group.router_listeners)
 
 
 def test_an_ipv6_address_is_refused_with_the_reason() -> None:
-    with bind("::1", 0) as home, pytest.raises(SpawnError, match="IPv6"):
-        Group(home).join("v1")
+    group = Group.of(bind("::1", 0))
+    with pytest.raises(SpawnError, match="IPv6"):
+        group.join("v1")
+    group.close()
 
 
 @pytest.mark.parametrize("lacks", ["descriptor", "room"])
@@ -295,10 +411,15 @@ def test_a_listener_that_cannot_be_had_is_no_fault_of_the_daemon(
         monkeypatch.setattr(group_module, "bind", no_descriptor)
     with pytest.raises(NotBegunError, match="open files" if lacks == "descriptor" else "1 listeners share port"):
         group.join("v1")
+    monkeypatch.undo()
+    sock, _ = group.join("v1")
+    acknowledge(group)
+    check(group, {"v1": sock})
+    sock.close()
 
 
 def test_daemons_that_accept_nothing_are_looked_for_as_long_together_as_a_verb_may_wait(
-    home: socket.socket, monkeypatch: pytest.MonkeyPatch
+    group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The keeper does nothing else meanwhile, and verbs kill a keeper that is silent for five seconds."""
     now, looks = 1000.0, list[float]()
@@ -315,14 +436,15 @@ def test_daemons_that_accept_nothing_are_looked_for_as_long_together_as_a_verb_m
     monkeypatch.setattr(group_module, "taken_by", accepts_nothing)
     monkeypatch.setattr(group_module, "connect_to_index", lambda *_: socket.socket())
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    group = Group(home, router_index=20)
+    group.places[:0] = [Place(0) for _ in range(20)]
+    group.home = 20
     group._find_all(daemons)
     assert looks[0] == group_module.TAKEN_S
     assert now - 1000.0 < 4.0
-    assert group.members == {"b1": GroupMember(19, 5)}, "one that accepts is found all the same"
+    assert group.indexes_of("b1") == [19], "one that accepts is found all the same"
 
 
-def test_another_users_listener_keeps_a_daemon_out_with_the_reason(home: socket.socket) -> None:
+def test_another_users_listener_keeps_a_daemon_out_with_the_reason(group: Group) -> None:
     """As the kernel has it: one effective user binds all members of a group."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to be somebody else for a moment")
@@ -334,60 +456,61 @@ def test_another_users_listener_keeps_a_daemon_out_with_the_reason(home: socket.
         "try:\n    s.bind(('127.0.0.1', int(sys.argv[1])))\n"
         "except OSError as error:\n    print(error.errno)\n"
     )
-    group = Group(home)
     sock, _ = group.join("v1")
     with sock:
-        port = str(home.getsockname()[1])
+        port = str(group.address[1])
         done = subprocess.run(
             [sys.executable, "-c", script, port], capture_output=True, text=True, timeout=60, check=True
         )
-    group.close()
     assert done.stdout.strip() == "98"  # EADDRINUSE
 
 
-def lost(address: tuple[str, int], home: socket.socket) -> list[socket.socket]:
+def lost(group: Group) -> list[socket.socket]:
     """Two daemons at the address, which keeper and router left to them alone; the last one has taken the place of 0."""
-    home.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    daemons = [bind(*address, shared=True), bind(*address, shared=True)]
-    attach(home, ROUTER_INDEX)
-    home.close()
+    first = group.router_listeners[0]
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    daemons = [bind(*group.address, shared=True), bind(*group.address, shared=True)]
+    attach(first, [0])
+    group.close()
     return [daemons[1], daemons[0]]
 
 
-def test_a_router_that_joined_daemons_keeps_its_place_when_all_of_them_have_gone(home: socket.socket) -> None:
-    """It is not the first one then; what is before it goes, and it must not be the last that fills that place."""
-    address = home.getsockname()[:2]
-    daemons = lost(address, home)
-    group = Group.rejoin(address, {})
-    with group.router_listener:
-        group.members = {
-            f"v{slot}": GroupMember(slot, os.fstat(sock.fileno()).st_ino) for slot, sock in enumerate(daemons)
-        }
-        for sock in daemons:
-            group.look()
-            sock.close()
-        for number in range(4):
-            group.look()
-            accept_all(group)
-            assert lands(group.router_listener, address, source_of(group.router_index)), number
-            group.seen(group.version, group.router_index)
-        sock, member = group.join("v3")
-        with sock:
-            assert lands(sock, address, source_of(member.slot))
-            assert lands(group.router_listener, address, source_of(group.router_index))
-        group.close()
-
-
-def test_a_router_that_joined_daemons_keeps_its_place_whoever_of_those_that_it_does_not_know_leaves(
-    home: socket.socket,
+def test_a_router_that_joined_daemons_keeps_its_index_whoever_of_those_that_it_does_not_know_leaves(
+    group: Group,
 ) -> None:
     """One that is stopped (SIGSTOP) accepts nothing, so where it is cannot be found out."""
-    address = home.getsockname()[:2]
-    daemons = lost(address, home)
-    group = Group.rejoin(address, {})
-    with group.router_listener:
-        for sock in daemons:  # before anybody looks
-            sock.close()
-        group.look()
-        assert lands(group.router_listener, address, source_of(group.router_index))
-        group.close()
+    daemons = lost(group)
+    again = Group.rejoin(group.address, {})
+    for sock in daemons:  # before anybody looks
+        sock.close()
+    again.look()
+    acknowledge(again)
+    assert lands(home_of(again), group.address)
+    sock, _ = again.join("v3")
+    check(again, {"v3": sock})
+    sock.close()
+    again.close()
+
+
+def test_daemons_that_were_left_alone_are_found_where_they_are(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemons = dict(enumerate(lost(group)))
+    inodes = {index: os.fstat(sock.fileno()).st_ino for index, sock in daemons.items()}
+    records = {
+        f"v{index}": SpawnRecord(f"v{index}", "s", identify(os.getpid()), "", 0.0, listener_inode=inode)
+        for index, inode in inodes.items()
+    }
+
+    def accepts(probe: socket.socket, _port: int, _daemons: object, *, within_s: float) -> str:
+        for index, sock in daemons.items():
+            if _has_accepted(sock, probe.getsockname(), within_s=within_s / 10):
+                return f"v{index}"
+        return ""
+
+    monkeypatch.setattr(group_module, "taken_by", accepts)
+    again = Group.rejoin(group.address, records)
+    assert {boot_id: again.indexes_of(boot_id) for boot_id in records} == {"v0": [0], "v1": [1]}
+    acknowledge(again)
+    check(again, {f"v{index}": sock for index, sock in daemons.items()})
+    for sock in daemons.values():
+        sock.close()
+    again.close()

@@ -76,7 +76,10 @@ class FakeRouter:
     def listeners(self) -> Sequence[tuple[str, str, int, int]]:
         return [("a", "127.0.0.1", 7000, 99)]
 
-    def router_indexes(self) -> Mapping[str, int]:
+    def group_states(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"a": {"version": 2, "home": 0, "order": [[5, ""]]}}
+
+    def group_homes(self) -> Mapping[str, int]:
         return {"a": 3}
 
     def take_listeners(self, service: str, sockets: Sequence[socket.socket], message: Sent) -> None:
@@ -158,6 +161,7 @@ def test_a_router_attaches_with_its_phase_and_its_listeners(scene: Callable[[], 
             assert (attach["op"], attach["pid"], attach["phase"]) == ("attach", os.getpid(), "standby")
             assert (attach["listeners"], at.channel.fds) == ([["a", "127.0.0.1", 7000]], [99])
             assert (attach["homes"], at.connected) == ({"a": 3}, 1)
+            assert attach["groups"] == {"a": {"version": 2, "home": 0, "order": [[5, ""]]}}
             await at.hear({"re": attach["id"], "ok": True, "services": ["a"], "interpreter": "/usr/bin/python3"})
             assert at.router.calls == [("on_attached", ["a"])]
             assert at.link.interpreters.newest == "/usr/bin/python3"

@@ -246,7 +246,9 @@ def test_a_listener_that_a_daemon_was_given_is_not_looked_for_among_its_descript
     daemon = scene.forking("one", backlog=1)
     (listener,) = sockets.listening_at("127.0.0.1", daemon.port)
     addresses = [("127.0.0.1", daemon.port)]
-    view = KernelView(lambda: addresses, lambda: scene.daemons, owners=Unasked(), given=lambda _boot_id: listener.inode)
+    view = KernelView(
+        lambda: addresses, lambda: scene.daemons, owners=Unasked(), given=lambda _boot_id: [listener.inode]
+    )
     for _ in range(2):
         daemon.connect()
     eventually(lambda: view.not_accepting_reason("one"))

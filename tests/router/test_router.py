@@ -84,9 +84,9 @@ def test_the_next_keeper_is_given_the_listeners_of_services_that_cannot_be_opene
         async with leading(home) as router:
             router.take_listeners("s", [listener], {"op": "listen", "service": "s", "home": 3})
             assert router.listeners() == [("s", host, port, listener.fileno())]
-            assert router.router_indexes() == {"s": 3}
+            assert router.group_homes() == {"s": 3}
             router.release_listeners("s")
-            assert (router.listeners(), router.router_indexes(), listener.fileno()) == ([], {}, -1)
+            assert (router.listeners(), router.group_homes(), listener.fileno()) == ([], {}, -1)
 
     play(story)
 

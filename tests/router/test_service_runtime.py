@@ -301,7 +301,7 @@ def test_the_group_is_reported_to_the_keeper_once_this_router_leads(scene: Calla
                 at.offer(first, version=4, home=2, places={})
                 assert at.keeper.sent == []
                 at.runtime.become_leader()
-                assert at.keeper.sent == [{"op": "seen", "service": "s", "version": 4, "slot": 2}]
+                assert at.keeper.sent == [{"op": "seen", "service": "s", "version": 4, "slots": (2,), "slot": 2}]
 
     asyncio.run(run())
 

@@ -13,7 +13,7 @@ OPS: Final = (  # of both sockets
 )
 FIELDS: Final = (
     *("id", "service", "boot_id", "addresses", "argv", "cwd", "env", "listener", "signal", "grace_s", "pid"),
-    *("phase", "listeners", "homes", "version", "slot", "revision", "interpreter"),
+    *("phase", "listeners", "homes", "groups", "version", "slot", "revision", "interpreter"),
 )
 SCALARS: Final = st.one_of(
     st.none(),

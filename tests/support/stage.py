@@ -16,7 +16,7 @@ import uvloop
 
 from turnout.core.connection_policy import Policy
 from turnout.core.model import Daemon as Registered
-from turnout.core.slots import ROUTER_INDEX, source_of
+from turnout.core.slots import source_of
 from turnout.planes.direct import sk_lookup
 from turnout.planes.direct.plane import Direct
 from turnout.planes.direct.reuseport import Reuseport
@@ -39,6 +39,9 @@ class Stand(UpstreamChecks):
     def __init__(self, address: tuple[str, int]) -> None:
         self.daemons: dict[str, Registered] = {}
         self.boots: dict[int, str] = {}  # of listeners and accepted connections, by inode
+        self.listeners: dict[int, socket.socket] = {}  # of daemons, by inode: a group keeps a copy of what they close
+        self.group: Group | None = None
+        self.on_change: Callable[[], None] = lambda: None
         self.ended: set[str] = set()  # boots whose process is to count as ended
         self.kernel = KernelView(lambda: [address], lambda: self.daemons, owners=self, fresh_s=0)
 
@@ -48,14 +51,14 @@ class Stand(UpstreamChecks):
         found: dict[int, Sequence[tuple[str, int, int]]] = {
             inode: [(self.boots[inode], pid, fd)]
             for inode, fd in descriptors_of(pid)
-            if inode in inodes and inode in self.boots
+            if inode in inodes and inode in self.boots and not self.has_closed(inode)
         }
         others = {boot_id: daemon for boot_id, daemon in self.daemons.items() if daemon.pid != pid}
         return found | dict(Processes(lambda: others).of(inodes))
 
     def has(self, boot_id: str, inodes: Collection[int]) -> bool:
         """Asked for each connection: not by a walk through the descriptors of a process that has thousands."""
-        if any(self.boots.get(inode) == boot_id for inode in inodes):
+        if any(self.boots.get(inode) == boot_id and not self.has_closed(inode) for inode in inodes):
             return True
         return any(holder[0] == boot_id for holders in self.of(inodes).values() for holder in holders)
 
@@ -74,6 +77,20 @@ class Stand(UpstreamChecks):
     def knows(self, sock: socket.socket, boot_id: str) -> None:
         self.boots[os.fstat(sock.fileno()).st_ino] = boot_id
 
+    def has_closed(self, inode: int) -> bool:
+        """Whether a daemon has closed its listener."""
+        return inode in self.listeners and self.listeners[inode].fileno() < 0
+
+    def home(self) -> int:
+        return self.group.home if self.group else 0
+
+    def indexes_of(self, boot_id: str) -> Sequence[int]:
+        return self.group.indexes_of(boot_id) if self.group else ()
+
+    def set_selected(self, indexes: Sequence[int]) -> None:
+        if self.group:
+            self.group.seen(self.group.version, indexes)
+
 
 def _sk_lookup(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) -> Plane:
     steering = sk_lookup.SkLookup(stand.kernel.listener_of, None)
@@ -81,7 +98,7 @@ def _sk_lookup(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) ->
 
 
 def _reuseport(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) -> Plane:
-    steering = Reuseport(stand.kernel.is_there, lambda: ROUTER_INDEX, lambda _slot: None)
+    steering = Reuseport(stand.kernel.is_there, stand)
     relay = Relay(loop, PlaneOptions(policy, stand))
     return Direct(loop, relay, steering, stand.kernel, policy=policy)
 
@@ -107,8 +124,8 @@ class Stage:
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
         self._sockets: list[socket.socket] = []
-        self._spares: set[socket.socket] = set()
-        self.group = Group(self.front) if kind == "reuseport" else None
+        self._spares = {self.front}
+        self.group = self.stand.group = Group.of(self.front) if kind == "reuseport" else None
         self.policy = policy or Policy(hold_max=hold_max)
         self.plane = self.call(lambda: PLANES[kind](self.loop, self.policy, self.stand))
         self.call(lambda: self.plane.add_listener(self.front))
@@ -150,6 +167,16 @@ class Stage:
             self.set_upstream(found)
         return found
 
+    @property
+    def listener(self) -> socket.socket:
+        """A listener that the plane accepts from."""
+        return self.group.router_listeners[0] if self.group else self.front
+
+    def end(self, daemon: Daemon) -> None:
+        """As the end of a daemon's process: its listener is closed, and the keeper takes notice."""
+        daemon.listener.close()
+        self._take_notice()
+
     def reborn(self, dead: Daemon) -> Daemon:
         """A daemon in place of one whose listener was closed: at its port, or at the fixed address again."""
         if self.group:
@@ -165,21 +192,26 @@ class Stage:
         """A listener for a daemon in a process of its own that shares the address."""
         assert self.group
         self._take_notice()
-        listener, member = self.group.join(boot_id)
+        listener, index = self.group.join(boot_id)
         self._take_spares(self.group)
-        return listener, Upstream(boot_id, *self.address, source=source_of(member.slot))
+        return listener, Upstream(boot_id, *self.address, source=source_of(index))
 
     def _take_notice(self) -> None:
         """Of who left: keeper and router do so as soon as a daemon has ended."""
-        if self.group and self.group.look():
+        if self.group is None:
+            return
+        closed = {place.boot_id for place in self.group.places if self.stand.has_closed(place.inode)}
+        for boot_id in closed:
+            self.group.release(boot_id)
+        if self.group.look() or closed:
             self._take_spares(self.group)
 
     def _take_spares(self, group: Group) -> None:
-        for spare in group.spares:
+        for spare in group.router_listeners:
             if spare not in self._spares:
                 self._spares.add(spare)
                 self.call(partial(self.plane.add_listener, spare))
-        group.seen(group.version, ROUTER_INDEX)  # a stage closes no daemon to which it points
+        self.call(self.stand.on_change)
 
     def set_upstream(self, daemon: Daemon | None, *, patience_s: float = 20.0) -> None:
         target = daemon.target if daemon else None
@@ -233,8 +265,8 @@ class Daemon:
     ) -> None:
         source = ""
         if group:
-            self.listener, member = group.join(boot_id)
-            source = source_of(member.slot)
+            self.listener, index = group.join(boot_id)
+            source = source_of(index)
         else:
             self.listener = socket.create_server(address, backlog=1024)
         self.listener.settimeout(20)
@@ -243,6 +275,7 @@ class Daemon:
         self._stand = stand
         if stand:
             stand.knows(self.listener, boot_id)
+            stand.listeners[os.fstat(self.listener.fileno()).st_ino] = self.listener
             stand.daemons[boot_id] = Registered(
                 boot_id, host=host, port=port, identity=identify(os.getpid()), source=source
             )

@@ -1,23 +1,27 @@
-"""Answers the calls of one daemon that wait: a bind of its serving port goes to the port that turnout gave it.
+"""Answers the calls of one daemon that wait: a bind of its serving port goes to the address that turnout gives it.
 
-    the serving port, on loopback or a wildcard ─────────► the given port of 127.0.0.1, each time it is asked for
+    the serving port, on loopback or a wildcard ─────────► the fixed address where daemons share it, for IPv4; else the
+                                                           given port of 127.0.0.1. Each time it is asked for
     another TCP port that a daemon of its service holds ─► any free port of 127.0.0.1
     anything else ───────────────────────────────────────► as the daemon says
 
-The serving port is the one that is named, else the first that it binds.
+The serving port is the one that is named, else the first that it binds. A socket joins the group at the fixed address
+when the daemon listens on it: only then does it mean to accept.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from turnout.activation.seccomp import Notifications, WaitingCall, calls_of
 from turnout.activation.sockets import (
+    LOOPBACK,
     BindAddress,
     address_of,
     bind_in_place,
@@ -28,8 +32,9 @@ from turnout.activation.sockets import (
 
 AFTER_LAST: Final = 64  # how many calls a keeper may have received after the last one that it noted
 _PORTS: Final = 64
+_MOST_BACKLOG: Final = 65535
 _NO_CALL: Final = WaitingCall(0, 0, 0, (0,) * 6)
-_LAYOUT: Final = struct.Struct(f"=Qii6QHHH{_PORTS}H")
+_LAYOUT: Final = struct.Struct(f"=Qii6QHHHH{_PORTS}H")
 
 
 @dataclass(slots=True)
@@ -38,7 +43,8 @@ class Memory:
 
     Args:
         fd: of the memory.
-        given: the port of 127.0.0.1 that the serving port becomes.
+        given: the port of 127.0.0.1 that the serving port becomes, where it does not become the fixed address.
+        shares: whether the daemon is to listen at the fixed address itself.
         call: what was received last; None: nothing was.
         serving: the daemon's own port that is answered with the given one; 0: not known yet.
         ports: the TCP ports that it bound as it said, the first 64 of them.
@@ -46,14 +52,15 @@ class Memory:
 
     fd: int
     given: int
+    shares: bool = False
     call: WaitingCall | None = None
     serving: int = 0
     ports: tuple[int, ...] = ()
 
     @classmethod
-    def new(cls, given: int, serving: int) -> Memory:
+    def new(cls, given: int, serving: int, *, shares: bool = False) -> Memory:
         """Raises OSError: no descriptor or memory is left."""
-        memory = cls(os.memfd_create("turnout-binds", os.MFD_CLOEXEC), given, serving=serving)
+        memory = cls(os.memfd_create("turnout-binds", os.MFD_CLOEXEC), given, shares, serving=serving)
         memory.store()
         return memory
 
@@ -62,18 +69,34 @@ class Memory:
         """What an earlier keeper stored. Raises OSError: it cannot be read."""
         call_id, thread, number, *rest = _LAYOUT.unpack(os.pread(fd, _LAYOUT.size, 0).ljust(_LAYOUT.size, b"\0"))
         last = WaitingCall(call_id, thread, number, tuple(rest[:6])) if call_id else None
-        given, serving, count, *ports = rest[6:]
-        return cls(fd, given, last, serving, tuple(ports[:count]))
+        given, shares, serving, count, *ports = rest[6:]
+        return cls(fd, given, bool(shares), last, serving, tuple(ports[:count]))
 
     def store(self) -> None:
         ports = self.ports[:_PORTS]
         room = (*ports, *[0] * (_PORTS - len(ports)))
         last = self.call or _NO_CALL
         call = (last.id, last.thread, last.number, *last.arguments)
-        os.pwrite(self.fd, _LAYOUT.pack(*call, self.given, self.serving, len(ports), *room), 0)
+        os.pwrite(self.fd, _LAYOUT.pack(*call, self.given, self.shares, self.serving, len(ports), *room), 0)
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+class FixedAddress(Protocol):
+    """The fixed address of the daemon's service, where the daemon is to listen itself."""
+
+    def get(self) -> tuple[str, int] | None:
+        """None: it cannot be shared."""
+        ...
+
+    def admit(self, sock: socket.socket, backlog: int) -> None:
+        """Have a socket that is bound there listen, in the group. It is owned there from now on.
+
+        Raises:
+            OSError: it cannot.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -82,6 +105,7 @@ class BindAnswers:
 
     Args:
         held: whether another daemon of the service holds a port, as far as it is known.
+        fixed: where ``memory.shares``, the address.
         log: takes a line.
         trouble: why a bind could not be answered; empty: all were.
     """
@@ -89,6 +113,7 @@ class BindAnswers:
     notifications: Notifications
     memory: Memory
     held: Callable[[int], bool]
+    fixed: FixedAddress
     log: Callable[[str], None]
     trouble: str = ""
     _logged: dict[int, int] = field(default_factory=dict[int, int])  # by port, what it became: a storm is one line
@@ -123,6 +148,8 @@ class BindAnswers:
         try:
             if call.number == calls_of().bind:
                 error = self._bind(call)
+            elif call.number == calls_of().listen and self.memory.shares:
+                error = self._listen(call)
         except OSError as failure:
             if failure.errno != errno.EBADF and self.notifications.is_valid(call.id):
                 self._note(failure)
@@ -147,17 +174,38 @@ class BindAnswers:
             port = self._port_for(address) if is_in_our_network(sock) else None
             if port is None:
                 return None
-            if port and is_bound_to(sock, port):
+            host = LOOPBACK
+            if port == self.memory.given and self.memory.shares and sock.family == socket.AF_INET:
+                host, port = self.fixed.get() or (host, port)
+            if port and is_bound_to(sock, port, host):
                 return 0
             try:
-                bind_in_place(sock, port)
+                bind_in_place(sock, port, host)
             except OSError as error:
                 return error.errno
             became = sock.getsockname()[1]
             if self._logged.get(address.port) != became:
                 self._logged[address.port] = became
-                self.log(f"port {address.port} of {address.host} is 127.0.0.1 port {became}")
+                self.log(f"port {address.port} of {address.host} is {host} port {became}")
             return 0
+
+    def _listen(self, call: WaitingCall) -> int | None:
+        """Have a socket that is bound at the fixed address join the group there; answers as :meth:`_bind`."""
+        sock = socket_of(call)
+        if sock is None:
+            return None
+        fixed = self.fixed.get()
+        is_shared = fixed is not None and sock.family == socket.AF_INET and is_bound_to(sock, fixed[1], fixed[0])
+        if not is_shared or not self.notifications.is_valid(call.id):
+            sock.close()
+            return None
+        backlog = call.arguments[1] & 0xFFFFFFFF
+        try:
+            self.fixed.admit(sock, min(backlog, _MOST_BACKLOG))  # a negative one is as large as can be (listen(2))
+        except OSError as error:
+            self._note(error)
+            return error.errno or errno.EADDRINUSE
+        return 0
 
     def _port_for(self, address: BindAddress) -> int | None:
         """The port of 127.0.0.1 that a TCP socket gets in the place of its own; 0: any. None: it gets its own."""

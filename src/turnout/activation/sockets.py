@@ -16,12 +16,13 @@ from turnout.activation.seccomp import WaitingCall
 from turnout.system.files import opened
 from turnout.system.pidfd import PIDFD_THREAD, copy_of
 
+LOOPBACK: Final = "127.0.0.1"
 _READ_BYTES: Final = 28  # sizeof(struct sockaddr_in6); what a longer length has behind it the kernel ignores
 _IPV4_BYTES: Final = 16
 _IPV6_BYTES: Final = 24  # SIN6_LEN_RFC2133: the kernel takes an address without its scope, too
 _TCP: Final = (0, socket.IPPROTO_TCP, 262)  # 262: IPPROTO_MPTCP, the default of Go since 1.24
 _MAPPED: Final = bytes(10) + b"\xff\xff"
-_MAPPED_LOOPBACK: Final = "::ffff:127.0.0.1"
+_MAPPED_PREFIX: Final = "::ffff:"
 _SO_NETNS_COOKIE: Final = 71  # Linux 5.14
 
 
@@ -128,12 +129,13 @@ def _network_of(sock: socket.socket) -> bytes:
     return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
 
 
-def bind_in_place(sock: socket.socket, port: int) -> None:
-    """Bind a daemon's own socket to a port of 127.0.0.1; port 0: any that is free.
+def bind_in_place(sock: socket.socket, port: int, host: str = LOOPBACK) -> None:
+    """Bind a daemon's own socket to an address of ours; port 0: any that is free.
 
     Nothing in the daemon is replaced, so its options, its duplicates and what it registered with epoll(7) stand. An
     IPv6 socket is bound to the same address, mapped (ipv6(7)): it serves IPv4 clients, as a dual-stack one does.
-    SO_REUSEPORT lets a second worker, or the next socket of a daemon that binds again, have the port as well.
+    SO_REUSEPORT lets a second worker, or the next socket of a daemon that binds again, have the port as well: it takes
+    one owner of all sockets there (socket(7)).
 
     Raises:
         OSError: another socket has the port.
@@ -141,13 +143,15 @@ def bind_in_place(sock: socket.socket, port: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what keeps the port free until now is bound there
     if port:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if os.fstat(sock.fileno()).st_uid != os.geteuid():
+            os.fchown(sock.fileno(), os.geteuid(), -1)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind((_MAPPED_LOOPBACK, port))
+        sock.bind((f"{_MAPPED_PREFIX}{host}", port))
     else:
-        sock.bind(("127.0.0.1", port))
+        sock.bind((host, port))
 
 
-def is_bound_to(sock: socket.socket, port: int) -> bool:
-    """Whether it has that port of 127.0.0.1 already: a signal may have had its bind called again."""
-    return sock.getsockname()[:2] in {("127.0.0.1", port), (_MAPPED_LOOPBACK, port)}
+def is_bound_to(sock: socket.socket, port: int, host: str = LOOPBACK) -> bool:
+    """Whether it has that address already: a signal may have had its bind called again."""
+    return sock.getsockname()[:2] in {(host, port), (f"{_MAPPED_PREFIX}{host}", port)}

@@ -38,15 +38,15 @@ def check_command(wanted: ServiceRequest, environ: Mapping[str, str], *, starts_
         return
     if starts_wanted:
         check_no_container(wanted.command)
-    plane = wanted.settings.plane
-    check_env(wanted.env, takes_listener=takes_listener(wanted.command, wanted.env, plane))
+    given = takes_listener(wanted.command, wanted.env, wanted.settings)
+    check_env(wanted.env, takes_listener=given)
     own = names_own_port(wanted.command, {address.port for address in wanted.settings.listen})
     if own and not wanted.settings.takes_part and wanted.settings.activation != "on":
         raise UsageError(
             f"the command names port {own}, where the service itself listens: it would wait for itself",
             hint='put {port} in its place, or say activation = "on" (--activation on); then it may keep that port',
         )
-    if plane == "reuseport" and not takes_listener(wanted.command, wanted.env, plane):
+    if wanted.settings.plane == "reuseport" and not given and wanted.settings.activation != "on":
         raise UsageError(
             "plane reuseport: the command asks for a {port} of its own, and would not listen at the fixed address",
             hint='have it take its listener: {fd} in the command or in env, or LISTEN_FDS; else plane = "relay"',

@@ -268,7 +268,7 @@ def _resolve(name: str, raw: Any, path: Path) -> ServiceRequest:  # noqa: ANN401
     settings = Settings(name=name, health=Health(**health, cwd=cwd), cwd=cwd, source=str(path.absolute()), **values)
     if build["version"] and settings.version_command:
         raise UsageError("version and version_command are both given", hint="keep one of them")
-    check_env(build["env"], takes_listener=takes_listener(build["command"], build["env"], settings.plane))
+    check_env(build["env"], takes_listener=takes_listener(build["command"], build["env"], settings))
     settings, fitted = fit(with_part(settings, build["command"], build["env"]), build["command"])
     check(settings)
     return ServiceRequest(settings=settings, fitted=fitted, source=str(path), **build)

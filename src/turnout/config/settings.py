@@ -63,7 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     plane: PlaneName = default("plane")
     activation: Activation = default("activation")
     port: int = default("port")  # the daemon's own; 0: the first that it binds
-    takes_part: bool = False  # the daemon is given its listener, and so can share the fixed address
+    takes_part: bool = False  # the daemon can share the fixed address: it is activated, or given its listener
     strategy: StrategyName = default("strategy")
     strategy_named: bool = False  # the operator said so; else it follows from the command
     health: Health = Health()
@@ -152,24 +152,25 @@ def fit(settings: Settings, command: Sequence[str]) -> tuple[Settings, str]:
     return settings, f"{owner.reason}: {' and '.join(chosen)}" if chosen else ""
 
 
-def takes_listener(command: Sequence[str], env: Mapping[str, str], plane: PlaneName) -> bool:
+def takes_listener(command: Sequence[str], env: Mapping[str, str], settings: Settings) -> bool:
     """Whether a daemon listens on a socket that it is given, and opens none.
 
-    It says ``{fd}`` in its command or environment; or it is known to look at LISTEN_FDS (sd_listen_fds(3)), since
-    somebody named the plane that needs it, and it asks for no port.
+    It says ``{fd}`` in its command or environment; or it is known to look at LISTEN_FDS (sd_listen_fds(3)), since the
+    settings name the plane that needs it, and it asks for no port. With activation it opens its own.
     """
     words = [*command, *env.values()]
     if any("{fd}" in word for word in words):
         return True
     asks = any("{port}" in word for word in words)
-    return plane == "reuseport" and bool(command) and not asks
+    return settings.plane == "reuseport" and settings.activation != "on" and bool(command) and not asks
 
 
 def with_part(settings: Settings, command: Sequence[str], env: Mapping[str, str]) -> Settings:
     """The settings for this daemon; without a command they stay as they are."""
     if not command:
         return settings
-    return msgspec.structs.replace(settings, takes_part=takes_listener(command, env, settings.plane))
+    takes_part = settings.activation == "on" or takes_listener(command, env, settings)
+    return msgspec.structs.replace(settings, takes_part=takes_part)
 
 
 def load_settings(data: bytes) -> Settings:

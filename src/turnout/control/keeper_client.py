@@ -16,6 +16,7 @@ import msgspec
 
 from turnout import errors
 from turnout.config.settings import Address, Settings, parse_address
+from turnout.config.validation import demands
 from turnout.control.router_client import connect
 from turnout.core.model import Identity
 from turnout.errors import AddressInUseError, ProtocolError, StillRunningError, TurnoutError
@@ -60,11 +61,13 @@ class BoundPorts(msgspec.Struct, frozen=True):
         serving: its own port, in whose place it has the given one; 0: it has bound none.
         others: the TCP ports that it has as it said.
         trouble: why a bind of it could not be answered; empty: all were.
+        indexes: those of its listeners in the group at the fixed address; empty: it listens at none there.
     """
 
     serving: int
     others: Sequence[int]
     trouble: str
+    indexes: Sequence[int] = ()
 
 
 class KeeperClient:
@@ -116,8 +119,9 @@ class KeeperClient:
             AddressInUseError: one is taken; the message names the process that has it.
         """
         addresses = [[address.host, address.port] for address in settings.listen]
+        shared = settings.takes_part and settings.plane in {"auto", "reuseport"} and not demands(settings)
         request = {"op": "listen", "service": settings.name, "addresses": addresses, "interpreter": sys.executable}
-        answer = self._ask(request, refusable=True)
+        answer = self._ask({**request, "shared": shared}, refusable=True)
         if not answer["ok"]:
             raise bind_error(parse_address(answer["address"], beyond_loopback=True), answer["errno"])
 
@@ -182,7 +186,8 @@ class KeeperClient:
             answer = self._ask({"op": "binds", "service": service, "boot_id": boot_id})
         except ProtocolError:
             return BoundPorts(0, (), _NOT_ACTIVATED)
-        return BoundPorts(answer["serving"], tuple(answer["others"]), answer["trouble"])
+        indexes = tuple(answer.get("indexes", ()))
+        return BoundPorts(answer["serving"], tuple(answer["others"]), answer["trouble"], indexes)
 
     def stop(
         self, service: str, boot_id: str, *, stop_signal: str, grace_s: float, wait_s: float | None = None

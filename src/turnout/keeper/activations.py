@@ -18,6 +18,7 @@ import select
 import selectors
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,23 +27,51 @@ from typing import Any, Final
 from turnout.activation.answers import BindAnswers, Memory
 from turnout.activation.obstacle import is_privileged
 from turnout.activation.seccomp import Notifications, UnsupportedError, install
+from turnout.errors import TurnoutError
+from turnout.keeper.daemon_listeners import DaemonListeners
 from turnout.system.pidfd import copy_of
 from turnout.system.process import is_alive
 from turnout.system.spawn_record import SpawnRecord
 
+SERVED_WITHIN_S: Final = 10.0  # for a router to bring the listeners of the service to a new keeper
+SERVED_AGAIN_S: Final = 0.1
 _MESSAGE_BYTES: Final = 16
 _FD: Final = struct.Struct("i")
 
 
 @dataclass(slots=True)
 class _Boot:
-    """One daemon. ``line``: where its child sends the descriptor; ``answers`` None: it has not been sent yet."""
+    """One daemon. ``line``: where its child sends the descriptor; ``answers`` None: it has not been sent yet.
+
+    ``wait_until``: how long its service's listeners may take to come from a router, monotonic seconds.
+    """
 
     service: str
     line: socket.socket
     memory: Memory
     answers: BindAnswers | None = None
     trouble: str = ""
+    wait_until: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _FixedAddress:
+    """The address that the daemons of a service share, for one of them."""
+
+    listeners: DaemonListeners
+    service: str
+    boot_id: str
+
+    def get(self) -> tuple[str, int] | None:
+        with contextlib.suppress(TurnoutError):
+            return self.listeners.group_of(self.service).address
+        return None
+
+    def admit(self, sock: socket.socket, backlog: int) -> None:
+        try:
+            self.listeners.admit(self.service, self.boot_id, sock, backlog)
+        except TurnoutError as error:
+            raise OSError(errno.EADDRINUSE, error.message) from error
 
 
 class Activations:
@@ -50,15 +79,24 @@ class Activations:
 
     Args:
         selector: where notifications are waited for.
+        listeners: the groups that daemons may join.
         log: takes a line.
     """
 
-    def __init__(self, selector: selectors.BaseSelector, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        listeners: DaemonListeners,
+        after: Callable[[float, Callable[[], None]], None],
+        log: Callable[[str], None],
+    ) -> None:
         self._selector = selector
+        self._listeners = listeners
+        self._after = after
         self._log = log
         self._all: dict[str, _Boot] = {}
 
-    def prepare(self, service: str, boot_id: str, *, given: int, serving: int) -> tuple[int, ...]:
+    def prepare(self, service: str, boot_id: str, *, given: int, serving: int, shares: bool = False) -> tuple[int, ...]:
         """Make what the daemon is started with: the descriptors that its shim holds (:func:`run_under_filter`).
 
         Args:
@@ -66,6 +104,7 @@ class Activations:
             boot_id: the daemon.
             given: the port of 127.0.0.1 to which its serving port is bound.
             serving: its own port; 0: the first that it binds.
+            shares: its serving port is bound to the fixed address, where that can be.
 
         Raises:
             OSError: no descriptor or memory is left.
@@ -73,7 +112,7 @@ class Activations:
         self.forget(boot_id)  # an attempt of the same boot that ended a moment ago
         line, sending = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # it tells of its other end
         try:
-            memory = Memory.new(given, serving)
+            memory = Memory.new(given, serving, shares=shares)
         except OSError:
             line.close()
             sending.close()
@@ -107,15 +146,20 @@ class Activations:
             self._log(f"the binds of {record.boot_id} cannot be answered: {why}")
             return
         os.close(sending)
-        self._add(record.boot_id, _Boot(record.service, line, memory))
+        self._add(record.boot_id, _Boot(record.service, line, memory, wait_until=time.monotonic() + SERVED_WITHIN_S))
 
     def binds_of(self, boot_id: str) -> dict[str, Any]:
-        """What is known of a daemon's ports: ``serving``, the ``others`` that it bound itself, and any ``trouble``."""
+        """What is known of a daemon's ports: ``serving``, the ``others`` that it bound itself, and any ``trouble``.
+
+        ``indexes``: those that it has in the group at the fixed address.
+        """
         boot = self._all.get(boot_id)
         if boot is None:
-            return {"serving": 0, "others": [], "trouble": ""}
+            return {"serving": 0, "others": [], "trouble": "", "indexes": []}
         trouble = boot.trouble or (boot.answers.trouble if boot.answers else "")
-        return {"serving": boot.memory.serving, "others": list(boot.memory.ports), "trouble": trouble}
+        indexes = self._listeners.indexes_of(boot.service, boot_id)
+        serving, others = boot.memory.serving, list(boot.memory.ports)
+        return {"serving": serving, "others": others, "trouble": trouble, "indexes": indexes}
 
     def forget(self, boot_id: str) -> None:
         """Let go of a daemon that was not started, or has ended with all of its processes."""
@@ -147,6 +191,10 @@ class Activations:
         """The child has sent its descriptor, or why there is none. It stays in the socket, for the next keeper."""
         if self._all.get(boot_id) is not boot:  # it was forgotten in the same round of the loop
             return
+        if boot.memory.shares and boot.service not in self._listeners.served and time.monotonic() < boot.wait_until:
+            self._selector.unregister(boot.line)
+            self._after(SERVED_AGAIN_S, partial(self._begin_again, boot_id, boot))
+            return
         flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC  # socket.recv_fds() passes no flags on
         message, control, _, _ = boot.line.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(_FD.size), flags)
         fds = [_FD.unpack_from(data)[0] for _, _, data in control]
@@ -162,7 +210,10 @@ class Activations:
             boot.trouble = os.strerror(errno.EMFILE)
             raise OSError(errno.EMFILE, boot.trouble)
         held = partial(self._is_held, boot.service, boot_id)
-        answers = BindAnswers(Notifications(fds[0]), boot.memory, held, lambda line: self._log(f"{boot_id}: {line}"))
+        fixed = _FixedAddress(self._listeners, boot.service, boot_id)
+        answers = BindAnswers(
+            Notifications(fds[0]), boot.memory, held, fixed, lambda line: self._log(f"{boot_id}: {line}")
+        )
         try:
             answers.notifications.wake_in_turn()
             answers.take_over()
@@ -172,6 +223,10 @@ class Activations:
             raise
         self._selector.unregister(boot.line)
         boot.answers, boot.trouble = answers, ""
+
+    def _begin_again(self, boot_id: str, boot: _Boot) -> None:
+        if self._all.get(boot_id) is boot:
+            self._selector.register(boot.line, selectors.EVENT_READ, partial(self._begin, boot_id, boot))
 
     def _turn(self, boot_id: str, boot: _Boot) -> None:
         answers = boot.answers

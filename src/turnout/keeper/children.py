@@ -84,6 +84,10 @@ class Children:
     def get(self, boot_id: str) -> Child | None:
         return self._all.get(boot_id)
 
+    def has_processes(self, boot_id: str) -> bool:
+        """Whether a boot is started, runs, or has left processes behind that its shim stands for."""
+        return boot_id in self._all or boot_id in self._shims or boot_id in self._starts.boot_ids
+
     def all(self) -> list[Child]:
         return list(self._all.values())
 

@@ -14,14 +14,14 @@ from typing import Final, Literal
 from turnout.errors import NotBegunError, TurnoutError
 from turnout.keeper.requests import Address
 from turnout.keeper.service_listeners import ServiceListeners
-from turnout.reuseport.group import GroupMember
+from turnout.reuseport.group import Group
 from turnout.state.home import Home
 from turnout.system.files import undone_on_error
 from turnout.system.net.listener import bind, spell
 from turnout.system.spawn_record import read_records, write_record
 
 LOOK_S: Final = 0.25
-NO_MEMBER: Final = GroupMember(0, 0)
+OF_ONE_DAEMON: Final = 32  # listeners at the fixed address: workers that have one each
 
 
 @dataclass(slots=True)
@@ -31,11 +31,13 @@ class DaemonListeners:
     Args:
         served: the keeper's listeners by service, shared with its routers.
         offer: gives the routers the listeners of a service as they are now.
+        has_processes: whether a daemon runs, or processes of it do, as far as the keeper watches them.
     """
 
     home: Home
     served: dict[str, ServiceListeners]
     offer: Callable[[str], None]
+    has_processes: Callable[[str], bool]
     after: Callable[[float, Callable[[], None]], None]
     log: Callable[[str], None]
     _is_due: bool = False
@@ -68,26 +70,45 @@ class DaemonListeners:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            home = self.home.service(name)
-            records = read_records(home.records)
+            records = read_records(self.home.service(name).records)
             try:
-                found = ServiceListeners.rejoined(addresses, records.values())
+                found = ServiceListeners.rejoined(addresses, records)
             except (OSError, TurnoutError) as trouble:
                 self.log(f"service {name}: its daemons at the address cannot be joined: {trouble}")
                 found = None
             if found is None or found.group is None:
                 raise
         with undone_on_error(found.close):
-            for boot_id, member in found.group.members.items():
-                write_record(home.record(boot_id), replace(records[boot_id], slot=member.slot))
+            for boot_id in found.group.boots:
+                self._record(name, boot_id, found.group)
         self.watch()
         self.log(f"service {name}: its daemons had the address alone: {found.group.told()}")
         return found
 
+    def group_of(self, name: str) -> Group:
+        """The group at a service's address, which its daemons may join.
+
+        Raises:
+            SpawnError: it cannot be had, and why; NotBegunError where that is no fault of the build.
+        """
+        served = self.served.get(name)
+        if served is None:
+            raise NotBegunError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
+        before = served.group
+        try:
+            group = served.opened_group()
+        except OSError as error:
+            raise NotBegunError(
+                f"the address of {name} cannot be shared: {error.strerror or error}", hint='plane = "relay"'
+            ) from error
+        if before is None:
+            self.offer(name)
+        return group
+
     def take(
         self, name: str, boot_id: str, wanted: Literal["shared"] | Address | None
-    ) -> tuple[socket.socket | None, GroupMember]:
-        """The listener that a daemon is started with, if it is to have one.
+    ) -> tuple[socket.socket | None, int]:
+        """The listener that a daemon is started with, if it is to have one, and its index in the group.
 
         Args:
             name: its service.
@@ -98,12 +119,12 @@ class DaemonListeners:
             SpawnError: it cannot be had, and why; NotBegunError where that is no fault of the build.
         """
         if wanted == "shared":
-            listener, member = self._of(name).join(boot_id)
+            listener, index = self.group_of(name).join(boot_id)
             self.offer(name)
             self.watch()
-            return listener, member
+            return listener, index
         if not isinstance(wanted, tuple):
-            return None, NO_MEMBER
+            return None, 0
         host, port = wanted
         try:
             listener = bind(host, port)
@@ -113,29 +134,64 @@ class DaemonListeners:
                 f"cannot listen on {at} for the daemon: {error.strerror}", hint="turnout doctor names who has it"
             ) from error
         listener.setblocking(True)
-        return listener, NO_MEMBER
+        return listener, 0
 
-    def _of(self, name: str) -> ServiceListeners:
+    def admit(self, name: str, boot_id: str, sock: socket.socket, backlog: int) -> None:
+        """Have a socket that a daemon bound at the fixed address listen there, with an index of its own.
+
+        Args:
+            name: its service.
+            boot_id: the daemon.
+            sock: a copy of its socket, owned here from now on.
+            backlog: as the daemon says (listen(2)).
+
+        Raises:
+            OSError: it cannot listen, or has enough listeners.
+            TurnoutError: the address cannot be shared.
+        """
+        with undone_on_error(sock.close):
+            group = self.group_of(name)
+            if len(group.indexes_of(boot_id)) >= OF_ONE_DAEMON:
+                raise OSError(errno.ENOBUFS, f"the daemon has {OF_ONE_DAEMON} listeners at the fixed address")
+            sock.listen(backlog)
+        index = group.add(boot_id, sock, backlog)
+        self.log(f"{boot_id} listens at {spell([group.address])} itself, index {index}")
+        self.offer(name)
+        self.watch()
+        try:
+            self._record(name, boot_id, group)
+        except TurnoutError as error:  # what a keeper needs that has lost router and predecessor
+            self.log(f"the index of {boot_id} cannot be recorded: {error}")
+
+    def indexes_of(self, name: str, boot_id: str) -> list[int]:
+        """The indexes that a daemon has in its service's group."""
         served = self.served.get(name)
-        if served is None:
-            raise NotBegunError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
-        return served
+        return served.group.indexes_of(boot_id) if served and served.group else []
+
+    def _record(self, name: str, boot_id: str, group: Group) -> None:
+        """Note the first index of a daemon. Raises StateUnwritableError."""
+        path, index = self.home.service(name).record(boot_id), group.indexes_of(boot_id)[0]
+        record = read_records(path.parent).get(boot_id)
+        if record:
+            write_record(path, replace(record, slot=index, listener_inode=group.places[index].inode))
 
     def watch(self) -> None:
-        """Refresh now and then: a daemon may close its listener long before it ends."""
+        """Refresh now and then: a daemon may shut its listener down long before it ends."""
         if not self._is_due:
             self._is_due = True
             self.after(LOOK_S, self._due)
 
     def refresh(self) -> None:
-        """Keep the routers' indexes behind those of the daemons, and offer changed groups to the routers."""
+        """Have the router accept from the listeners of dead daemons, and offer changed groups to the routers."""
         for name, served in self.served.items():
             group = served.group
             if group is None:
                 continue
-            before = set(group.strangers)
+            before = group.strangers
             try:
-                changed = group.look()
+                gone = [boot_id for boot_id in group.boots if self._is_gone(name, boot_id)]
+                released = [group.release(boot_id) for boot_id in gone]
+                changed = group.look() or any(released)
             except (OSError, TurnoutError) as error:
                 if self._troubles.get(name) != str(error):  # it is tried again many times a second
                     self._troubles[name] = str(error)
@@ -147,8 +203,15 @@ class DaemonListeners:
             if changed:
                 self.offer(name)
 
+    def _is_gone(self, name: str, boot_id: str) -> bool:
+        """Whether no process of a daemon is left. One that the keeper could not watch has its record."""
+        if self.has_processes(boot_id):
+            return False
+        record = read_records(self.home.service(name).records).get(boot_id)
+        return record is None or not record.has_processes
+
     def _due(self) -> None:
         self._is_due = False
         self.refresh()
-        if any(served.group and served.group.members for served in self.served.values()):
+        if any(served.group and served.group.boots for served in self.served.values()):
             self.watch()

@@ -72,8 +72,10 @@ class Keeper:
         starts = RouterStarts(home, self._children, self._after, log_line)
         self._routers = Routers(home, self._children, starts, self._after, self._served, self._socket.send)
         self._file_trouble = ""
-        self._listeners = DaemonListeners(home, self._served, self._routers.offer, self._after, log_line)
-        self._activations = Activations(self._selector, log_line)
+        self._listeners = DaemonListeners(
+            home, self._served, self._routers.offer, self._children.has_processes, self._after, log_line
+        )
+        self._activations = Activations(self._selector, self._listeners, self._after, log_line)
         self._requests = RequestHandler(
             home, self._socket, self._children, self._routers, self._listeners, self._activations, self._shut_down
         )

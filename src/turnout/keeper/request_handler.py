@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import socket
@@ -169,6 +170,9 @@ class RequestHandler:
         try:
             if self.listeners.bind(name, addresses):
                 log_line(f"service {name} listens on {spell(addresses)}")
+            if request.shared:
+                with contextlib.suppress(SpawnError):  # whoever is to join is told why it cannot
+                    self.listeners.group_of(name)
         except OSError as error:
             reply({"ok": False, "error": "bind", "errno": error.errno, "address": error.filename})
             return
@@ -187,8 +191,12 @@ class RequestHandler:
         if self.children.get(boot_id) or self.children.is_starting(boot_id):
             raise SpawnError(f"{boot_id} already runs")
         limits, reduced = grantable(request.limits)
-        listener, member = self.listeners.take(service.name, boot_id, request.listener)
-        held = self._activated(request)
+        held: tuple[int, ...] = ()
+        listener, index = None, 0
+        if request.activation:
+            held = self._activated(request, request.activation)
+        else:
+            listener, index = self.listeners.take(service.name, boot_id, request.listener)
         self.children.spawn_daemon(
             SpawnRequest(
                 boot_id=boot_id,
@@ -203,20 +211,21 @@ class RequestHandler:
                 umask=request.umask,
                 program=request.program,
                 pass_fds=(listener.fileno(),) if listener else (),
-                slot=member.slot,
-                listener_inode=member.inode,
+                slot=index,
+                listener_inode=os.fstat(listener.fileno()).st_ino if listener and request.listener == "shared" else 0,
                 held_fds=held,
                 before_exec=run_under_filter if held else None,
             ),
             partial(self._started, boot_id, listener, held, reduced, reply),
         )
 
-    def _activated(self, request: Spawn) -> tuple[int, ...]:
-        """The descriptors of an activation; none where the daemon is not activated."""
-        if request.activation is None:
-            return ()
-        given, serving = request.activation
-        return self.activations.prepare(request.service, request.boot_id, given=given, serving=serving)
+    def _activated(self, request: Spawn, ports: tuple[int, int]) -> tuple[int, ...]:
+        """The descriptors of an activation. Raises SpawnError, OSError."""
+        given, serving = ports
+        shares = request.listener == "shared"
+        if shares:
+            self.listeners.group_of(request.service)  # the router has until the first bind to make room
+        return self.activations.prepare(request.service, request.boot_id, given=given, serving=serving, shares=shares)
 
     def _started(
         self,

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import Any, Final, Literal, cast
 
 from turnout.errors import ProtocolError, UsageError
+from turnout.reuseport.group import GroupState
 from turnout.state.home import check_name
 from turnout.system.control_channel import Message
 from turnout.system.limits import Limits, parse_limits
@@ -44,11 +45,15 @@ class RouterReport(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """Bind the addresses of a service. ``interpreter``: the Python of the verb, absolute; empty: not said."""
+    """Bind the addresses of a service.
+
+    ``interpreter``: the Python of the verb, absolute; empty: not said. ``shared``: daemons will join the address.
+    """
 
     service: str
     addresses: tuple[Address, ...]
     interpreter: str
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +108,24 @@ class KillRouter:
 class Attach:
     """A router connects. ``listeners``: service and address of each descriptor that comes along, in their order.
 
-    ``homes``: by service, the index of the router's own listener in its group.
+    ``groups``: by service, what it was told of the group at its address. ``keeps``: it keeps copies of the daemons'
+    listeners, which a router of 0.1 would accept from.
     """
 
     pid: int
     phase: Phase | None
     listeners: tuple[tuple[str, Address], ...]
-    homes: Mapping[str, int]
+    groups: Mapping[str, GroupState]
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class GroupApplied:
-    """The router has the listeners of a group in this version, and directs new connections to this index."""
+    """The router has the listeners of a group in this version, and directs new connections to these indexes."""
 
     service: str
     version: int
-    slot: int
+    selected: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +232,7 @@ def _listen(message: Message) -> Listen:
     interpreter = _system_text("interpreter", message.get("interpreter", ""))
     if interpreter and not interpreter.startswith("/"):
         raise _bad("interpreter", interpreter)
-    return Listen(_service(message), addresses, interpreter)
+    return Listen(_service(message), addresses, interpreter, message.get("shared") is True)
 
 
 def _spawn(message: Message) -> Spawn:
@@ -282,13 +289,23 @@ def _attach(message: Message) -> Attach:
         if len(words) != 3 or not isinstance(words[0], str):
             raise _bad("listeners", entry)
         listeners.append((check_name(words[0]), _address("listeners", words[1:])))
+    groups = _mapping("groups", message.get("groups", {}))
     homes = _mapping("homes", message.get("homes", {}))
-    return Attach(
-        _pid(message),
-        phase,
-        tuple(listeners),
-        {check_name(name): _integer(homes, name, low=0, high=65535) for name in homes},
-    )
+    states = {check_name(name): GroupState(home=_integer(homes, name, low=0, high=65535)) for name in homes}
+    states |= {check_name(name): _group_state(state) for name, state in groups.items()}
+    return Attach(_pid(message), phase, tuple(listeners), states, "groups" in message)
+
+
+def _group_state(value: object) -> GroupState:
+    state = _mapping("groups", value)
+    order: list[tuple[int, str]] = []
+    for entry in _list("order", state.get("order", [])):
+        words = _list("order", entry)
+        if len(words) != 2 or type(words[0]) is not int or not isinstance(words[1], str):
+            raise _bad("order", entry)
+        order.append((words[0], check_name(words[1]) if words[1] else ""))
+    home = _integer(state, "home", low=0, high=len(order) - 1)
+    return GroupState(_integer(state, "version", low=0, high=(1 << 63) - 1), home, tuple(order))
 
 
 def _pid(message: Message) -> int:
@@ -296,10 +313,11 @@ def _pid(message: Message) -> int:
 
 
 def _group_applied(message: Message) -> GroupApplied:
+    slots = message.get("slots", [message.get("slot")])  # 0.1 names one
     return GroupApplied(
         _service(message),
         _integer(message, "version", low=0, high=(1 << 63) - 1),
-        _integer(message, "slot", low=0, high=65535),
+        tuple(_integer({"slots": slot}, "slots", low=0, high=65535) for slot in _list("slots", slots)),
     )
 
 

@@ -34,6 +34,7 @@ class RouterChild:
     leave_acknowledged: bool = False
     lead_released: bool = False
     draining: bool = False  # it carries what it has accepted, and accepts nothing
+    keeps: bool = False  # copies of the daemons' listeners, which it does not accept from
     interpreter: str = ""  # that it was started with; empty: by an earlier keeper
     has_attached: bool = False
     attach_checks: int = 0  # how often the keeper began to wait until it attaches

@@ -197,7 +197,7 @@ class Routers:
                 self._served[name] = served
         before, router.channel = router.channel, channel
         router.has_attached, router.is_detached = True, False
-        router.draining = request.phase == "leaving"
+        router.draining, router.keeps = request.phase == "leaving", request.keeps
         answer = {"re": number, "ok": True, "services": sorted(self._served)}
         self._send(channel, {**answer, "interpreter": self.starts.interpreters.newest}, ())
         if not router.draining:
@@ -268,10 +268,10 @@ class Routers:
             self._finish_handover(router)
 
     def on_group_applied(self, channel: Channel, request: GroupApplied) -> None:
-        """The leader has the listeners of a group in this version, and directs new connections to this index."""
+        """The leader has the listeners of a group in this version, and directs new connections to these indexes."""
         router, served = self._of_channel(channel), self._served.get(request.service)
         if router and router is self.leader and served and served.group:
-            served.group.seen(request.version, request.slot)
+            served.group.seen(request.version, request.selected)
 
     def on_channel_closed(self, channel: Channel) -> None:
         router = self._of_channel(channel)
@@ -311,7 +311,8 @@ class Routers:
         message = {"op": "listen", "service": name, "addresses": served.addresses}
         if served.group:
             message |= served.group.told()
-        self._send_to(router, message, [sock.fileno() for sock in served.offered()])
+        sockets = [*served.offered(), *(served.kept() if router.keeps else ())]
+        self._send_to(router, message, [sock.fileno() for sock in sockets])
 
     # -- parts -------------------------------------------------------------------------------------------------------
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from turnout.errors import ProtocolError, SpawnError
 from turnout.keeper.requests import Address, Attach
-from turnout.reuseport.group import Group, GroupMember
+from turnout.reuseport.group import Group, GroupState
 from turnout.reuseport.recovery import held_by
 from turnout.state.home import Home
 from turnout.system.net.listener import bind, spell
@@ -22,77 +22,81 @@ from turnout.system.spawn_record import SpawnRecord, read_records
 class ServiceListeners:
     """The listeners of one service. Owns them.
 
-    ``group``: the daemons that share the first of them, if any ever did.
+    Args:
+        addresses: those that it listens on.
+        sockets: by address, but for that of the group.
+        group: what shares an address with daemons, if any ever did.
     """
 
     addresses: list[Address]
-    sockets: list[socket.socket]
+    sockets: dict[Address, socket.socket]
     group: Group | None = None
 
     def close(self) -> None:
         if self.group:
             self.group.close()
-        for sock in self.sockets:
+        for sock in self.sockets.values():
             sock.close()
 
-    def join(self, boot_id: str) -> tuple[socket.socket, GroupMember]:
-        """A listener for a daemon that shares the fixed address; the caller's, who passes it on and closes it.
+    def opened_group(self) -> Group:
+        """The group at the fixed address, which daemons may join.
 
         Raises:
-            SpawnError: it cannot be had, and why.
+            SpawnError: it cannot be shared, and why.
+            OSError: the kernel refuses, or gives no socket.
         """
         if len(self.addresses) != 1:
             raise SpawnError(
                 f"a daemon can share one address, and the service listens on {spell(self.addresses)}",
                 hint='listen on one, or plane = "relay"',
             )
-        self.group = self.group or Group(self.sockets[0])
-        return self.group.join(boot_id)
+        if self.group is None:
+            self.group = Group.of(self.sockets.pop(self.addresses[0]))
+        self.group.open()
+        return self.group
 
     def offered(self) -> list[socket.socket]:
-        """All that the router accepts from; the first one of each address stays as long as that is listened on."""
-        return [*self.sockets, *(self.group.spares if self.group else ())]
+        """All that the router accepts from."""
+        return [*self.sockets.values(), *(self.group.router_listeners if self.group else ())]
+
+    def kept(self) -> list[socket.socket]:
+        """What the router keeps for the next keeper, and does not accept from: copies of the daemons' listeners."""
+        return self.group.daemon_listeners if self.group else []
 
     @classmethod
     def brought(
-        cls, found: Sequence[tuple[Address, socket.socket]], records: Iterable[SpawnRecord], router_index: int
+        cls,
+        found: Sequence[tuple[Address, socket.socket]],
+        records: Mapping[str, SpawnRecord],
+        state: GroupState,
     ) -> Self:
-        """What a router has had since before this keeper; of several at one address the first is its own.
+        """What a router has had since before this keeper.
 
         Args:
-            found: each listener with its address; owned here from now on.
-            records: of the service's daemons: who runs and has a place in the group.
-            router_index: the place of the router's own listener there.
+            found: each listener with its address; owned here from now on. Those of one address are a group.
+            records: of the service's daemons, by boot: who runs and has an index in the group.
+            state: what the router was told of the group.
         """
-        first: dict[Address, socket.socket] = {}
-        spares: list[socket.socket] = []
+        by_address: dict[Address, list[socket.socket]] = {}
         for address, sock in found:
-            if address in first:
-                spares.append(sock)
-            else:
-                first[address] = sock
+            by_address.setdefault(address, []).append(sock)
         group = None
-        if spares:
-            members = {
-                record.boot_id: GroupMember(record.slot, record.listener_inode)
-                for record in records
-                if record.listener_inode and record.ended is None
-            }
-            address = spares[0].getsockname()[:2]
-            group = Group(first[address], spares, members, router_index)
-        return cls(list(first), list(first.values()), group)
+        for sockets in by_address.values():
+            if len(sockets) > 1:
+                group = Group.taken_over(sockets, state, records)
+                break
+        singles = {address: sockets[0] for address, sockets in by_address.items() if len(sockets) == 1}
+        return cls(list(by_address), singles, group)
 
     @classmethod
-    def rejoined(cls, addresses: Sequence[Address], records: Iterable[SpawnRecord]) -> Self | None:
+    def rejoined(cls, addresses: Sequence[Address], records: Mapping[str, SpawnRecord]) -> Self | None:
         """Listen beside the service's own daemons, which have the address alone since keeper and router died.
 
         None: other programs have the address.
         """
-        daemons = {record.boot_id: record for record in records}
-        if len(addresses) != 1 or not held_by(addresses[0], daemons.values()):
+        if len(addresses) != 1 or not held_by(addresses[0], records.values()):
             return None
-        group = Group.rejoin(addresses[0], daemons)
-        return cls(list(addresses), [group.router_listener], group)
+        return cls(list(addresses), {}, Group.rejoin(addresses[0], records))
 
     @classmethod
     def at(cls, addresses: Sequence[Address]) -> Self:
@@ -101,7 +105,7 @@ class ServiceListeners:
         Raises:
             OSError: why one could not be bound; its ``filename`` is that address, as host:port.
         """
-        return cls([], []).moved_to(addresses)
+        return cls([], {}).moved_to(addresses)
 
     def moved_to(self, addresses: Sequence[Address]) -> Self:
         """Listen on these instead: what is there already is kept, what is new is bound, what is left over is closed.
@@ -109,25 +113,24 @@ class ServiceListeners:
         Raises:
             OSError: as :meth:`at`, and nothing has changed.
         """
-        known = dict(zip(self.addresses, self.sockets, strict=True))
         new: dict[Address, socket.socket] = {}
         for host, port in addresses:
             try:
-                if (host, port) not in known:
+                if (host, port) not in self.addresses:
                     new[host, port] = bind(host, port)
             except OSError as error:
                 for sock in new.values():
                     sock.close()
                 raise OSError(error.errno, error.strerror, spell([(host, port)])) from error
-        for address, sock in known.items():
+        for address, sock in self.sockets.items():
             if address not in addresses:
                 sock.close()
         group = self.group
-        if group and self.addresses[0] not in addresses:
+        if group and group.address not in addresses:
             group.close()
             group = None
-        known |= new
-        return type(self)(list(addresses), [known[address] for address in addresses], group)
+        known = self.sockets | new
+        return type(self)(list(addresses), {one: known[one] for one in addresses if one in known}, group)
 
 
 def attached_listeners(home: Home, request: Attach, fds: Sequence[int]) -> dict[str, ServiceListeners]:
@@ -151,7 +154,7 @@ def attached_listeners(home: Home, request: Attach, fds: Sequence[int]) -> dict[
         found.setdefault(name, []).append((address, sock))
     return {
         name: ServiceListeners.brought(
-            listeners, read_records(home.service(name).records).values(), request.homes.get(name, 0)
+            listeners, read_records(home.service(name).records), request.groups.get(name, GroupState())
         )
         for name, listeners in found.items()
     }

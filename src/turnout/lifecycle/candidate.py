@@ -17,8 +17,10 @@ from typing import Final
 import msgspec
 
 from turnout.activation.obstacle import obstacle
+from turnout.config.settings import takes_listener
 from turnout.control.keeper_client import BoundPorts
 from turnout.control.router_client import RouterClient
+from turnout.core.addresses import reachable
 from turnout.core.data_owner import DataOwner, owns_its_data
 from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon, Identity
@@ -28,12 +30,13 @@ from turnout.core.slots import source_of
 from turnout.errors import CandidateError, NotRunningError, TimedOutError
 from turnout.lifecycle.bootstrap import Bootstrap
 from turnout.lifecycle.failure_report import candidate_error, log_tail
-from turnout.lifecycle.launch_spec import LaunchSpec, binds_fixed_address, build_launch_spec
+from turnout.lifecycle.launch_spec import LaunchSpec, build_launch_spec, shares_fixed_address
 from turnout.lifecycle.progress import Progress
 from turnout.state.builds import Build
 from turnout.state.exec_context import ExecContext
 from turnout.state.service import Service
 from turnout.system.net.ports import choose_port
+from turnout.system.net.sockets import listening_at
 from turnout.system.probes.probe import ProbeResult, probe
 from turnout.system.probes.readiness import says_not_ready
 from turnout.system.probes.wait import wait_healthy
@@ -43,6 +46,7 @@ from turnout.system.spawn_record import SpawnRecord, read_records
 ROUTER_TIMEOUT_S: Final = 10.0
 SPAWN_TRIES: Final = 3
 READY_AGAIN_S: Final = 0.05
+BOUND_AGAIN_S: Final = 0.02
 PORT_TAKEN: Final = ("address already in use", "eaddrinuse", "address in use")
 
 
@@ -84,7 +88,8 @@ class Candidate:
         """
         settings = self._service.settings
         self._spec, owner = msgspec.structs.replace(self._spec, environ=context.env), owns_its_data(build.command)
-        if binds_fixed_address(build, settings, self._router, timeout_s=ROUTER_TIMEOUT_S):
+        shares = shares_fixed_address(build, settings, self._router, timeout_s=ROUTER_TIMEOUT_S)
+        if shares and takes_listener(build.command, build.env, settings):
             daemon = self._spawn(build, context, None)
             self.check_ready(daemon, owner)
             return daemon
@@ -93,12 +98,14 @@ class Candidate:
             with choose_port(avoid=avoid) as reserved:
                 if attempt > 1:  # for daemons that bind without SO_REUSEADDR
                     reserved.release()
-                daemon = self._spawn(build, context, reserved.port)
+                daemon = self._spawn(build, context, reserved.port, shares=shares)
+                if shares:
+                    daemon = self._located(daemon)
                 result = self._wait_ready(daemon, owner)
             log = log_tail(self._service.home.log(self._boot_id)).lower()
             taken = result.gone and any(words in log for words in PORT_TAKEN)
             if attempt == SPAWN_TRIES or result.ok or not taken:
-                own_port = self._own_port(daemon, result) if settings.activation == "on" else 0
+                own_port = self._own_port(daemon, reserved.port, result) if settings.activation == "on" else 0
                 if result.ok:
                     return self._note_own_port(daemon, own_port) if own_port else daemon
                 raise candidate_error(self._service, daemon, result)
@@ -107,7 +114,25 @@ class Candidate:
                 os.truncate(self._service.home.log(self._boot_id), 0)
         raise AssertionError("the last try returns or raises")
 
-    def _own_port(self, daemon: Daemon, result: ProbeResult) -> int:
+    def _located(self, daemon: Daemon) -> Daemon:
+        """Wait until an activated daemon listens, ``start_timeout`` at most: at the fixed address itself, or behind it.
+
+        It is behind it where it listens for IPv6, or may not be looked at; then the router relays to it.
+        """
+        settings, given = self._service.settings, daemon.port
+        deadline = time.monotonic() + settings.start_timeout_s
+        while time.monotonic() < deadline and is_alive(daemon.identity):
+            binds = self._binds()
+            if binds.indexes:
+                fixed = settings.listen[0]
+                at = reachable(fixed.host)
+                return self._note(replace(daemon, host=at, port=fixed.port, source=source_of(binds.indexes[0])))
+            if binds.trouble or listening_at(daemon.host, given):
+                break
+            time.sleep(BOUND_AGAIN_S)
+        return daemon
+
+    def _own_port(self, daemon: Daemon, given: int, result: ProbeResult) -> int:
         """The port that the daemon bound by its own configuration; 0: it bound the one that it was given.
 
         Raises:
@@ -115,7 +140,7 @@ class Candidate:
         """
         binds = self._binds()
         several = {binds.serving, *binds.others}
-        is_named = binds.serving == daemon.port or self._service.settings.port != 0
+        is_named = binds.serving == given or self._service.settings.port != 0
         if binds.serving and len(several) > 1 and not is_named and not self._has_served(daemon.build):
             ports = ", ".join(map(str, sorted(several)))
             raise CandidateError(
@@ -127,11 +152,13 @@ class Candidate:
                 f"the daemon's own port cannot become the one behind the fixed address: {binds.trouble}",
                 hint='activation = "off", and {port} in the command',
             )
-        return 0 if binds.serving == daemon.port else binds.serving
+        return 0 if binds.serving == given else binds.serving
 
     def _note_own_port(self, daemon: Daemon, own_port: int) -> Daemon:
-        self._progress.note(f"the daemon's own port {own_port} is 127.0.0.1:{daemon.port} here")
-        daemon = replace(daemon, own_port=own_port)
+        self._progress.note(f"the daemon's own port {own_port} is {daemon.host}:{daemon.port} here")
+        return self._note(replace(daemon, own_port=own_port))
+
+    def _note(self, daemon: Daemon) -> Daemon:
         must_hold(self._service.registry.update(lambda snap: register_daemon(snap, daemon)))
         return daemon
 
@@ -179,13 +206,13 @@ class Candidate:
                 self._service.name, self._boot_id, stop_signal=settings.stop_signal, grace_s=grace_s
             )
 
-    def _spawn(self, build: Build, context: ExecContext, port: int | None) -> Daemon:
-        """Start it on that port; None: at the fixed address, in the group there."""
+    def _spawn(self, build: Build, context: ExecContext, port: int | None, *, shares: bool = False) -> Daemon:
+        """Start it on that port; None: at the fixed address, in the group there. ``shares``: as for the launch spec."""
         settings = self._service.settings
-        spec = build_launch_spec(build, settings, port, context.env)
+        spec = build_launch_spec(build, settings, port, context.env, shares=shares)
         if spec.activation and (lacks := obstacle(context.program)):
             self._progress.warning(f"the daemon binds its port itself: {lacks}")
-            spec = msgspec.structs.replace(spec, activation=None)
+            spec = msgspec.structs.replace(spec, activation=None, listener=None)
         self._progress.step(RolloutStep.SPAWN, f"{self._boot_id} on port {spec.address.port}")
         identity = self._fork(spec, build.cwd, context)
         record = self._record()
@@ -203,8 +230,7 @@ class Candidate:
             owned=True,
             proxy_protocol=settings.proxy_protocol,
         )
-        must_hold(self._service.registry.update(lambda snap: register_daemon(snap, daemon)))
-        return daemon
+        return self._note(daemon)
 
     def _fork(self, spec: LaunchSpec, cwd: str, context: ExecContext) -> Identity:
         """Have the keeper start it; a keeper that dies over it is replaced, for nothing may serve meanwhile."""

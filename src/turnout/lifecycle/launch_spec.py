@@ -28,12 +28,12 @@ class LaunchSpec(msgspec.Struct, frozen=True):
     activation: tuple[int, int] | None = None
 
 
-def binds_fixed_address(build: Build, settings: Settings, router: RouterClient, *, timeout_s: float) -> bool:
+def shares_fixed_address(build: Build, settings: Settings, router: RouterClient, *, timeout_s: float) -> bool:
     """Whether the build's daemon is to listen at the fixed address itself, since the router's plane is made for that.
 
     ``timeout_s``: seconds for the router's answer.
     """
-    if not takes_listener(build.command, build.env, settings.plane):
+    if not takes_listener(build.command, build.env, settings) and settings.activation != "on":
         return False
     try:
         plane = str(router.status(timeout_s=timeout_s)["services"][settings.name]["plane"])
@@ -42,21 +42,25 @@ def binds_fixed_address(build: Build, settings: Settings, router: RouterClient, 
     return plane == "reuseport"
 
 
-def build_launch_spec(build: Build, settings: Settings, port: int | None, environ: Mapping[str, str]) -> LaunchSpec:
-    """Have the daemon listen on a port of its own; None: at the fixed address, in the group there.
+def build_launch_spec(
+    build: Build, settings: Settings, port: int | None, environ: Mapping[str, str], *, shares: bool = False
+) -> LaunchSpec:
+    """Have the daemon listen on a port of its own; None: on a listener at the fixed address, in the group there.
 
-    ``environ``: the environment below the build's own.
+    ``environ``: the environment below the build's own. ``shares``: its own port becomes the fixed address where that
+    can be, else the port that it is given.
     """
     fixed = settings.listen[0]
     address = Address("127.0.0.1", port) if port else Address(reachable(fixed.host), fixed.port)
     values = fill_port(tuple(build.env.values()), address.port, listen_port=fixed.port)
     listener: Literal["shared"] | tuple[str, int] | None = None
-    if takes_listener(build.command, build.env, settings.plane):
+    if takes_listener(build.command, build.env, settings):
         listener = (address.host, address.port) if port else "shared"
     activation: tuple[int, int] | None = None
     if settings.activation == "on" and listener is None:
         takes_port = any("{port}" in word for word in (*build.command, *build.env.values()))
         activation = address.port, settings.port or (address.port if takes_port else 0)
+        listener = "shared" if shares else None
     own = dict(zip(build.env, values, strict=True))
     return LaunchSpec(
         address,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from turnout.system.net.tcp import NO_RESOURCES
@@ -13,7 +13,7 @@ TIMEOUT_S: Final = 1.0
 MEMBERS: Final = 2
 
 
-def group_works(attach: Callable[[socket.socket, int], None]) -> str:
+def group_works(attach: Callable[[socket.socket, Sequence[int]], None]) -> str:
     """Make a small SO_REUSEPORT group on loopback, and connect once to each of its members by choice.
 
     Args:
@@ -36,7 +36,7 @@ def group_works(attach: Callable[[socket.socket, int], None]) -> str:
                 sock.settimeout(TIMEOUT_S)
                 members.append(sock)
             for index in reversed(range(MEMBERS)):
-                attach(members[0], index)
+                attach(members[0], [index])
                 if not _comes_to(members[index]):
                     return f"member {index} of a group was chosen, and another one got the connection"
     except OSError as error:

@@ -1,20 +1,21 @@
-"""The SO_REUSEPORT group at a fixed address: router and daemons share it, and the kernel chooses.
+"""The SO_REUSEPORT group at a fixed address: an array of listeners, of which a program selects one for each connection.
 
-    place:    0       1       2       3        4
-           router  daemon  spare   daemon   spare
-                           router's         router's
+    index:    0        1        2         3                4         5
+           daemon   daemon   router's  router's (home)  router's  router's
 
-Standard library only. How it stays right, whoever dies when (:mod:`turnout.reuseport.program` has the kernel's rules):
+The kernel's rules (net/core/sock_reuseport.c): who begins to listen is the last, and the last one takes the index of
+one that closes or shuts down. The keeper has a copy of every listener, so the death of a daemon closes none. What the
+array rests on, whoever dies when:
 
-- ``router_listener`` is the router's first listener, and the keeper never closes it: its place is the router's, always.
-- When a member closes, the last one takes its place. So the last ones are *spares*, listeners of the router too, at
-  least as many as there are daemons: whatever daemons die, in whatever order, no other daemon moves, and what would
-  have come to a dead one comes to the router.
-- A spare before a daemon is a *gap*: it makes room for the next daemon. That one joins as the last, the gap is shut
-  down, and the daemon has its place. Only a gap to which nothing is directed any more goes this way: the router that
-  leads has said that it knows the group as it is.
-- Where a daemon really is, is found out before it runs, by a connection that chooses the place.
-- A listener that turnout did not make may join, of a program of the same user. Spares are put behind it.
+- The router accepts from every listener that no daemon has; ``home`` is the index at which it gets new connections
+  while they go to no daemon.
+- A daemon's listener joins as the last. Then the router's listener with the lowest index to which nothing is directed
+  is shut down, and the daemon has that index, for life. Where there is none at the moment it stays where it is.
+- As many of the router's listeners as there are daemons come after home, and home after the last daemon: whoever leaves
+  the group, neither moves, and what would have come to a daemon that left comes to the router.
+- The listener of a dead daemon is the router's from then on, with the connections that wait in its queue.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -25,71 +26,131 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Self
 
 from turnout.core.addresses import reachable
-from turnout.core.slots import ROUTER_INDEX
 from turnout.errors import NotBegunError, SpawnError
-from turnout.reuseport.placement import LATE_S, connect_to_index, locate_listener, probe_indices
 from turnout.reuseport.program import attach, is_shared
-from turnout.reuseport.recovery import taken_by
+from turnout.reuseport.recovery import connect_to_index, listener_of, taken_by
+from turnout.system.files import undone_on_error
 from turnout.system.net.connections import handshakes_at
-from turnout.system.net.listener import bind
+from turnout.system.net.listener import BACKLOG, bind
 from turnout.system.net.sockets import listening_at
 from turnout.system.spawn_record import SpawnRecord
 
-PLACINGS: Final = 5  # each one that fails takes another daemon that left meanwhile
+PLACINGS: Final = 5  # for a listener that joins while others leave
+LEADS: Final = 2  # listeners before home, so that a second worker finds one to which nothing was ever directed
 LISTENERS_MOST: Final = 128  # a router gets those of all services with one message, of 253 at most (unix(7))
 TAKEN_S: Final = 1.0  # for a daemon to accept
 ALL_TAKEN_S: Final = 3.0  # for all of them: the keeper answers no verb meanwhile
-TAKEN_LEAST_S: Final = 0.02  # for each when that is over: who accepts does so at once, mostly
+TAKEN_LEAST_S: Final = 0.02  # for each when that is over: most accept at once
 TICK_S: Final = 0.01  # of the clock by which the kernel knows the age of a handshake, at most
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
 
-@dataclass(frozen=True, slots=True)
-class GroupMember:
-    """A daemon in the group: its place, and the inode of the listener that it has there."""
+@dataclass(slots=True, eq=False)
+class Place:
+    """What has one index of the group.
 
-    slot: int
+    Args:
+        inode: of the listener; 0: it is one of those whose indexes are not known.
+        sock: the keeper's copy; None: it has none.
+        boot_id: the daemon that has it; empty: the router accepts from it, or another program has it.
+        used: the version of the group until which routers may direct connections to it; 0: they never did.
+        unused_since: when the router said that it directs none to it any more, monotonic seconds; 0: not yet.
+    """
+
     inode: int
+    sock: socket.socket | None = None
+    boot_id: str = ""
+    used: int = 0
+    unused_since: float = 0.0
+
+    @property
+    def is_routers(self) -> bool:
+        return not self.boot_id and self.sock is not None
+
+    @property
+    def is_strangers(self) -> bool:
+        return not self.boot_id and self.sock is None and self.inode != 0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupState:
+    """A group as a router was told of it: its version, the index ``home``, the inode and the daemon of each index.
+
+    A router of 0.1 was told no ``order``.
+    """
+
+    version: int = 0
+    home: int = 0
+    order: tuple[tuple[int, str], ...] = ()
 
 
 class Group:
-    """Owns the spares; ``router_listener`` is the caller's, as is a daemon's listener once it is passed on.
+    """Owns a copy of every listener in it, the first one included.
 
     Args:
-        router_listener: alone at its address or the first of its group.
-        spares: further listeners of the router in the group, from an earlier keeper.
-        members: daemons in the group, by boot, likewise.
-        router_index: the place of ``router_listener``.
+        places: the group as it is; a single one of the router's: nobody has joined yet.
+        home: the index at which the router gets connections that go to no daemon.
+        version: counts what changed; above what any router was sent.
+        unplaced: listeners whose indexes are not known, by inode; a copy: it is the router's.
     """
 
     def __init__(
         self,
-        router_listener: socket.socket,
-        spares: Sequence[socket.socket] = (),
-        members: Mapping[str, GroupMember] = MappingProxyType({}),
-        router_index: int = ROUTER_INDEX,
+        places: Sequence[Place],
+        home: int = 0,
+        version: int = 1,
+        unplaced: Mapping[int, socket.socket | None] = MappingProxyType({}),
     ) -> None:
-        self.router_listener = router_listener
-        self._spares = list(spares)  # behind all daemons, in their order
-        self._gaps: list[socket.socket] = []
-        self.members = dict(members)
-        self.version = 1
-        self.strangers: set[int] = set()  # listeners that nobody here made, by inode
-        self.router_index = router_index  # which it keeps
-        self._seen = 0
-        self._seen_at = 0.0  # since when nobody is directed to a gap
-        self._host, self._port = router_listener.getsockname()[:2]
+        self.places = list(places)
+        self.home = home
+        self.version = version
+        self._unplaced = dict(unplaced)
+        self._selected: Collection[int] = ()
+        self._is_open = len(self.places) > 1
+        self._host, self._port = self.router_listeners[0].getsockname()[:2]
         self._at = reachable(self._host)
 
     @classmethod
+    def of(cls, listener: socket.socket) -> Self:
+        """A group of one listener, the router's, which is owned here from now on."""
+        return cls([Place(_inode(listener), listener)])
+
+    @classmethod
+    def taken_over(
+        cls, sockets: Sequence[socket.socket], state: GroupState, records: Mapping[str, SpawnRecord]
+    ) -> Self:
+        """The group as a router knows it, which has outlived the keeper.
+
+        Args:
+            sockets: the listeners that it brings; owned here from now on.
+            state: what it was told of the group.
+            records: of the service's daemons, by boot.
+        """
+        brought = {_inode(sock): sock for sock in sockets}
+        version, home = state.version + 1, state.home
+        if state.order:
+            places = [Place(inode, brought.pop(inode, None), boot_id, version) for inode, boot_id in state.order]
+            return cls(places, home, version, brought)
+        host, port = sockets[0].getsockname()[:2]
+        here = {found.inode for found in listening_at(reachable(host), port)}
+        places = [Place(0) for _ in here]
+        places[home] = Place(_inode(sockets[0]), sockets[0], used=version)
+        for record in records.values():
+            if record.listener_inode in here and record.ended is None:
+                places[record.slot] = Place(record.listener_inode, listener_of(record), record.boot_id, version)
+        placed = {place.inode for place in places}
+        return cls(places, home, version, {inode: brought.get(inode) for inode in here - placed})
+
+    @classmethod
     def rejoin(cls, address: tuple[str, int], daemons: Mapping[str, SpawnRecord]) -> Self:
-        """Have a router's listener again where only daemons are left: all places are other ones now, and found out.
+        """Have a router's listener again where only daemons are left: their indexes may be others, and are found out.
 
         Args:
             address: of the group.
@@ -99,230 +160,290 @@ class Group:
             OSError: it cannot be had.
         """
         listener = bind(*address, shared=True)
-        try:
+        with undone_on_error(listener.close):
             # whoever joins is the last; to try it by accepting would take clients that the old program sends here
-            last = len(listening_at(reachable(address[0]), address[1])) - 1
-            attach(listener, last)
-            group = cls(listener, router_index=last)
+            here = {found.inode for found in listening_at(reachable(address[0]), address[1])} - {_inode(listener)}
+            attach(listener, [len(here)])
+            places = [*(Place(0) for _ in here), Place(_inode(listener), listener)]
+            group = cls(places, len(here), unplaced=dict.fromkeys(here))
             group._pad()  # it is the last no longer, so it stays there
             group._find_all(daemons)
             group._pad()
-        except BaseException:
-            listener.close()
-            raise
         return group
 
     @property
-    def spares(self) -> list[socket.socket]:
-        """All of them, for the router to accept from."""
-        return [*self._gaps, *self._spares]
-
-    @property
-    def is_open(self) -> bool:
-        """Whether anybody ever joined."""
-        return bool(self._gaps or self._spares or self.members)
-
-    @property
     def address(self) -> tuple[str, int]:
-        """Where a connection to the group goes."""
-        return self._at, self._port
+        """As it is bound."""
+        return self._host, self._port
 
-    def join(self, boot_id: str) -> tuple[socket.socket, GroupMember]:
-        """A listener for a daemon that is about to be started, in its place; the caller passes it on and closes it.
+    @property
+    def router_listeners(self) -> list[socket.socket]:
+        """What the router is to accept from; the last ones come first, home among them."""
+        unplaced = [sock for sock in self._unplaced.values() if sock]
+        return [place.sock for place in reversed(self.places) if place.sock and not place.boot_id] + unplaced
+
+    @property
+    def daemon_listeners(self) -> list[socket.socket]:
+        """The copies of what daemons accept from, for the router to keep while there is no keeper."""
+        return [place.sock for place in self.places if place.sock and place.boot_id]
+
+    @property
+    def strangers(self) -> set[int]:
+        """Listeners of programs that turnout did not start, by inode."""
+        return {place.inode for place in self.places if place.is_strangers}
+
+    @property
+    def boots(self) -> set[str]:
+        """The daemons that have an index."""
+        return {place.boot_id for place in self.places if place.boot_id}
+
+    def indexes_of(self, boot_id: str) -> list[int]:
+        return [index for index, place in enumerate(self.places) if place.boot_id == boot_id]
+
+    def open(self) -> None:
+        """Let others join: from here on a program selects, lest the kernel choose by hash.
+
+        Raises:
+            SpawnError: the address is an IPv6 one.
+            OSError: the kernel refuses, or gives no socket.
+        """
+        if self._is_open:
+            return
+        if ":" in self._host:
+            raise SpawnError(
+                "an IPv6 address cannot be shared with daemons: most of them listen for IPv4",
+                hint='listen on an IPv4 address, or plane = "relay"',
+            )
+        first = self.router_listeners[0]
+        if not is_shared(first):
+            first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._pad()
+        attach(first, [self.home])
+        self.version += 1
+        self._is_open = True
+
+    def join(self, boot_id: str) -> tuple[socket.socket, int]:
+        """A listener for a daemon that is about to be started, and its index; the caller passes it on and closes it.
 
         Raises:
             SpawnError: it cannot join, and why; NotBegunError where that is no fault of the build. The group is as it
                 was.
         """
-        if ":" in self._host:
-            raise SpawnError(
-                "an IPv6 address cannot be shared with daemons: places are chosen by an IPv4 source",
-                hint='listen on an IPv4 address, or plane = "relay"',
-            )
         try:
-            self._open()
-            self.look()
-            sock = self._last()
+            self.open()
+            self._sync()
+            self._check_room()
+            sock = bind(self._host, self._port, shared=True)
+            with undone_on_error(sock.close):
+                index = self.add(boot_id, sock.dup(), BACKLOG)
         except OSError as error:
             raise self._refused(error) from error
-        try:
-            member = self._place(boot_id, sock, self._fill())
-        except BaseException as error:
-            self.members.pop(boot_id, None)
-            sock.close()
-            self.look()
-            if isinstance(error, OSError):
-                raise self._refused(error) from error
-            raise
         sock.setblocking(True)  # a daemon that knows nothing of its parent expects it so
+        return sock, index
+
+    def add(self, boot_id: str, sock: socket.socket, backlog: int) -> int:
+        """Give an index to a daemon's listener, which began to listen this moment; answers the index.
+
+        One that began earlier keeps the index that it has.
+
+        Args:
+            boot_id: the daemon.
+            sock: a copy of its listener, owned here from now on.
+            backlog: of its queue (listen(2)).
+
+        Raises:
+            OSError: it is not certain which index it has, or the group cannot be kept in order; it left the group.
+        """
+        inode = _inode(sock)
+        known = next((index for index, place in enumerate(self.places) if place.inode == inode and place.sock), None)
+        if known is not None:
+            sock.close()
+            return known
+        with undone_on_error(partial(self._shut, sock)):
+            for _ in range(PLACINGS):
+                self._sync()
+                if any(place.inode == inode for place in self.places):
+                    break
+                sock.shutdown(socket.SHUT_RDWR)  # another one left or joined at this moment: join again, as the last
+                self._sync()
+                sock.listen(backlog)
+            else:
+                raise OSError(errno.EBUSY, "listeners join and leave all the time")
+            index = next(index for index, place in enumerate(self.places) if place.inode == inode)
+            self.places[index] = Place(inode, sock, boot_id)
+            if index == len(self.places) - 1:
+                index = self._move_down()
+            self._pad()
         self.version += 1
-        return sock, member
+        return index
+
+    def release(self, boot_id: str) -> bool:
+        """Give the listeners of a daemon, of which no process is left, to the router; whether it had any."""
+        found = [place for place in self.places if place.boot_id == boot_id]
+        self.version += bool(found)
+        for place in found:
+            place.boot_id, place.used, place.unused_since = "", self.version, 0.0
+            if place.sock:
+                place.sock.setblocking(False)
+        return bool(found)
 
     def look(self) -> bool:
-        """Find out who left or joined, and see to it that enough spares come last; True if the router is to be told.
+        """Find out who left or joined, and have enough of the router's listeners come last; whether anything changed.
 
         Raises:
             OSError: the kernel cannot be asked, or gives no socket.
             NotBegunError: there are too many listeners.
         """
-        if not self.is_open:
+        if not self._is_open:
             return False
-        gone = self._forget_gone(self._inodes())
-        changed = self._shrink()
+        changed = self._sync()
         changed = self._pad() or changed
         self.version += changed
-        return changed or gone
+        return changed
 
     def told(self) -> dict[str, Any]:
-        """What the router is to know beside the listeners."""
-        places = {boot_id: [member.slot, member.inode] for boot_id, member in self.members.items()}
-        return {"version": self.version, "home": self.router_index, "places": places}
+        """What the router is sent beside the listeners.
 
-    def seen(self, version: int, slot: int) -> None:
-        """The router that leads knows the group as it was then, and directs new connections to ``slot``."""
-        slots = {self.router_index, *(member.slot for member in self.members.values())}
-        before, self._seen = self._seen, version if slot in slots else 0
-        if before != self.version == self._seen:
-            self._seen_at = time.monotonic()
+        ``order`` has the inode and the daemon of each index. ``places`` has the first index and inode of each daemon,
+        which is what a router of 0.1 looks at.
+        """
+        places: dict[str, list[int]] = {}
+        for index, place in enumerate(self.places):
+            if place.boot_id:
+                places.setdefault(place.boot_id, [index, place.inode])
+        order = [[place.inode, place.boot_id] for place in self.places]
+        return {"version": self.version, "home": self.home, "places": places, "order": order}
+
+    def seen(self, version: int, selected: Collection[int]) -> None:
+        """The router that leads knows the group as it was then, and directs new connections to these indexes."""
+        self._selected = selected
+        now = time.monotonic()
+        for index, place in enumerate(self.places):
+            if index in selected:
+                place.used, place.unused_since = self.version, 0.0
+            elif version >= place.used and not place.unused_since:
+                place.unused_since = now
 
     def close(self) -> None:
-        """Close the spares; daemons keep what they have."""
-        for sock in self.spares:
+        """Close the router's listeners, and the copies of the daemons' own; daemons keep what they have."""
+        for sock in (*self.router_listeners, *self.daemon_listeners):
             sock.close()
-        self._gaps.clear()
-        self._spares.clear()
-
-    def free(self) -> Iterator[int]:
-        """Places that may be a new member's: the last one first."""
-        taken = {member.slot for member in self.members.values()}
-        if self.is_open:
-            taken.add(self.router_index)
-        return (slot for slot in reversed(range(len(self._inodes()))) if slot not in taken)
+        self.places.clear()
+        self._unplaced.clear()
 
     # -- parts -------------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
-        """Let others join. Before the first daemon there is a program, or the kernel would choose by hash."""
-        if not self.is_open:
-            if not is_shared(self.router_listener):
-                self.router_listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            self._spares.append(self._last())
-            attach(self.router_listener, self.router_index)
+    def _sync(self) -> bool:
+        """Follow what the kernel did since the last look: the last listener has the index of one that left.
 
-    def _last(self) -> socket.socket:
-        if len(self._inodes()) >= LISTENERS_MOST:
+        Of several that left it is not known which of the last ones went where, nor where one is that joined meanwhile.
+        Answers whether any left or joined.
+        """
+        here = [found.inode for found in listening_at(self._at, self._port)]
+        known = {place.inode for place in self.places} | self._unplaced.keys()
+        new = [inode for inode in reversed(here) if inode not in known]  # the newest is the first to be listed
+        gone = [place for place in self.places if place.inode and place.inode not in here]
+        lost = [inode for inode in self._unplaced if inode not in here]
+        if not (new or gone or lost):
+            return False
+        self.version += 1
+        is_certain = len(gone) + len(lost) + bool(new) == 1 and not lost
+        for place in gone:
+            if place.sock:  # who has it shut it down
+                place.sock.close()
+            place.inode, place.sock, place.boot_id = 0, None, ""
+        for inode in lost:
+            sock = self._unplaced.pop(inode)
+            if sock:
+                sock.close()
+        for _ in range(len(gone) + len(lost)):
+            last = self.places.pop()
+            if last.inode and is_certain:
+                self.places[self.places.index(gone[0])] = last
+            elif last.inode:
+                self._unplaced[last.inode] = last.sock
+        for inode in new:
+            if is_certain:
+                self.places.append(Place(inode))
+            else:
+                self.places.append(Place(0))
+                self._unplaced[inode] = None
+        return True
+
+    def _pad(self) -> bool:
+        """Have enough of the router's listeners behind the last daemon, and home among them; whether any lacked.
+
+        Behind home there is one for each daemon: home must not be the one that moves when they leave.
+        """
+        others = [index for index, place in enumerate(self.places) if not place.is_routers]
+        behind = len(self.places) - 1 - max(others, default=-1)
+        missing = LEADS + 1 + len(others) - behind
+        for _ in range(missing):
+            self._check_room()
+            sock = bind(self._host, self._port, shared=True)
+            self.places.append(Place(_inode(sock), sock))
+        routers = [index for index, place in enumerate(self.places) if place.is_routers]
+        most = len(self.places) - 1 - len(others)
+        moves = self.home not in routers[1:] or self.home > most
+        if moves:
+            if self.home in routers:
+                before = self.places[self.home]
+                before.used, before.unused_since = self.version + 1, 0.0
+            self.home = most
+        return missing > 0 or moves
+
+    def _move_down(self) -> int:
+        """Give the last one the index of the router's first listener to which nothing is directed, if there is one.
+
+        Answers the index that it has.
+        """
+        last = len(self.places) - 1
+        index = next((index for index in range(last) if self._is_idle(index)), last)
+        sock = self.places[index].sock
+        if index < last and sock:
+            self._shut(sock)  # the routers have copies
+            self.places[index] = self.places.pop()
+        return index
+
+    def _is_idle(self, index: int) -> bool:
+        """Whether no connection is at the router's listener with this index, or on its way there."""
+        place = self.places[index]
+        if not place.is_routers or place.sock is None or index == self.home or index in self._selected:
+            return False
+        if place.used:
+            since_s = time.monotonic() - place.unused_since - TICK_S
+            if not place.unused_since or any(one.age_s > since_s for one in handshakes_at(self._port)):
+                return False
+        return not _queued(place.sock)
+
+    @staticmethod
+    def _shut(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)  # for all who have it: it leaves the group now
+        sock.close()
+
+    def _check_room(self) -> None:
+        if len(self.places) >= LISTENERS_MOST:
             raise NotBegunError(
                 f"{LISTENERS_MOST} listeners share port {self._port} already", hint="stop daemons that drain"
             )
-        return bind(self._host, self._port, shared=True)
-
-    def _forget_gone(self, here: set[int]) -> bool:
-        """Let go of the daemons that left; whether any did."""
-        gone = [boot_id for boot_id, member in self.members.items() if member.inode not in here]
-        for boot_id in gone:
-            del self.members[boot_id]
-            if self._spares:  # the last one has its place now
-                self._gaps.append(self._spares.pop())
-        self.version += bool(gone)  # from here on, what the router has seen is not the group as it is
-        return bool(gone)
-
-    def _inodes(self) -> set[int]:
-        return {found.inode for found in listening_at(self._at, self._port)}
-
-    def _strangers(self, here: set[int]) -> set[int]:
-        own = {_inode(sock) for sock in (self.router_listener, *self.spares)}
-        return here - own - {member.inode for member in self.members.values()}
-
-    def _pad(self, highest: int = ROUTER_INDEX) -> bool:
-        """Have as many spares behind the last daemon as there are others; whether any was missing.
-
-        ``highest``: there may be a daemon at this place, too.
-        """
-        here = self._inodes()
-        highest = max([highest, self.router_index, *(member.slot for member in self.members.values())])
-        strangers = self._strangers(here)
-        most = max(1, len(self.members) + len(strangers))  # so many may leave before a look
-        missing = highest + most - (len(here) - 1)
-        if strangers - self.strangers:  # a program of the same user joined, and may be the last
-            missing = max(missing, most)
-        self.strangers = strangers
-        for _ in range(missing):
-            self._spares.append(self._last())
-        return missing > 0
-
-    def _fill(self) -> int:
-        """The newest member is the last: give it the place of a gap, or else keep it behind what is there.
-
-        Clients may be directed to a daemon that leaves now, and the last one gets its place: so it is not the last for
-        long. Answers its place, if it was not filled and nobody left.
-        """
-        last = len(self._inodes()) - 1
-        if not self._end_gap():
-            self._gaps += self._spares
-            self._spares.clear()
-            self._pad(last)
-        return last
-
-    def _shrink(self) -> bool:
-        """Without daemons there need be no gaps, but for those that keep the router's place; whether one was closed."""
-        closed = False
-        while not self.members and self._ends_with_a_spare() and self._end_gap():
-            closed = True
-        return closed
-
-    def _ends_with_a_spare(self) -> bool:
-        """Whether another one than the router's own listener is the last, and stays so when one of them has gone."""
-        return len(self._inodes()) - 1 > self.router_index + 1
-
-    def _end_gap(self) -> bool:
-        """Shut a gap down, whose place the last listener takes; False: there is none with which that is safe."""
-        if self._seen != self.version:
-            return False
-        since_s = time.monotonic() - self._seen_at - TICK_S
-        if any(one.age_s > since_s for one in handshakes_at(self._port)):
-            return False
-        gap = next((sock for sock in self._gaps if not _queued(sock)), None)
-        if gap is None:
-            return False
-        self._gaps.remove(gap)
-        gap.shutdown(socket.SHUT_RDWR)  # for all who have it: it leaves the group now
-        gap.close()
-        return True
-
-    def _place(self, boot_id: str, sock: socket.socket, likely: int) -> GroupMember:
-        """The newest daemon's place, with spares behind it: from then on it stays, whoever leaves.
-
-        Until then it may be the last listener, and moves to the place of any daemon that leaves.
-        """
-        sock.setblocking(False)
-        for _ in range(PLACINGS):
-            self._forget_gone(self._inodes())
-            slot = locate_listener(self.address, sorted(self.free(), key=lambda slot: slot != likely), sock)
-            if slot is None:
-                continue
-            member = self.members[boot_id] = GroupMember(slot, _inode(sock))
-            self._pad()
-            if probe_indices(self.address, [slot], sock, within_s=LATE_S) == slot:
-                return member
-        raise NotBegunError(
-            f"the kernel does not choose by place among the listeners of port {self._port}",
-            hint='plane = "relay"; is a firewall or a program of another kind attached?',
-        )
 
     def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
-        """The places of daemons that run, by who accepts what chooses a place; who accepts nothing is not found."""
+        """The indexes of daemons that run, by who accepts what names one; who accepts nothing is not found."""
         deadline = time.monotonic() + ALL_TAKEN_S
-        for slot in range(self.router_index):  # it was the last
-            with contextlib.suppress(OSError), connect_to_index(self.address, slot) as probe:
+        for index in range(self.home):
+            with contextlib.suppress(OSError), connect_to_index((self._at, self._port), index) as probe:
                 within_s = max(TAKEN_LEAST_S, min(TAKEN_S, deadline - time.monotonic()))
                 boot_id = taken_by(probe, self._port, daemons, within_s=within_s)
                 if boot_id:
-                    self.members[boot_id] = GroupMember(slot, daemons[boot_id].listener_inode)
+                    record = daemons[boot_id]
+                    self.places[index] = Place(record.listener_inode, listener_of(record), boot_id)
+                    self._unplaced.pop(record.listener_inode, None)
 
     def _refused(self, error: OSError) -> NotBegunError:
         why = error.strerror or str(error)
         if error.errno == errno.EADDRINUSE:
-            why = "somebody has it who does not share it, or runs as another user (socket(7), SO_REUSEPORT)"
+            why = "a program has it that does not share it, or runs as another user (socket(7), SO_REUSEPORT)"
         return NotBegunError(
             f"no listener for the daemon at {self._host} port {self._port}: {why}", hint='plane = "relay"'
         )

@@ -1,15 +1,20 @@
-"""What the records of daemons tell of a shared address that the router lost: who may be there, and who is where."""
+"""Finds the daemons of a group whose keeper or router died: who may be there, who is where, and their listeners."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from turnout.core.addresses import reachable
+from turnout.core.slots import source_of
+from turnout.system.files import undone_on_error
 from turnout.system.net.connections import connections_at
-from turnout.system.net.sockets import has_any, listening_at
+from turnout.system.net.sockets import descriptors_of, has_any, listening_at
+from turnout.system.net.tcp import reset_on_close
+from turnout.system.pidfd import socket_of
 from turnout.system.process import is_alive, tree_of
 from turnout.system.spawn_record import SpawnRecord
 
@@ -19,8 +24,43 @@ LOOK_S: Final = 0.005
 def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
     """Whether these daemons, and nobody else, listen at that address: they share it, so it can be joined."""
     here = {found.inode for found in listening_at(reachable(address[0]), address[1])}
-    own = {record.listener_inode for record in records if record.ended is None and is_alive(record.identity)}
+    alive = [record for record in records if record.ended is None and is_alive(record.identity)]
+    own = {record.listener_inode for record in alive}
     return bool(here) and here <= own
+
+
+def listener_of(record: SpawnRecord) -> socket.socket | None:
+    """A copy of the listener that a daemon has in its group, the caller's.
+
+    None: it has it no more, or may not be looked at (ptrace(2)).
+    """
+    with contextlib.suppress(OSError):
+        for pid in sorted(tree_of(record.identity)):
+            for inode, fd in descriptors_of(pid):
+                if inode == record.listener_inode:
+                    return socket_of(pid, fd, inode)
+    return None
+
+
+def connect_to_index(address: tuple[str, int], index: int) -> socket.socket:
+    """A connection to one member, that is made or about to be; it ends by a reset, and sends nothing.
+
+    It does not wait: at a member whose queue is full it would have to.
+
+    Args:
+        address: of the group.
+        index: the member.
+
+    Raises:
+        OSError: there is no socket, or no such source address.
+    """
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    with undone_on_error(sock.close):
+        reset_on_close(sock)
+        sock.setblocking(False)
+        sock.bind((source_of(index), 0))
+        sock.connect_ex(address)
+    return sock
 
 
 def taken_by(probe: socket.socket, port: int, daemons: Mapping[str, SpawnRecord], *, within_s: float) -> str:

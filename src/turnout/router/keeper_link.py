@@ -39,7 +39,8 @@ class LinkedRouter(Protocol):
     def take_listeners(self, service: str, sockets: Sequence[socket.socket], message: Message) -> None: ...
     def release_listeners(self, service: str) -> None: ...
     def listeners(self) -> Sequence[tuple[str, str, int, int]]: ...  # service, host, port and descriptor of each
-    def router_indexes(self) -> Mapping[str, int]: ...  # by service, of the router's own listener in its group
+    def group_homes(self) -> Mapping[str, int]: ...  # by service, the index of the router's own listener in its group
+    def group_states(self) -> Mapping[str, Mapping[str, Any]]: ...  # by service, as the keeper told it
     def on_daemon_exit(self, service: str, boot_id: str) -> None: ...
     def on_attached(self, services: Sequence[str]) -> None: ...  # the keeper knows this router, and has these services
     def on_refused(self) -> None: ...  # the keeper did not start this router
@@ -148,7 +149,8 @@ class KeeperLink:
             "pid": os.getpid(),
             "phase": self._router.phase,
             "listeners": [[service, host, port] for service, host, port, _ in listeners],
-            "homes": dict(self._router.router_indexes()),
+            "homes": dict(self._router.group_homes()),  # for a keeper of 0.1
+            "groups": dict(self._router.group_states()),
         }
         try:
             channel.send(message, [fd for _, _, _, fd in listeners], wait=False)

@@ -101,7 +101,8 @@ class KernelView:
     """The kernel as one service's plane sees it (:class:`turnout.planes.direct.steering.Kernel`). Owns no descriptor.
 
     Args:
-        given: answers the inode of the listener that a daemon was given, by its boot; 0: none, or it is not known.
+        given: answers the inodes of the listeners that a daemon has at a shared address, by its boot, as far as they
+            are known.
         fresh_s: for so many seconds a look is good at least; 0: each question is a look of its own.
     """
 
@@ -111,7 +112,7 @@ class KernelView:
         daemons: Callable[[], Mapping[str, Daemon]],
         *,
         owners: Owners | None = None,
-        given: Callable[[str], int] = lambda _boot_id: 0,
+        given: Callable[[str], Collection[int]] = lambda _boot_id: (),
         fresh_s: float = FRESH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -158,7 +159,10 @@ class KernelView:
         )
 
     def is_there(self, upstream: Upstream) -> bool:
-        """Whether a daemon that shares the fixed address still listens there, as the kernel has it this moment."""
+        """Whether a daemon that shares the fixed address still listens there, as the kernel has it this moment.
+
+        Keeper and router have copies of its listeners, so these outlive it, and what it closes stays open.
+        """
         daemon = self._daemons().get(upstream.boot_id)
         if daemon is None:
             return False
@@ -166,8 +170,12 @@ class KernelView:
             inodes = {found.inode for found in sockets.listening_at(upstream.host, upstream.port)}
         except OSError:
             return True
-        given = self._given(upstream.boot_id)  # of a daemon whose descriptors may not be looked at, too
-        return given in inodes if given else self._owners.has(upstream.boot_id, inodes)
+        given = self._given(upstream.boot_id)
+        own = inodes.intersection(given) if given else inodes
+        if not own:
+            return False
+        # one that may not be looked at is believed
+        return self._owners.has(upstream.boot_id, own) or (bool(given) and self._owners.hides(upstream.boot_id))
 
     def room(self, upstream: Upstream) -> int | None:
         """How many connections a daemon's accept queue takes before it is full; None: the system does not say.
@@ -245,8 +253,8 @@ class KernelView:
             return queues
         given = self._given(daemon.boot_id)
         here = {queue.inode for queue in queues}
-        if given in here:  # to look for it among the descriptors of a daemon with thousands of clients costs too much
-            return [queue for queue in queues if queue.inode == given]
+        if here.intersection(given):  # to look among the descriptors of a daemon with thousands of clients costs much
+            return [queue for queue in queues if queue.inode in given]
         self._listeners = {inode: self._listeners.get(inode, "") for inode in here}
         now = self._clock()
         if now >= self._listeners_at:  # the router's own stays without a boot: not to be asked for with every look

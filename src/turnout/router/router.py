@@ -26,7 +26,7 @@ from turnout.planes.selection import Planes
 from turnout.router.admin_socket import AdminSocket
 from turnout.router.follow.registry import REST_S
 from turnout.router.follow.settings import OpenedSettings
-from turnout.router.group_view import router_index_of
+from turnout.router.group_view import home_of, state_of
 from turnout.router.keeper_link import KeeperLink
 from turnout.router.metrics_server import MetricsServer
 from turnout.router.openings import ServiceOpener, close_all
@@ -325,10 +325,14 @@ class Router:
         held = {name: service.sockets for name, service in self._services.items()} | self._openings.offered()
         return [(name, *sock.getsockname()[:2], sock.fileno()) for name, sockets in held.items() for sock in sockets]
 
-    def router_indexes(self) -> Mapping[str, int]:
-        return {name: service.group.router_index() for name, service in self._services.items()} | {
-            name: router_index_of(message) for name, message in self._openings.messages().items()
-        }
+    def group_homes(self) -> Mapping[str, int]:
+        waiting = {name: home_of(message) for name, message in self._openings.messages().items()}
+        return {name: service.group.home() for name, service in self._services.items()} | waiting
+
+    def group_states(self) -> Mapping[str, Mapping[str, Any]]:
+        states = {name: service.group.state for name, service in self._services.items()}
+        states |= {name: state_of(message) for name, message in self._openings.messages().items()}
+        return {name: state for name, state in states.items() if state}
 
     def on_daemon_exit(self, service: str, boot_id: str) -> None:
         if service in self._services:

@@ -152,11 +152,13 @@ class ServiceRuntime:
         """Accept on these and on no other listeners, now or once this router leads; they are owned here.
 
         At a shared address there are several; the keeper has shut down those that it leaves out, and the plane has
-        noticed. ``message`` is the keeper's, and describes the group.
+        noticed. Copies of the daemons' listeners are kept for the next keeper. ``message`` is the keeper's, and
+        describes the group.
         """
         before = {_inode(sock): sock for sock in self.sockets}
         wanted = {_inode(sock): sock for sock in sockets}
         addresses = {sock.getsockname()[:2] for sock in sockets}
+        accepted = {inode for inode in before if not self.group.is_daemons(inode)}
         self.group.update(message)
         self.sockets = [before.get(inode, sock) for inode, sock in wanted.items()]
         for inode, sock in before.items():
@@ -167,8 +169,8 @@ class ServiceRuntime:
         for inode, sock in wanted.items():
             if inode in before:
                 sock.close()  # another descriptor of the same listener
-            elif self._leading.is_set():
-                self._unaccepted.append(sock)
+            if self._leading.is_set() and inode not in accepted and not self.group.is_daemons(inode):
+                self._unaccepted.append(before.get(inode, sock))
         self._accept()
         if self.ready:
             self._select_upstream()  # a daemon may have another index now
@@ -192,7 +194,7 @@ class ServiceRuntime:
         if not self._leading.is_set():
             self._leading.set()
             self._end_other_steering()
-            self._unaccepted = list(self.sockets)
+            self._unaccepted = [sock for sock in self.sockets if not self.group.is_daemons(_inode(sock))]
             self._accept()
             self.group.become_leader()
             self.registry.look_soon()
@@ -222,10 +224,10 @@ class ServiceRuntime:
         if self.plane.name != "reuseport":
             for sock in self.sockets:
                 try:
-                    let_go(sock, self.group.router_index())
+                    let_go(sock, self.group.home())
                 except OSError as error:
                     log.error("%s: cannot end the steering: %s", self.live.service.name, error)  # noqa: TRY400
-            self.group.set_selected(self.group.router_index())
+            self.group.set_selected([self.group.home()])
 
     def _pins_removed(self, removing: asyncio.Future[None]) -> None:
         if not removing.cancelled() and (error := removing.exception()):
@@ -338,14 +340,14 @@ def compose_service(
     log.info("%s: plane %s: %s", service, chosen.name, chosen.reason)
     # a plane asks when it is in use, and by then there is a runtime
     group = GroupView(service, resources.keeper)
-    kernel = KernelView(lambda: runtime.addresses, lambda: runtime.registry.snapshot.daemons, given=group.listener_of)
+    kernel = KernelView(lambda: runtime.addresses, lambda: runtime.registry.snapshot.daemons, given=group.listeners_of)
     exits = ExitWatch(resources.loop, lambda boot_id: runtime.on_daemon_exit(boot_id))  # noqa: PLW0108  # made below
     checks = DaemonChecks(kernel, exits)
     steering: Steering | None = None
     if chosen.name == "sk_lookup":
         steering = SkLookup(kernel.listener_of, pins)
     elif chosen.name == "reuseport":
-        steering = Reuseport(kernel.is_there, group.router_index, group.set_selected)
+        steering = Reuseport(kernel.is_there, group)
     if steering:
         plane = planes.direct(steering, kernel, policy(settings), checks)
     else:

@@ -69,7 +69,7 @@ def test_what_waits_for_an_old_daemon_is_counted_by_a_router_that_never_steered_
         successor = stage.call(lambda: PLANES[kind](stage.loop, stage.policy, stage.stand))
         stage.call(stage.plane.stop_accepting)
         stage.call(lambda: successor.set_upstream(new.target, patience_s=20.0))
-        stage.call(lambda: successor.add_listener(stage.front))
+        stage.call(lambda: successor.add_listener(stage.listener))
         census = stage.call(successor.traffic)
         assert (census["old"].connections, census["old"].bytes_in) == (1, None)
         assert stage.call(successor.connections) == 1

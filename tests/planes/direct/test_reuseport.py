@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from stage import Stage
 from support import eventually
 from turnout.core.model import Daemon
-from turnout.core.slots import ROUTER_INDEX, source_of
+from turnout.core.slots import ROUTER_INDEX
 from turnout.errors import SteeringError
 from turnout.planes.direct.reuseport import Reuseport
 from turnout.planes.plane import Upstream
 from turnout.reuseport.group import Group
 from turnout.reuseport.program import attach, let_go
-from turnout.router.kernel_view import KernelView
+from turnout.router.kernel_view import KernelView, Processes
 from turnout.system.net.listener import bind
 
 
+class Members:
+    """A group, as the router sees it. ``told``: where new connections were directed."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.told: list[list[int]] = []
+        self.on_change: Callable[[], None] = lambda: None
+
+    def home(self) -> int:
+        return self.group.home
+
+    def indexes_of(self, boot_id: str) -> list[int]:
+        return self.group.indexes_of(boot_id)
+
+    def set_selected(self, indexes: Sequence[int]) -> None:
+        self.told.append([*indexes])
+        self.group.seen(self.group.version, indexes)
+
+
 @pytest.fixture
-def group() -> Iterator[Group]:
-    with bind("127.0.0.1", 0) as home:
-        found = Group(home)
-        yield found
-        found.close()
+def members() -> Iterator[Members]:
+    group = Group.of(bind("127.0.0.1", 0))
+    group.open()
+    found = Members(group)
+    yield found
+    group.close()
 
 
-def steering(group: Group, told: list[int], *, there: bool = True) -> Reuseport:
-    found = Reuseport(lambda _target: there, lambda: group.router_index, told.append)
-    found.listen(group.router_listener)
+def steering(members: Members, *, there: bool = True) -> Reuseport:
+    found = Reuseport(lambda _target: there, members)
+    for sock in members.group.router_listeners:
+        found.listen(sock)
     return found
 
 
-def target(group: Group, boot_id: str) -> Upstream:
-    host, port = group.router_listener.getsockname()
-    return Upstream(boot_id, host, port, source=source_of(group.members[boot_id].slot))
+def target(members: Members, boot_id: str) -> Upstream:
+    return Upstream(boot_id, *members.group.address)
 
 
 def comes_to(sock: socket.socket, address: tuple[str, int]) -> bool:
@@ -47,44 +68,81 @@ def comes_to(sock: socket.socket, address: tuple[str, int]) -> bool:
         return bool(peer == client.getsockname())
 
 
-def test_the_keeper_is_told_where_it_points(group: Group) -> None:
-    told: list[int] = []
-    found = steering(group, told)
-    sock, member = group.join("v1")
+def home(members: Members) -> socket.socket:
+    sock = members.group.places[members.group.home].sock
+    assert sock
+    return sock
+
+
+def test_the_keeper_is_told_where_new_connections_go(members: Members) -> None:
+    found = steering(members)
+    sock, index = members.group.join("v1")
     with sock:
-        found.steer(target(group, "v1"))
+        found.steer(target(members, "v1"))
         assert found.is_in_effect()
-        assert comes_to(sock, group.router_listener.getsockname())
+        assert comes_to(sock, members.group.address)
         found.steer(None)
         assert not found.is_in_effect()
-        assert comes_to(group.router_listener, group.router_listener.getsockname())
-    assert told == [member.slot, ROUTER_INDEX]
+        assert comes_to(home(members), members.group.address)
+    assert members.told == [[index], [members.group.home]]
 
 
-def test_what_cannot_be_steered_to_is_refused_with_the_reason(group: Group) -> None:
-    told: list[int] = []
-    host, port = group.router_listener.getsockname()
+def test_what_cannot_be_steered_to_is_refused_with_the_reason(members: Members) -> None:
     with pytest.raises(SteeringError, match="a port of its own"):
-        steering(group, told).steer(Upstream("v1", host, port + 1))
-    with pytest.raises(SteeringError, match="not shared"):
-        steering(group, told).steer(Upstream("v1", host, port, source=source_of(2)))
-    sock, _ = group.join("v1")
+        steering(members).steer(target(members, "v1"))
+    sock, _ = members.group.join("v1")
     with sock, pytest.raises(SteeringError, match="has closed its listener"):
-        steering(group, told, there=False).steer(target(group, "v1"))
-    assert told == []
+        steering(members, there=False).steer(target(members, "v1"))
+    with sock, pytest.raises(SteeringError, match="not shared"):
+        Reuseport(lambda _target: True, members).steer(target(members, "v1"))
+    assert members.told == []
 
 
-def test_who_leaves_touches_nothing_and_who_closes_has_everything_come_to_the_router(group: Group) -> None:
-    found = steering(group, [])
-    sock, _ = group.join("v1")
+def test_who_leaves_touches_nothing_and_who_closes_has_everything_come_to_the_router(members: Members) -> None:
+    found = steering(members)
+    sock, _ = members.group.join("v1")
     with sock:
-        found.steer(target(group, "v1"))
+        found.steer(target(members, "v1"))
         found.release()
         found.close()  # it has nothing any more
-        assert comes_to(sock, group.router_listener.getsockname())
-        again = steering(group, [])
-        again.close()
-        assert comes_to(group.router_listener, group.router_listener.getsockname())
+        assert comes_to(sock, members.group.address)
+        steering(members).close()
+        assert comes_to(home(members), members.group.address)
+
+
+def test_new_connections_follow_the_daemon_and_the_router_to_their_indexes(members: Members) -> None:
+    found = steering(members)
+    found.steer(None)
+    first, _ = members.group.join("v1")
+    second, _ = members.group.join("v2")
+    with first, second:
+        for sock in members.group.router_listeners:
+            found.listen(sock)
+        assert members.group.home != members.told[0][0], "a second daemon needed its place"
+        members.on_change()
+        assert comes_to(home(members), members.group.address)
+        found.steer(target(members, "v1"))
+        worker = bind(*members.group.address, shared=True)
+        members.group.add("v1", worker.dup(), 10)
+        members.on_change()
+        assert members.told[-1] == members.group.indexes_of("v1")
+        assert len(members.told[-1]) == 2
+        came = {_came_to([first, worker], members.group.address) for _ in range(40)}
+        assert came == {0, 1}, "each worker has its share"
+        worker.close()
+
+
+def _came_to(socks: Sequence[socket.socket], address: tuple[str, int]) -> int:
+    with socket.create_connection(address, 20):
+        readable, _, _ = select.select(socks, [], [], 20)
+        readable[0].accept()[0].close()
+        return socks.index(readable[0])
+
+
+def test_a_router_that_does_not_steer_yet_changes_nothing_when_an_index_does(members: Members) -> None:
+    steering(members)
+    members.on_change()
+    assert members.told == []
 
 
 def test_without_a_group_there_is_nothing_to_let_go() -> None:
@@ -93,27 +151,45 @@ def test_without_a_group_there_is_nothing_to_let_go() -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         let_go(sock, ROUTER_INDEX)  # open to others, and nobody has joined
         with pytest.raises(OSError, match="Invalid argument"):
-            attach(sock, ROUTER_INDEX)
+            attach(sock, [ROUTER_INDEX])
 
 
-def test_a_daemon_whose_descriptors_may_not_be_looked_at_is_known_by_the_listener_it_was_given(group: Group) -> None:
+def test_a_daemon_whose_descriptors_may_not_be_looked_at_is_known_by_the_listener_that_it_has(members: Members) -> None:
     """One that is not dumpable (prctl(2)): without this, its clients would be held as if it were gone."""
-    sock, member = group.join("v1")
-    host, port = group.router_listener.getsockname()
-    daemons = {"v1": Daemon("v1", host, port, source=source_of(member.slot))}  # no process is known
-    view = KernelView(lambda: [(host, port)], lambda: daemons, given=lambda _boot_id: member.inode)
-    meant = target(group, "v1")
-    assert not KernelView(lambda: [(host, port)], lambda: daemons).is_there(meant)
-    assert view.is_there(meant)
-    sock.close()
-    assert not view.is_there(meant)
+    sock, index = members.group.join("v1")
+    host, port = members.group.address
+    daemons = {"v1": Daemon("v1", host, port)}
+    inode = members.group.places[index].inode
+    owners = Hidden()
+    view = KernelView(lambda: [(host, port)], lambda: daemons, owners=owners, given=lambda _boot_id: [inode])
+    meant = target(members, "v1")
+    assert not KernelView(lambda: [(host, port)], lambda: daemons, owners=owners).is_there(meant)
+    with sock:
+        assert view.is_there(meant)
+        owners.hidden = False
+        assert not view.is_there(meant), "it closed it, and only the copies are left"
+        owners.hidden = True
+        sock.shutdown(socket.SHUT_RDWR)
+        assert not view.is_there(meant)
+
+
+class Hidden(Processes):
+    """Daemons whose descriptors may not be looked at."""
+
+    hidden = True
+
+    def __init__(self) -> None:
+        super().__init__(dict)
+
+    def hides(self, boot_id: str) -> bool:
+        return self.hidden
 
 
 @pytest.mark.parametrize("kind", ["reuseport"], indirect=True)
 def test_a_connection_that_chose_a_daemon_which_is_gone_is_reset_and_not_relayed_to_itself(stage: Stage) -> None:
     daemon = stage.daemon("v1")
     gone = stage.daemon("v2", point=False)
-    gone.listener.close()
+    stage.end(gone)
     with socket.socket() as client:
         client.bind((gone.target.source, 0))
         client.settimeout(20)
@@ -127,10 +203,10 @@ def test_a_connection_that_chose_a_daemon_which_is_gone_is_reset_and_not_relayed
 
 @pytest.mark.parametrize("kind", ["reuseport"], indirect=True)
 def test_a_listener_that_was_shut_down_is_let_go(stage: Stage) -> None:
-    """The keeper closes a gap for everybody; to epoll it would be readable for ever."""
+    """The keeper makes room for a daemon so; to epoll it would be readable for ever."""
     stage.daemon("v1")
     assert stage.group
-    spare = stage.group.spares[0]
+    spare = stage.group.router_listeners[-1]
     acceptor = stage.plane._relay._acceptor  # type: ignore[attr-defined]  # what is watched is seen nowhere else
     before = len(acceptor.listeners)
     spare.shutdown(socket.SHUT_RDWR)

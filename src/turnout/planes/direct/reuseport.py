@@ -1,22 +1,39 @@
 """Steering without privileges: router and daemons are one SO_REUSEPORT group, and a program selects the active daemon.
 
-The keeper makes the group and keeps the index of each member (:mod:`turnout.reuseport.group`); a daemon takes part by a
-listener that it was given. To switch is one system call, on any listener of the group
-(:mod:`turnout.reuseport.program`). The program stays when the router dies; when the active daemon dies, its index is
-the router's.
+The keeper makes the group and keeps the index of each member (:mod:`turnout.reuseport.group`). To switch is one system
+call, on any listener of the group (:mod:`turnout.reuseport.program`). The program stays when the router dies; what
+would come to a daemon that left the group comes to the router.
 """
 
 from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
 
-from turnout.core.slots import index_of
 from turnout.errors import SteeringError
 from turnout.planes.plane import Upstream
 from turnout.reuseport.program import attach, is_shared, let_go
+from turnout.system.net.tcp import listens
+
+
+class Members(Protocol):
+    """The group at the fixed address, as the keeper has it."""
+
+    on_change: Callable[[], None]  # called when an index has changed
+
+    def home(self) -> int:
+        """The index at which the router gets connections that go to no daemon."""
+        ...
+
+    def indexes_of(self, boot_id: str) -> Sequence[int]:
+        """The indexes of a daemon's listeners; empty: it has none."""
+        ...
+
+    def set_selected(self, indexes: Sequence[int]) -> None:
+        """The kernel directs new connections to these indexes from now on."""
+        ...
 
 
 class Reuseport:
@@ -24,59 +41,74 @@ class Reuseport:
 
     Args:
         is_there: whether a daemon still listens at the fixed address.
-        router_index: answers the index of the router's own listener.
-        on_steered: called with the index to which the kernel directs new connections from now on.
+        members: the group.
     """
 
     name: ClassVar[str] = "reuseport"
 
-    def __init__(
-        self, is_there: Callable[[Upstream], bool], router_index: Callable[[], int], on_steered: Callable[[int], None]
-    ) -> None:
+    def __init__(self, is_there: Callable[[Upstream], bool], members: Members) -> None:
         self._is_there = is_there
-        self._router_index = router_index
-        self._on_steered = on_steered
-        self._listeners: dict[tuple[str, int], socket.socket] = {}
+        self._members = members
+        self._listeners: list[socket.socket] = []
         self._steered: Upstream | None = None
+        self._leads = False
+        members.on_change = self._renew
 
     def listen(self, sock: socket.socket) -> None:
-        """The first one of an address is the router's own, and stays; further ones are its spares."""
-        self._listeners.setdefault(sock.getsockname()[:2], sock)
+        self._listeners = [*self._living(), sock]
 
     def unlisten(self, address: tuple[str, int]) -> None:
-        listener = self._listeners.pop(address, None)
-        if listener:
-            let_go(listener, self._router_index())
+        there = [sock for sock in self._living() if sock.getsockname()[:2] == address]
+        self._listeners = [sock for sock in self._living() if sock not in there]
+        self._let_go(there)
 
     def steer(self, upstream: Upstream | None) -> None:
+        self._leads = True
+        living = self._living()
         if upstream is None:
             self._steered = None
-            for listener in self._listeners.values():
-                let_go(listener, self._router_index())
-            self._on_steered(self._router_index())
+            self._let_go(living)
+            self._members.set_selected([self._members.home()])
             return
-        index = index_of(upstream.source)
-        if index is None:
+        indexes = self._members.indexes_of(upstream.boot_id)
+        if not indexes:
             raise SteeringError("the daemon listens on a port of its own, and not at the fixed address")
-        shared = [listener for listener in self._listeners.values() if is_shared(listener)]
-        if len(shared) != 1 or len(self._listeners) != 1:
+        if not living or not is_shared(living[0]) or len({sock.getsockname() for sock in living}) != 1:
             raise SteeringError("the fixed address is not shared, or there are several")
         if not self._is_there(upstream):
             raise SteeringError("the daemon has closed its listener, or has opened another one that is not found yet")
-        attach(shared[0], index)
+        attach(living[0], indexes)
         self._steered = upstream
-        self._on_steered(index)
+        self._members.set_selected(indexes)
 
     def is_in_effect(self) -> bool:
         return self._steered is not None and self._is_there(self._steered)
 
     def release(self) -> None:
         """The program stays as it is: the router that leads decides where it points."""
-        self._steered = None
+        self._steered, self._leads = None, False
         self._listeners.clear()
 
     def close(self) -> None:
         self._steered = None
-        for listener in self._listeners.values():
-            with contextlib.suppress(OSError):
-                let_go(listener, self._router_index())
+        with contextlib.suppress(OSError):
+            self._let_go(self._living())
+
+    def _renew(self) -> None:
+        """An index has changed: what was selected has the same listeners, at other indexes or with others beside it."""
+        if self._leads:
+            try:
+                self.steer(self._steered)
+            except (OSError, SteeringError):
+                with contextlib.suppress(OSError):
+                    self.steer(None)  # its plane looks again in a moment
+
+    def _let_go(self, listeners: Sequence[socket.socket]) -> None:
+        for sock in listeners:
+            if is_shared(sock):
+                let_go(sock, self._members.home())
+                return
+
+    def _living(self) -> list[socket.socket]:
+        """The router's listeners that the keeper has not shut down; any of them will do to attach a program."""
+        return [sock for sock in self._listeners if sock.fileno() >= 0 and listens(sock)]
