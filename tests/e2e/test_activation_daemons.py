@@ -66,13 +66,18 @@ MQTT_ACCEPTED = bytes((0x20, 2, 0, 0))
 
 @dataclass(frozen=True)
 class Real:
-    """A daemon. ``command``: is given its port and a directory of its own; ``keeps``: a connection takes many asks."""
+    """A daemon.
+
+    ``command``: is given its port and a directory of its own; ``keeps``: a connection takes many asks; ``direct``: the
+    daemon listens for IPv4, so that its clients' connections pass through no process of turnout.
+    """
 
     name: str
     command: Callable[[int, Path], list[str]]
     exchange: Exchange
     flags: tuple[str, ...] = ()
     keeps: bool = True
+    direct: bool = True
 
 
 def redis(port: int, directory: Path) -> list[str]:
@@ -159,8 +164,8 @@ DAEMONS = [
     Real("nginx", nginx, fetches("/")),
     Real("nginx, a listener a worker", nginx_with_reuseport, fetches("/")),
     Real("sshd", sshd, says(b"SSH-2.0-test\r\n", b"SSH-2.0-OpenSSH"), keeps=False),
-    Real("etcd", etcd, fetches("/version"), ("--strategy", "recreate")),
-    Real("node", node, fetches("/")),
+    Real("etcd", etcd, fetches("/version"), ("--strategy", "recreate")),  # Go: MPTCP, IPv4 where it is named
+    Real("node", node, fetches("/"), direct=False),
     Real("uvicorn with workers", uvicorn, fetches("/")),
     Real("http.server", http_server, fetches("/")),
     Real("memcached", memcached, says(b"version\r\n", b"VERSION ")),
@@ -191,6 +196,11 @@ def test_an_unmodified_daemon_is_refreshed_under_load_with_nobody_failing(
     finally:
         load.stop()
     report(f"{real.name}, activated", refreshes=REFRESHES, answered=load.answered["answered"], failed=load.failed)
+    status = turnout.status()
+    assert status["router"]["plane"] == "reuseport"
+    assert ("a port of its own" in status["router"]["plane_trouble"]) is not real.direct
+    if real.direct and "recreate" not in real.flags:
+        assert status["counters"]["accepted"] == 0, "a client went through the relay"
     errors = {error: count for error, count in load.errors.items() if not error.startswith("long-lived")}
     assert errors == {}, turnout.logs()
     assert load.answered["answered"] > 0
