@@ -53,7 +53,7 @@ class Killed:
     def unattended(self) -> dict[tuple[int, int], set[int]]:
         """The listeners, by port and inode, that are neither the router's nor one living daemon's.
 
-        The keeper holds the router's as well.
+        The keeper holds the router's as well, and both have copies of the daemons' listeners at the fixed address.
         """
         daemons = {identity.pid for identity in self.turnout.daemons().values()}
         serving = {self.turnout.router_pid(), self.turnout.keeper_pid()}
@@ -61,7 +61,8 @@ class Killed:
             (address[1], inode): pids
             for address in self._addresses
             for inode, pids in holders(address).items()
-            if not (len(pids) == 1 and pids <= daemons) and not (address == self.turnout.address and pids == serving)
+            if not _is_attended(pids - serving if address == self.turnout.address else pids, daemons)
+            and not (address == self.turnout.address and pids == serving)
         }
 
     def settles(self, victim: str) -> None:
@@ -77,6 +78,10 @@ class Killed:
 
     def waiting(self) -> list[Queue]:
         return [queue for address in self._addresses for queue in accept_queues(*address) if queue.waiting]
+
+
+def _is_attended(pids: set[int], daemons: set[int]) -> bool:
+    return len(pids) == 1 and pids <= daemons
 
 
 @pytest.fixture(params=list(COMMANDS))

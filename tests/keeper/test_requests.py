@@ -39,6 +39,9 @@ class Router:
     def drains(self, service: str) -> list[dict[str, Any]]:
         return [{"service": service}]
 
+    def open_door(self, service: str, source: str, port: int) -> Callable[[], None]:
+        raise KeyError(service, source, port)
+
     def when_applied(self, _service: str, revision: int, reply: Callable[[int], None]) -> None:
         reply(revision)
 

@@ -21,7 +21,7 @@ from turnout.core.slots import source_of
 from turnout.errors import NotBegunError, SpawnError
 from turnout.reuseport import group as group_module
 from turnout.reuseport.group import LISTENERS_MOST, Group, GroupState, Place
-from turnout.reuseport.program import attach
+from turnout.reuseport.program import DOORS_MOST, Door, attach
 from turnout.system.net.connections import Handshake
 from turnout.system.net.listener import bind
 from turnout.system.net.sockets import listening_at
@@ -36,13 +36,17 @@ def group() -> Iterator[Group]:
     found.close()
 
 
-def lands(sock: socket.socket, address: tuple[str, int], source: str = "") -> bool:
-    """Whether a connection from there comes to this listener."""
+def lands(group: Group, sock: socket.socket, index: int | None = None) -> bool:
+    """Whether a connection comes to this listener; with an index, one that names it."""
     with socket.socket() as client:
-        if source:
-            client.bind((source, 0))
         client.settimeout(20)
-        client.connect(address)
+        selected = [*group._selected] or [group.home]
+        if index is not None:
+            client.bind((source_of(index), 0))
+            attach(home_of(group), selected, [Door(index, client.getsockname()[1])])
+        client.connect(group.address)
+        if index is not None:
+            attach(home_of(group), selected)
         return _has_accepted(sock, client.getsockname(), within_s=1.0)
 
 
@@ -90,11 +94,11 @@ def check(group: Group, alive: Mapping[str, socket.socket]) -> None:
     assert group.boots == alive.keys()
     for boot_id, sock in alive.items():
         (index,) = group.indexes_of(boot_id)
-        assert lands(sock, group.address, source_of(index)), boot_id
+        assert lands(group, sock, index), boot_id
     for index, place in enumerate(group.places):
         if place.is_routers:
             assert place.sock
-            assert lands(place.sock, group.address, source_of(index)), index
+            assert lands(group, place.sock, index), index
     assert len(listening_at(*group.address)) == len(group.places)
 
 
@@ -119,10 +123,10 @@ def test_daemons_have_the_lowest_indexes_where_the_router_knows_of_the_group_by_
 def test_a_daemon_that_joins_gets_nothing_but_what_names_it(group: Group) -> None:
     sock, index = group.join("v1")
     with sock:
-        assert all(lands(home_of(group), group.address) for _ in range(20))
-        assert lands(sock, group.address, source_of(index))
+        assert all(lands(group, home_of(group)) for _ in range(20))
+        assert lands(group, sock, index)
         acknowledge(group, "v1")
-        assert all(lands(sock, group.address) for _ in range(20))
+        assert all(lands(group, sock) for _ in range(20))
 
 
 def test_the_workers_of_a_daemon_have_their_share_each(group: Group) -> None:
@@ -436,6 +440,7 @@ def test_daemons_that_accept_nothing_are_looked_for_as_long_together_as_a_verb_m
     monkeypatch.setattr(group_module, "taken_by", accepts_nothing)
     monkeypatch.setattr(group_module, "connect_to_index", lambda *_: socket.socket())
     monkeypatch.setattr(time, "monotonic", lambda: now)
+    group.open()
     group.places[:0] = [Place(0) for _ in range(20)]
     group.home = 20
     group._find_all(daemons)
@@ -485,7 +490,7 @@ def test_a_router_that_joined_daemons_keeps_its_index_whoever_of_those_that_it_d
         sock.close()
     again.look()
     acknowledge(again)
-    assert lands(home_of(again), group.address)
+    assert lands(again, home_of(again))
     sock, _ = again.join("v3")
     check(again, {"v3": sock})
     sock.close()
@@ -514,3 +519,32 @@ def test_daemons_that_were_left_alone_are_found_where_they_are(group: Group, mon
     for sock in daemons.values():
         sock.close()
     again.close()
+
+
+def test_a_connection_names_a_member_by_its_address_and_its_port_together(group: Group) -> None:
+    """Any user may bind a source address of ours, and any port; what the router holds nobody can bind as well."""
+    sock, index = group.join("v1")
+    with sock, socket.socket() as held, socket.socket() as other:
+        held.bind((source_of(index), 0))
+        port = held.getsockname()[1]
+        attach(home_of(group), [group.home], [Door(index + 1, port), Door(index, port), Door(index, 1)])
+        for source, number in ((source_of(index), 0), (source_of(7), port), ("127.0.0.1", port)):
+            with socket.socket() as client:
+                client.bind((source, number))
+                client.connect(group.address)
+                assert _has_accepted(home_of(group), client.getsockname(), within_s=1.0), (source, number)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(held.getsockname())
+        held.connect(group.address)
+        assert _has_accepted(sock, held.getsockname(), within_s=1.0)
+
+
+def test_as_many_doors_as_may_be_open_are_all_known(group: Group) -> None:
+    sock, index = group.join("v1")
+    with sock, socket.socket() as client:
+        client.bind((source_of(index), 0))
+        doors = [Door(index, 1 + number) for number in range(DOORS_MOST - 1)]
+        attach(home_of(group), [group.home], [*doors, Door(index, client.getsockname()[1])])
+        client.connect(group.address)
+        assert _has_accepted(sock, client.getsockname(), within_s=1.0)
+        attach(home_of(group), [*range(40)], doors)

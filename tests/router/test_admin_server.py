@@ -26,6 +26,10 @@ class Router:
 
     raises: Exception | None = None
 
+    def __init__(self) -> None:
+        self.doors: set[tuple[str, int]] = set()
+        self.shut = asyncio.Event()
+
     def status(self) -> Mapping[str, Any]:
         if self.raises:
             raise self.raises
@@ -33,6 +37,19 @@ class Router:
 
     def drains(self, service: str) -> Sequence[Mapping[str, Any]]:
         raise KeyError(service)
+
+    def open_door(self, service: str, source: str, port: int) -> Callable[[], None]:
+        if service != "s":
+            raise KeyError(service)
+        if port == 1:
+            raise OSError(errno.EHOSTUNREACH, "this router does not steer the group")
+        self.doors.add((source, port))
+
+        def shut() -> None:
+            self.doors.discard((source, port))
+            self.shut.set()
+
+        return shut
 
     def when_applied(self, service: str, revision: int, reply: Callable[[int], None]) -> None:
         assert service
@@ -280,3 +297,27 @@ def test_a_peer_that_goes_with_its_answer_unread_leaves_nothing(
             await until(lambda: descriptors() <= before)
 
     talking(path, does, monkeypatch)
+
+
+def test_a_door_is_open_as_long_as_the_verb_that_asked_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "router.sock"
+
+    async def does(router: Router, _server: AdminServer) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.setblocking(False)
+            await loop.sock_connect(peer, str(path))
+            for _ in range(2):
+                await loop.sock_sendall(peer, b'{"op":"door","service":"s","source":"127.47.77.2","port":9}\n')
+                assert b'"ok":true' in await loop.sock_recv(peer, 65536)
+            assert router.doors == {("127.47.77.2", 9)}
+        await asyncio.wait_for(router.shut.wait(), 20)
+        for message, why in (
+            (b'{"op":"door","service":"s","source":"127.47.77.2","port":1}', b"does not steer"),
+            (b'{"op":"door","service":"t","source":"127.47.77.2","port":2}', b"does not serve"),
+            (b'{"op":"door","service":"s","source":"127.47.77.2","port":0}', b"bad request: door"),
+            (b'{"op":"door","service":"s"}', b"bad request: door"),
+        ):
+            assert why in await ask(path, message + b"\n")
+
+    serving(path, does)

@@ -17,6 +17,7 @@ import pytest
 
 from turnout.config.settings import Address, Settings
 from turnout.core.model import Daemon, Deployment, Identity, Snapshot
+from turnout.planes.direct.doors import Doors
 from turnout.planes.loop_priority import LoopPriority
 from turnout.router import service_runtime
 from turnout.router.exit_watch import ExitWatch
@@ -135,7 +136,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
             link = cast("KeeperLink", keeper)
             resources = RouterResources(loop, home, threads, threads, link, LoopPriority())
             exits = ExitWatch(loop, lambda _boot_id: None)
-            setup = ServicePlane(plane, "for a test", GroupView("s", link), exits, None)
+            setup = ServicePlane(plane, "for a test", GroupView("s", link), Doors(), exits, None)
             runtime = ServiceRuntime(resources, opened, setup)
             task = asyncio.ensure_future(runtime.run())
             await asyncio.sleep(0)

@@ -18,6 +18,7 @@ from turnout.core.connection_policy import Policy
 from turnout.core.model import Daemon as Registered
 from turnout.core.slots import source_of
 from turnout.planes.direct import sk_lookup
+from turnout.planes.direct.doors import Doors
 from turnout.planes.direct.plane import Direct
 from turnout.planes.direct.reuseport import Reuseport
 from turnout.planes.plane import Plane, PlaneOptions, Upstream, UpstreamChecks
@@ -43,6 +44,7 @@ class Stand(UpstreamChecks):
         self.group: Group | None = None
         self.on_change: Callable[[], None] = lambda: None
         self.ended: set[str] = set()  # boots whose process is to count as ended
+        self.doors = self.open_doors = Doors()
         self.kernel = KernelView(lambda: [address], lambda: self.daemons, owners=self, fresh_s=0)
 
     def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[tuple[str, int, int]]]:
@@ -98,7 +100,7 @@ def _sk_lookup(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) ->
 
 
 def _reuseport(loop: asyncio.AbstractEventLoop, policy: Policy, stand: Stand) -> Plane:
-    steering = Reuseport(stand.kernel.is_there, stand)
+    steering = Reuseport(stand.kernel.is_there, stand, stand.open_doors)
     relay = Relay(loop, PlaneOptions(policy, stand))
     return Direct(loop, relay, steering, stand.kernel, policy=policy)
 
@@ -120,6 +122,7 @@ class Stage:
         self.front = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.address: tuple[str, int] = self.front.getsockname()
         self.stand = Stand(self.address)
+        self.doors = self.stand.open_doors
         self.loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,8 +17,11 @@ from turnout.system.directory_lock import is_locked
 from turnout.system.files import name_of
 from turnout.system.flock import holder_pid
 from turnout.system.home_identity import HomeIdentity
+from turnout.system.probes.connect import Door
 
 POLL_S: Final = 0.05
+DOOR_WITHIN_S: Final = 5.0
+UNKNOWN: Final = "this router does not know"
 
 
 def connect(path: Path, runs: Callable[[], bool], *, timeout_s: float) -> Channel:
@@ -94,17 +99,39 @@ class RouterClient:
         """Each daemon that drains, with its connections. Raises as :meth:`status`; NotRunningError: not served."""
         return list(self._ask({"op": "drains", "service": service}, timeout_s)["drains"])
 
-    def _ask(self, message: Message, timeout_s: float) -> Message:
-        channel = connect(self._path, self._leads, timeout_s=timeout_s)
+    def door(self, service: str) -> Door:
+        """How a connection of this process reaches a daemon that shares the service's address with others."""
+        return partial(self._through_door, service)
+
+    @contextmanager
+    def _through_door(self, service: str, source: str, port: int) -> Iterator[None]:
+        """Raises OSError: no router leads, or it cannot direct the connection. One of 0.1 is not asked to."""
         try:
-            home = HomeIdentity.of(self._home)
-            named = {"home": home.dumps()} if home else {}
-            answer = channel.request({**message, **named, "id": 1}, timeout_s=timeout_s)
-        finally:
-            channel.close()
+            channel = connect(self._path, self._leads, timeout_s=DOOR_WITHIN_S)
+        except (NotRunningError, OSError) as error:
+            raise ConnectionRefusedError(f"no router directs the connection: {error}") from error
+        with closing(channel):
+            try:
+                message = {"op": "door", "service": service, "source": source, "port": port}
+                answer = self._request(channel, message, DOOR_WITHIN_S)
+            except (NotRunningError, TimedOutError) as error:
+                raise ConnectionRefusedError(f"no router directs the connection: {error}") from error
+            why = str(answer.get("message", ""))
+            if not answer.get("ok") and not why.startswith(UNKNOWN):
+                raise ConnectionRefusedError(why)
+            yield
+
+    def _ask(self, message: Message, timeout_s: float) -> Message:
+        with closing(connect(self._path, self._leads, timeout_s=timeout_s)) as channel:
+            answer = self._request(channel, message, timeout_s)
         if not answer.get("ok"):
             raise NotRunningError(str(answer.get("message")))
         return answer
+
+    def _request(self, channel: Channel, message: Message, timeout_s: float) -> Message:
+        home = HomeIdentity.of(self._home)
+        named = {"home": home.dumps()} if home else {}
+        return channel.request({**message, **named, "id": 1}, timeout_s=timeout_s)
 
     def _leads(self) -> bool:
         """Whether a router leads: it has the directory locked, or the file where no directory can be locked."""

@@ -3,7 +3,7 @@
 Router and daemons that share a fixed address are one group, in the order in which they began to listen (socket(7)). A
 daemon that takes part has no port of its own: a connection to it, and not to the active one, comes from 127.47.77.N,
 and gets the member at index N. Any address in 127.0.0.0/8 is this machine (RFC 1122, 3.2.1.3), and may be bound by
-every process.
+every process: so the router lets each such connection through by its port, too (reuseport/program.py).
 """
 
 from __future__ import annotations

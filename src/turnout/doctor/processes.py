@@ -9,7 +9,10 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from turnout import __version__
+from turnout.control.router_client import RouterClient
 from turnout.core.model import Daemon, Desired
 from turnout.doctor.context import Context, ServiceContext
 from turnout.doctor.finding import CheckResult, bad, ok, warn
@@ -129,7 +132,9 @@ def _active(service: ServiceContext, daemon: Daemon, *, stopped: bool) -> Iterat
         evidence = f"{daemon.boot_id} (pid {daemon.pid}) is suspended: it accepts no connection"
         yield bad(evidence, f"kill -CONT {daemon.pid}")
         return
-    result = probe(daemon, probe_spec(service.settings, daemon), timeout_s=max(1.0, service.settings.health.timeout_s))
+    door = RouterClient(service.home.home).door(service.name)
+    spec = msgspec.structs.replace(probe_spec(service.settings, daemon), door=door)
+    result = probe(daemon, spec, timeout_s=max(1.0, service.settings.health.timeout_s))
     evidence = f"{daemon.boot_id} (pid {daemon.pid}, port {daemon.port}): {result.reason or 'well'}"
     again = "turnout refresh" if daemon.owned else attach_again(daemon)
     yield ok(evidence) if result.ok else bad(evidence, f"{again}{service.flag}")

@@ -73,7 +73,7 @@ class Candidate:
         self._boot_id = boot_id
         self._generation = generation
         self._progress = progress
-        self._spec = service.probe_spec
+        self._spec = msgspec.structs.replace(service.probe_spec, door=router.door(service.name))
 
     def start(self, build: Build, context: ExecContext) -> Daemon:
         """Have it started, and wait until it is ready: ``start_timeout`` at most for each try.
@@ -273,7 +273,8 @@ class Candidate:
             if known is None or not result.ok:
                 return result
             asks = self._service.probe_spec.preamble + known.asks
-            waits = says_not_ready(daemon.host, daemon.port, asks, known.not_ready, timeout_s=settings.health.timeout_s)
+            within_s, door = settings.health.timeout_s, self._spec.door
+            waits = says_not_ready(daemon, asks, known.not_ready, timeout_s=within_s, door=door)
             if not waits:
                 return result
             reason = f"not healthy within {settings.start_timeout_s:g} s: {waits}"

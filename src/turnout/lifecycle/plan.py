@@ -17,6 +17,7 @@ import msgspec
 from turnout.config.build_stamp import is_version_pending
 from turnout.config.command_check import check_no_container
 from turnout.config.settings import ServiceRequest, Settings
+from turnout.control.router_client import RouterClient
 from turnout.core.deployment import (
     begin_deploy,
     deactivate,
@@ -175,6 +176,8 @@ class Planner:
         spec = self._service.spec_of(daemon)
         if self._is_dry_run and spec.kind == "exec":
             return is_alive(daemon.identity)
+        router = RouterClient(self._service.home.home)
+        spec = msgspec.structs.replace(spec, door=router.door(self._service.name))
         return probe(daemon, spec, timeout_s=self._settings.health.timeout_s).ok
 
     def _deploy(self) -> actions.Action:

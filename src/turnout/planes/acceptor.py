@@ -233,6 +233,7 @@ class Acceptor:
             self._patience.met(Obstacle.SHORT if no_port else Obstacle.REFUSES, self._clock())
             return False
         if len(self._hold_queue) < self._hold_queue.max_waiting and self._pace.is_full(upstream):
+            self._dialer.settle(daemon)
             daemon.close()  # the kernel has dropped the SYN: what waits here goes as soon as there is room, in order
             self._patience.met(Obstacle.FULL, self._clock())
             return False
@@ -240,6 +241,7 @@ class Acceptor:
             self._watch_for_reset(client)
             self._readiness.register(daemon.fileno(), EPOLLOUT)
         except OSError:  # epoll_ctl(2): no memory, or no more watches for this user
+            self._dialer.settle(daemon)
             daemon.close()
             self._patience.met(Obstacle.SHORT, self._clock())
             return False
@@ -272,6 +274,7 @@ class Acceptor:
         if client.daemon is not None:
             del self.connecting[client.daemon_fd]
             self._readiness.unregister(client.daemon_fd)
+            self._dialer.settle(client.daemon)
             client.daemon.close()
             client.daemon, client.daemon_fd, client.upstream = None, -1, None
 

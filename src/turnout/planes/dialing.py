@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterable
@@ -46,6 +47,7 @@ class Dialer:
         self._family = socket.AF_INET
         self._meets_itself = False  # an outgoing connection may be given the daemon's own port
         self._reserve: socket.socket | None = None
+        self._doors: dict[socket.socket, tuple[str, int]] = {}  # open ones, by the socket that connects
 
     def set_upstream(self, upstream: Upstream | None, pending: Iterable[PendingClient]) -> None:
         """Another upstream, or none; ``pending``: whose sockets must be of the upstream's address family."""
@@ -106,14 +108,15 @@ class Dialer:
         sources = self._sources
         if upstream.source:
             # it shares the address with us: once it has left, its index is ours, and no socket would refuse
-            is_there = self._checks.is_there(upstream)
-            code = _connect_from(upstream.source, daemon, address) if is_there else errno.ECONNREFUSED
+            code = self._dial_member(daemon, upstream) if self._checks.is_there(upstream) else errno.ECONNREFUSED
         else:
             code = daemon.connect_ex(address) if sources.last == 1 else errno.EADDRNOTAVAIL
             if code == errno.EADDRNOTAVAIL:
                 code = sources.connect(daemon, address)
         if code == errno.EINPROGRESS:  # a second look usually finds it done
             code = daemon.connect_ex(address)
+        if self._doors and code not in UNDER_WAY:
+            self.settle(daemon)
         if code != 0 and code != errno.EISCONN:  # noqa: PLR1714  # a set made for each connection costs more
             return code
         if self._meets_itself and daemon.getsockname()[:2] == address:
@@ -124,6 +127,7 @@ class Dialer:
 
     def answered(self, daemon: socket.socket, upstream: Upstream) -> int:
         """The same for a socket whose connect took its time, now that the kernel has an answer."""
+        self.settle(daemon)
         return daemon.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._refused_if_ended(daemon, upstream)
 
     def _refused_if_ended(self, daemon: socket.socket, upstream: Upstream) -> int:
@@ -131,6 +135,31 @@ class Dialer:
             reset_on_close(daemon)
             return errno.ECONNREFUSED
         return 0
+
+    def _dial_member(self, daemon: socket.socket, upstream: Upstream) -> int:
+        """Connect a fresh socket to one daemon of the group at the fixed address; answers as ``connect_ex``.
+
+        A router that does not steer the group connects as a client does, and so to the active daemon.
+        """
+        address, doors = (upstream.host, upstream.port), self._checks.doors
+        if doors and doors.have_moved:
+            return daemon.connect_ex(address)
+        try:
+            daemon.bind((upstream.source, 0))
+            if doors:
+                port = daemon.getsockname()[1]
+                doors.open(upstream.source, port)
+                self._doors[daemon] = upstream.source, port
+        except OSError as error:
+            return error.errno if error.errno == errno.EADDRNOTAVAIL else errno.ECONNREFUSED
+        return daemon.connect_ex(address)
+
+    def settle(self, daemon: socket.socket) -> None:
+        """The connect of this socket is done or given up, and the socket is open still: shut its door."""
+        door = self._doors.pop(daemon, None)
+        if door and self._checks.doors:
+            with contextlib.suppress(OSError):  # it is shut with the next one
+                self._checks.doors.close(*door)
 
     def close(self) -> None:
         """Give the reserve back; another one may be made later."""
@@ -182,13 +211,3 @@ class Sources:
                 return code
         self._counters.ports_exhausted += 1
         return errno.EADDRNOTAVAIL
-
-
-def _connect_from(source: str, daemon: socket.socket, address: tuple[str, int]) -> int:
-    """Connect a fresh socket from this address; answers as ``connect_ex``."""
-    daemon.setsockopt(socket.IPPROTO_IP, _LATE_PORT, 1)
-    try:
-        daemon.bind((source, 0))
-    except OSError as error:
-        return error.errno or errno.EADDRNOTAVAIL
-    return daemon.connect_ex(address)

@@ -108,11 +108,25 @@ class Counters:
         return {spec.name: getattr(self, spec.name) for spec in fields(self) if spec.name != "connect_s"}
 
 
+class UpstreamDoors(Protocol):
+    """Lets connections reach a daemon that listens at the fixed address itself (planes/direct/doors.py)."""
+
+    have_moved: bool  # another router steers, and any connection reaches the active daemon
+
+    def open(self, source: str, port: int) -> None:
+        """Raises OSError: it cannot be had now."""
+        ...
+
+    def close(self, source: str, port: int) -> None: ...
+
+
 class UpstreamChecks:
     """What an acceptor asks about the daemon to which it connects: the answers of a plane that knows its address alone.
 
-    Only the loop's thread asks.
+    Only the loop's thread asks. ``doors``: what connects to daemons that share the fixed address; None: none does.
     """
+
+    doors: UpstreamDoors | None = None
 
     def is_there(self, upstream: Upstream) -> bool:  # noqa: ARG002  # for subclasses
         """Whether a daemon that shares the fixed address still listens there; asked before each connect to it."""

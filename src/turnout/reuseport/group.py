@@ -431,14 +431,16 @@ class Group:
     def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
         """The indexes of daemons that run, by who accepts what names one; who accepts nothing is not found."""
         deadline = time.monotonic() + ALL_TAKEN_S
-        for index in range(self.home):
-            with contextlib.suppress(OSError), connect_to_index((self._at, self._port), index) as probe:
+        listener, selected = self.router_listeners[0], self.home
+        for index in range(selected):
+            with contextlib.suppress(OSError), connect_to_index(listener, selected, index) as probe:
                 within_s = max(TAKEN_LEAST_S, min(TAKEN_S, deadline - time.monotonic()))
                 boot_id = taken_by(probe, self._port, daemons, within_s=within_s)
                 if boot_id:
                     record = daemons[boot_id]
                     self.places[index] = Place(record.listener_inode, listener_of(record), boot_id)
                     self._unplaced.pop(record.listener_inode, None)
+        attach(listener, [selected])
 
     def _refused(self, error: OSError) -> NotBegunError:
         why = error.strerror or str(error)

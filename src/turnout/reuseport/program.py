@@ -11,53 +11,93 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
 
-from turnout.core.slots import SOURCE_PREFIX
+from turnout.core.slots import SOURCE_PREFIX, index_of
 
 SO_ATTACH_REUSEPORT_CBPF: Final = 51  # include/uapi/asm-generic/socket.h; the same on x86_64 and aarch64
 _NET: Final = 0xFFF00000  # SKF_NET_OFF, include/uapi/linux/filter.h: from here on offsets count from the IP header
 _RANDOM: Final = 0xFFFFF000 + 56  # SKF_AD_OFF + SKF_AD_RANDOM, likewise
 _SOURCE_AT: Final = 12  # RFC 791, 3.1
+_PORT_AT: Final = 20  # RFC 9293, 3.1, behind an IP header without options
+_IPV4: Final = 0x45  # version 4, and no options
 _NETWORK: Final = int.from_bytes(socket.inet_aton(f"{SOURCE_PREFIX}0"))
+DOORS_MOST: Final = 100  # a jump of classic BPF reaches 255 instructions
 # include/uapi/linux/bpf_common.h: class, size and mode, or class, operation and source, in one byte
-_LOAD_BYTE, _LOAD_WORD, _AND, _MODULO, _IF_EQUAL = 0x30, 0x20, 0x54, 0x94, 0x15
-_TO_X, _TO_A, _RETURN, _RETURN_A = 0x07, 0x87, 0x06, 0x16
+_LOAD_BYTE, _LOAD_HALF, _LOAD_WORD = 0x30, 0x28, 0x20
+_AND, _MODULO, _SHIFT, _OR_X, _IF_EQUAL = 0x54, 0x94, 0x64, 0x4C, 0x15
+_TO_X, _TO_A, _RETURN = 0x07, 0x87, 0x06
 
 
-def program(indexes: Sequence[int]) -> bytes:
-    """A selection as the kernel reads it: the index that the source names, if it is of ours, else one of ``indexes``.
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A connection that may name a member of the group: its source address names the index (core/slots.py).
+
+    It is let through by its address and its port, which its socket holds: no other program can have both.
+
+    Args:
+        index: of the member, 0 to 255.
+        port: of the connection's source.
+    """
+
+    index: int
+    port: int
+
+    @classmethod
+    def of(cls, source: str, port: int) -> Self:
+        """Raises ValueError: the source names no index."""
+        index = index_of(source)
+        if index is None:
+            raise ValueError(f"{source} names no index")
+        return cls(index, port)
+
+
+def program(indexes: Sequence[int], doors: Collection[Door] = ()) -> bytes:
+    """A selection as the kernel reads it: the index that a door's connection names, else one of ``indexes``.
 
     A daemon whose workers have a listener each has several: each connection goes to any of them.
     """
-    several = len(indexes) > 1
-    steps = [
-        (_LOAD_BYTE, 0, 0, _NET),
-        (_AND, 0, 0, 0xF0),
-        (_IF_EQUAL, 0, 7, 0x40),  # IPv4; else to the last steps
-        (_LOAD_WORD, 0, 0, _NET + _SOURCE_AT),
-        (_TO_X, 0, 0, 0),
-        (_AND, 0, 0, 0xFFFFFF00),
-        (_IF_EQUAL, 0, 3, _NETWORK),
-        (_TO_A, 0, 0, 0),
-        (_AND, 0, 0, 0xFF),
-        (_RETURN_A, 0, 0, 0),
-        *([(_LOAD_WORD, 0, 0, _RANDOM), (_MODULO, 0, 0, len(indexes))] if several else []),
-    ]
+    steps: list[tuple[int, int, int, int]] = []
+    if doors:
+        behind = 2 * len(doors)
+        steps = [
+            (_LOAD_BYTE, 0, 0, _NET),
+            (_IF_EQUAL, 0, behind + 10, _IPV4),
+            (_LOAD_WORD, 0, 0, _NET + _SOURCE_AT),
+            (_TO_X, 0, 0, 0),
+            (_AND, 0, 0, 0xFFFFFF00),
+            (_IF_EQUAL, 0, behind + 6, _NETWORK),
+            (_TO_A, 0, 0, 0),
+            (_AND, 0, 0, 0xFF),
+            (_SHIFT, 0, 0, 16),
+            (_TO_X, 0, 0, 0),
+            (_LOAD_HALF, 0, 0, _NET + _PORT_AT),
+            (_OR_X, 0, 0, 0),
+        ]
+        for door in doors:
+            steps += [(_IF_EQUAL, 0, 1, (door.index << 16) | door.port), (_RETURN, 0, 0, door.index)]
+    if len(indexes) > 1:
+        steps += [(_LOAD_WORD, 0, 0, _RANDOM), (_MODULO, 0, 0, len(indexes))]
     for number, index in enumerate(indexes[:-1]):
         steps += [(_IF_EQUAL, 0, 1, number), (_RETURN, 0, 0, index)]
     steps.append((_RETURN, 0, 0, indexes[-1]))
     return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
-def attach(sock: socket.socket, indexes: Sequence[int]) -> None:
+def attach(sock: socket.socket, indexes: Sequence[int], doors: Collection[Door] = ()) -> None:
     """Have new connections to this listener's group go to the members at ``indexes``: one call, at once, for all of it.
+
+    Args:
+        sock: any member.
+        indexes: at least one.
+        doors: :data:`DOORS_MOST` at most.
 
     Raises:
         OSError: the kernel refused; EINVAL: it is no member of a group (yet).
     """
-    code = program(indexes)
+    code = program(indexes, doors)
     held = ctypes.create_string_buffer(code, len(code))
     sock.setsockopt(
         socket.SOL_SOCKET,
@@ -71,7 +111,7 @@ def is_shared(sock: socket.socket) -> bool:
     return sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) != 0
 
 
-def let_go(sock: socket.socket, home: int) -> None:
+def let_go(sock: socket.socket, home: int, doors: Collection[Door] = ()) -> None:
     """Have everything come to the router, at index ``home``; where there is no group, it does so anyway.
 
     Raises:
@@ -79,7 +119,7 @@ def let_go(sock: socket.socket, home: int) -> None:
     """
     if is_shared(sock):
         try:
-            attach(sock, [home])
+            attach(sock, [home], doors)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise

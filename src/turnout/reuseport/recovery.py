@@ -10,6 +10,7 @@ from typing import Final
 
 from turnout.core.addresses import reachable
 from turnout.core.slots import source_of
+from turnout.reuseport.program import Door, attach
 from turnout.system.files import undone_on_error
 from turnout.system.net.connections import connections_at
 from turnout.system.net.sockets import descriptors_of, has_any, listening_at
@@ -42,13 +43,14 @@ def listener_of(record: SpawnRecord) -> socket.socket | None:
     return None
 
 
-def connect_to_index(address: tuple[str, int], index: int) -> socket.socket:
+def connect_to_index(listener: socket.socket, selected: int, index: int) -> socket.socket:
     """A connection to one member, that is made or about to be; it ends by a reset, and sends nothing.
 
     It does not wait: at a member whose queue is full it would have to.
 
     Args:
-        address: of the group.
+        listener: any member of the group.
+        selected: where other connections go meanwhile.
         index: the member.
 
     Raises:
@@ -59,7 +61,9 @@ def connect_to_index(address: tuple[str, int], index: int) -> socket.socket:
         reset_on_close(sock)
         sock.setblocking(False)
         sock.bind((source_of(index), 0))
-        sock.connect_ex(address)
+        host, port = listener.getsockname()
+        attach(listener, [selected], [Door(index, sock.getsockname()[1])])
+        sock.connect_ex((reachable(host), port))
     return sock
 
 

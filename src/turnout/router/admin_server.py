@@ -32,6 +32,15 @@ class Answers(Protocol):
         """What drains and why it is still there. Raises KeyError as below."""
         ...
 
+    def open_door(self, service: str, source: str, port: int) -> Callable[[], None]:
+        """Let the connection from there reach a daemon of its choice; answers what ends that.
+
+        Raises:
+            KeyError: as below.
+            OSError: it cannot, and why.
+        """
+        ...
+
     def when_applied(self, service: str, revision: int, reply: Callable[[int], None]) -> None:
         """Look at the registry now, and call ``reply`` with the applied revision once it is ``revision`` or more.
 
@@ -57,6 +66,7 @@ class AdminServer:
         self._loop = loop
         self._answers = answers
         self._channels: set[Channel] = set()
+        self._doors: dict[Channel, Callable[[], None]] = {}  # what shuts the door that was opened over a channel
         self._unread: dict[Channel, asyncio.TimerHandle] = {}  # peers that have an answer to read, with their deadlines
         self._home = home
         accepting = Loop(loop.add_reader, loop.remove_reader, loop.call_later)
@@ -97,7 +107,24 @@ class AdminServer:
         if home and home != self._home:
             reply({"ok": False, "message": "this router belongs to another home"})
             return
-        answer_question(message, self._answers, reply)
+        if message.get("op") == "door":
+            self._open_door(channel, message, reply)
+        else:
+            answer_question(message, self._answers, reply)
+
+    def _open_door(self, channel: Channel, message: Message, reply: Reply) -> None:
+        """For a verb that checks a daemon. The door is shut when the verb closes its channel, which has no other."""
+        match message:
+            case {"service": str(name), "source": str(source), "port": int(port)} if 0 < port < 65536:
+                try:
+                    if channel not in self._doors:
+                        self._doors[channel] = self._answers.open_door(name, source, port)
+                    reply({"ok": True})
+                except (KeyError, OSError) as error:
+                    why = error.strerror if isinstance(error, OSError) else f"this router does not serve {error}"
+                    reply({"ok": False, "message": why or str(error)})
+            case _:
+                reply({"ok": False, "message": "bad request: door"})
 
     def _send(self, channel: Channel, answer: Message) -> None:
         try:
@@ -138,6 +165,7 @@ class AdminServer:
         if channel in self._channels:
             self._stop_flushing(channel)
             self._channels.discard(channel)
+            self._doors.pop(channel, lambda: None)()
             self._loop.remove_reader(channel.fileno())
             channel.close()
 

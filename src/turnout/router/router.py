@@ -362,5 +362,10 @@ class Router:
     def drains(self, service: str) -> Sequence[Mapping[str, Any]]:
         return self._services[service].report.drains()
 
+    def open_door(self, service: str, source: str, port: int) -> Callable[[], None]:
+        doors = self._services[service].doors
+        doors.open(source, port)
+        return partial(doors.close, source, port)
+
     def when_applied(self, service: str, revision: int, reply: Callable[[int], None]) -> None:
         self._services[service].registry.when_applied(revision, reply)

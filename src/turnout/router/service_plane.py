@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from turnout.planes.direct.bpf_pins import Pins
+from turnout.planes.direct.doors import Doors
 from turnout.planes.plane import Plane, Upstream, UpstreamChecks
 from turnout.router.exit_watch import ExitWatch
 from turnout.router.group_view import GroupView
@@ -18,6 +19,7 @@ class ServicePlane(msgspec.Struct, frozen=True):
 
     Args:
         reason: why it is this plane, for people.
+        doors: connections that reach a daemon of the group, whichever is active.
         exits: watches the processes of the daemons that the plane sends clients to.
         pins: what is pinned for the sk_lookup plane; None: nothing can be.
     """
@@ -25,6 +27,7 @@ class ServicePlane(msgspec.Struct, frozen=True):
     plane: Plane
     reason: str
     group: GroupView
+    doors: Doors
     exits: ExitWatch
     pins: Pins | None
 
@@ -35,6 +38,7 @@ class DaemonChecks(UpstreamChecks):
 
     kernel: KernelView
     exits: ExitWatch
+    doors: Doors
 
     def is_there(self, upstream: Upstream) -> bool:
         return self.kernel.is_there(upstream)

@@ -18,6 +18,7 @@ from turnout.config.validation import demands
 from turnout.core.model import Desired, Snapshot
 from turnout.errors import TurnoutError
 from turnout.planes.direct.bpf_pins import Pins
+from turnout.planes.direct.doors import Doors, ThreadDoor
 from turnout.planes.direct.reuseport import Reuseport
 from turnout.planes.direct.sk_lookup import SkLookup
 from turnout.planes.direct.steering import Steering
@@ -80,6 +81,7 @@ class ServiceRuntime:
         loop = self._loop = resources.loop
         self.plane = plane.plane
         self.group = plane.group
+        self.doors = plane.doors
         self._pins = plane.pins
         self._exits = plane.exits
         self.sockets: list[socket.socket] = []
@@ -107,7 +109,8 @@ class ServiceRuntime:
         events = EventLog(resources.journal, live, registry)
         service = FollowedService(loop, self._files, live, registry, events)
         self._upstream = UpstreamSelector(self.plane, live, registry, self._exits, self.group.source_of)
-        self._prober = DaemonProber(service, self._probe_threads, self._upstream, self._select_upstream)
+        door = ThreadDoor(loop, plane.doors)
+        self._prober = DaemonProber(service, self._probe_threads, self._upstream, door, self._select_upstream)
         probe = self._prober.probe
         interpreters, starting = resources.keeper.interpreters, self._files.starting
 
@@ -342,15 +345,16 @@ def compose_service(
     group = GroupView(service, resources.keeper)
     kernel = KernelView(lambda: runtime.addresses, lambda: runtime.registry.snapshot.daemons, given=group.listeners_of)
     exits = ExitWatch(resources.loop, lambda boot_id: runtime.on_daemon_exit(boot_id))  # noqa: PLW0108  # made below
-    checks = DaemonChecks(kernel, exits)
+    doors = Doors()
+    checks = DaemonChecks(kernel, exits, doors)
     steering: Steering | None = None
     if chosen.name == "sk_lookup":
         steering = SkLookup(kernel.listener_of, pins)
     elif chosen.name == "reuseport":
-        steering = Reuseport(kernel.is_there, group)
+        steering = Reuseport(kernel.is_there, group, doors)
     if steering:
         plane = planes.direct(steering, kernel, policy(settings), checks)
     else:
         plane = planes.make(chosen.name, policy(settings), checks)
-    runtime = ServiceRuntime(resources, opened, ServicePlane(plane, chosen.reason, group, exits, pins))
+    runtime = ServiceRuntime(resources, opened, ServicePlane(plane, chosen.reason, group, doors, exits, pins))
     return runtime

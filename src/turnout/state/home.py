@@ -75,6 +75,11 @@ class ServiceHome:
     logs = _Below("logs")
     contexts = _Below("contexts")  # the execution contexts of its builds
 
+    @property
+    def home(self) -> Home:
+        """That of all services."""
+        return Home(self.root.parent.parent)
+
     def read_settings(self) -> tuple[bytes, os.stat_result]:
         """The content and the state of settings.json. Raises OSError: it cannot be read, or is far too large."""
         return Files().read(self.settings, SETTINGS_MAX_BYTES)
@@ -87,10 +92,9 @@ class ServiceHome:
 
     def create(self) -> None:
         """Make the directories, mode 0700. Raises as :meth:`Home.create`."""
-        home = self.root.parent.parent
-        Home(home).create()
+        self.home.create()
         for directory in (self.root.parent, self.root, self.records, self.logs):
-            _make(directory, like=home)
+            _make(directory, like=self.home.root)
 
 
 @dataclass(frozen=True, slots=True)

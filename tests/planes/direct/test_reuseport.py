@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,13 @@ import pytest
 from stage import Stage
 from support import eventually
 from turnout.core.model import Daemon
-from turnout.core.slots import ROUTER_INDEX
+from turnout.core.slots import ROUTER_INDEX, source_of
 from turnout.errors import SteeringError
+from turnout.planes.direct.doors import Doors
 from turnout.planes.direct.reuseport import Reuseport
 from turnout.planes.plane import Upstream
 from turnout.reuseport.group import Group
-from turnout.reuseport.program import attach, let_go
+from turnout.reuseport.program import DOORS_MOST, attach, let_go
 from turnout.router.kernel_view import KernelView, Processes
 from turnout.system.net.listener import bind
 
@@ -49,8 +51,8 @@ def members() -> Iterator[Members]:
     group.close()
 
 
-def steering(members: Members, *, there: bool = True) -> Reuseport:
-    found = Reuseport(lambda _target: there, members)
+def steering(members: Members, doors: Doors | None = None, *, there: bool = True) -> Reuseport:
+    found = Reuseport(lambda _target: there, members, doors or Doors())
     for sock in members.group.router_listeners:
         found.listen(sock)
     return found
@@ -94,7 +96,7 @@ def test_what_cannot_be_steered_to_is_refused_with_the_reason(members: Members) 
     with sock, pytest.raises(SteeringError, match="has closed its listener"):
         steering(members, there=False).steer(target(members, "v1"))
     with sock, pytest.raises(SteeringError, match="not shared"):
-        Reuseport(lambda _target: True, members).steer(target(members, "v1"))
+        Reuseport(lambda _target: True, members, Doors()).steer(target(members, "v1"))
     assert members.told == []
 
 
@@ -193,12 +195,94 @@ def test_a_connection_that_chose_a_daemon_which_is_gone_is_reset_and_not_relayed
     with socket.socket() as client:
         client.bind((gone.target.source, 0))
         client.settimeout(20)
+        stage.call(lambda: stage.doors.open(*client.getsockname()))
         with pytest.raises(ConnectionResetError):  # by the connect already, where the router is that quick
             _ask(client, stage.address)
     assert stage.plane.counters.accepted == 0
     client, far = stage.pair(daemon)
     client.sendall(b"as ever")
     assert far.recv(100) == b"as ever"
+
+
+def test_a_door_lets_one_connection_reach_a_daemon_that_is_not_active(members: Members) -> None:
+    doors = Doors()
+    found = steering(members, doors)
+    active, _ = members.group.join("v1")
+    warm, index = members.group.join("v2")
+    with active, warm, socket.socket() as client, socket.socket() as other:
+        client.bind((source_of(index), 0))
+        with pytest.raises(OSError, match="does not steer"):
+            doors.open(*client.getsockname())
+        found.steer(target(members, "v1"))
+        doors.open(*client.getsockname())
+        other.bind((source_of(index), 0))
+        other.connect(members.group.address)
+        assert _from(active) == other.getsockname()
+        found.steer(None)
+        client.connect(members.group.address)
+        assert _from(warm) == client.getsockname(), "a switch closes no door"
+        doors.close(*client.getsockname())
+        assert not doors.all
+        found.release()
+        assert doors.have_moved
+        with pytest.raises(OSError, match="does not steer"):
+            doors.open(*client.getsockname())
+
+
+def test_no_more_doors_are_open_than_the_kernel_takes(members: Members) -> None:
+    doors = Doors()
+    steering(members, doors).steer(None)
+    for port in range(1, DOORS_MOST + 1):
+        doors.open(source_of(3), port)
+    with pytest.raises(BlockingIOError):
+        doors.open(source_of(3), DOORS_MOST + 1)
+    doors.close(source_of(3), 1)
+    doors.open(source_of(3), DOORS_MOST + 1)
+
+
+def test_a_door_that_the_kernel_refuses_is_not_open(members: Members) -> None:
+    doors = Doors()
+    steering(members, doors).steer(None)
+
+    def refuses() -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    doors.renew = refuses
+    with pytest.raises(OSError, match="no memory"):
+        doors.open(source_of(3), 5)
+    assert not doors.all
+
+
+def _from(listener: socket.socket) -> object:
+    listener.settimeout(20)
+    far, peer = listener.accept()
+    far.close()
+    return peer
+
+
+def test_the_relay_leaves_no_door_open() -> None:
+    """Whether its connects succeed or fail, also where more are made at once than there may be doors."""
+    stage = Stage("reuseport", hold_max=2 * DOORS_MOST)
+    try:
+        _come_and_go(stage)
+    finally:
+        stage.close()
+
+
+def _come_and_go(stage: Stage) -> None:
+    daemon = stage.daemon("v1")
+    stage.set_upstream(None)
+    clients = [stage.client() for _ in range(DOORS_MOST + 50)]
+    eventually(lambda: stage.plane.counters.held_now == len(clients))
+    stage.set_upstream(daemon)
+    for _ in clients:
+        daemon.accept().close()
+    eventually(lambda: stage.call(lambda: not stage.doors.all))
+    stage.end(daemon)
+    late = stage.client()
+    eventually(lambda: stage.plane.counters.connect_failed > 0)
+    assert not stage.call(lambda: stage.doors.all)
+    late.close()
 
 
 @pytest.mark.parametrize("kind", ["reuseport"], indirect=True)

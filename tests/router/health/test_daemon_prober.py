@@ -21,6 +21,7 @@ from turnout.router.health.probing import ProbeThreads
 from turnout.router.upstream import UpstreamSelector
 from turnout.state.home import ServiceHome
 from turnout.state.service import Service
+from turnout.system.probes.connect import shut
 from turnout.system.probes.probe import ProbeResult
 from turnout.testing import FakePlane
 
@@ -79,7 +80,7 @@ class Scene:
         )
         self.followed = followed
         self.prober = DaemonProber(
-            cast("Any", followed), cast("ProbeThreads", self.threads), self.upstream, self._changed
+            cast("Any", followed), cast("ProbeThreads", self.threads), self.upstream, shut, self._changed
         )
         monkeypatch.setattr(daemon_prober, "probe", self._probe)
         monkeypatch.setattr(daemon_prober, "look_at_listener", lambda _daemon, _spec: self.result)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from turnout.system.net.ports import choose_port
 from turnout.system.net.sockets import accept_queue, who_listens
 from turnout.system.probes import accept
 from turnout.system.probes import probe as module
+from turnout.system.probes.connect import no_door
 from turnout.system.probes.probe import ProbeResult, ProbeSpec, Proof, probe
 from turnout.system.probes.wait import wait_healthy
 from turnout.system.process import identify, is_alive, own_identity, state_of
@@ -284,6 +285,28 @@ def test_where_no_queue_is_full_a_daemons_descriptors_are_not_walked_through(
     opened.enter_context(socket.create_connection(sock.getsockname(), TIMEOUT_S))
     monkeypatch.setattr("turnout.system.probes.probe.listeners_of", lambda _: pytest.fail("all of them were looked at"))
     assert probe(replace(daemon, source="127.47.77.1"), ALIVE, timeout_s=0.2).ok
+
+
+def test_a_daemon_that_shares_the_fixed_address_is_reached_through_a_door_that_is_shut_behind_it(
+    opened: ExitStack,
+) -> None:
+    """By the fixed address alone the active daemon would be reached, which is another one."""
+    _, daemon = here(opened, backlog=3)
+    shares, calls = replace(daemon, source="127.47.77.3"), list[tuple[str, int]]()
+
+    @contextmanager
+    def door(source: str, port: int) -> Iterator[None]:
+        calls.append((source, port))
+        yield
+        calls.append(("", 0))
+
+    tcp = ProbeSpec("tcp")
+    assert "no router directs" in probe(shares, tcp, timeout_s=5.0).reason
+    assert probe(shares, msgspec.structs.replace(tcp, door=door), timeout_s=5.0).ok
+    (source, port), end = calls
+    assert (source, end) == ("127.47.77.3", ("", 0))
+    assert port
+    assert probe(shares, msgspec.structs.replace(tcp, door=no_door), timeout_s=5.0).ok
 
 
 def test_a_busy_daemon_whose_queue_is_always_full_but_moves_is_well(

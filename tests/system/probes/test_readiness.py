@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from turnout.core.data_owner import DataOwner, owns_its_data
+from turnout.core.model import Daemon
 from turnout.system.probes.readiness import says_not_ready
 
 STARTING = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
@@ -62,7 +63,7 @@ def owner(*command: str) -> DataOwner:
 def test_only_what_says_that_it_is_not_ready_is_not(command: str, answer: bytes | None, ready: bool) -> None:
     known = owner(command)
     with answering(answer) as (port, heard):
-        said = says_not_ready("127.0.0.1", port, known.asks, known.not_ready, timeout_s=20)
+        said = says_not_ready(Daemon("d", "127.0.0.1", port), known.asks, known.not_ready, timeout_s=20)
     assert heard == [known.asks]
     assert (said == "") is ready, said
     assert "\n" not in said
@@ -73,7 +74,7 @@ def test_one_that_is_silent_is_not_ready() -> None:
     known = owner("redis-server")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        said = says_not_ready("127.0.0.1", port, known.asks, known.not_ready, timeout_s=0.05)
+        said = says_not_ready(Daemon("d", "127.0.0.1", port), known.asks, known.not_ready, timeout_s=0.05)
     assert "did not answer" in said
 
 
@@ -81,7 +82,7 @@ def test_nobody_there_is_for_the_probe_to_say() -> None:
     known = owner("redis-server")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    assert says_not_ready("127.0.0.1", port, known.asks, known.not_ready, timeout_s=1) == ""
+    assert says_not_ready(Daemon("d", "127.0.0.1", port), known.asks, known.not_ready, timeout_s=1) == ""
 
 
 def test_the_startup_message_is_as_long_as_it_says() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
 from turnout.errors import SteeringError
+from turnout.planes.direct.doors import Doors
 from turnout.planes.plane import Upstream
 from turnout.reuseport.program import attach, is_shared, let_go
 from turnout.system.net.tcp import listens
@@ -42,16 +43,17 @@ class Reuseport:
     Args:
         is_there: whether a daemon still listens at the fixed address.
         members: the group.
+        doors: connections that the kernel lets name a member.
     """
 
     name: ClassVar[str] = "reuseport"
 
-    def __init__(self, is_there: Callable[[Upstream], bool], members: Members) -> None:
+    def __init__(self, is_there: Callable[[Upstream], bool], members: Members, doors: Doors) -> None:
         self._is_there = is_there
         self._members = members
+        self._doors = doors
         self._listeners: list[socket.socket] = []
         self._steered: Upstream | None = None
-        self._leads = False
         members.on_change = self._renew
 
     def listen(self, sock: socket.socket) -> None:
@@ -63,7 +65,7 @@ class Reuseport:
         self._let_go(there)
 
     def steer(self, upstream: Upstream | None) -> None:
-        self._leads = True
+        self._doors.renew = self._attach
         living = self._living()
         if upstream is None:
             self._steered = None
@@ -77,7 +79,7 @@ class Reuseport:
             raise SteeringError("the fixed address is not shared, or there are several")
         if not self._is_there(upstream):
             raise SteeringError("the daemon has closed its listener, or has opened another one that is not found yet")
-        attach(living[0], indexes)
+        attach(living[0], indexes, self._doors.all)
         self._steered = upstream
         self._members.set_selected(indexes)
 
@@ -86,27 +88,37 @@ class Reuseport:
 
     def release(self) -> None:
         """The program stays as it is: the router that leads decides where it points."""
-        self._steered, self._leads = None, False
+        self._steered, self._doors.renew = None, None
+        self._doors.have_moved = True
         self._listeners.clear()
 
     def close(self) -> None:
-        self._steered = None
+        self._steered, self._doors.renew = None, None
         with contextlib.suppress(OSError):
             self._let_go(self._living())
 
     def _renew(self) -> None:
         """An index has changed: what was selected has the same listeners, at other indexes or with others beside it."""
-        if self._leads:
+        if self._doors.renew:
             try:
                 self.steer(self._steered)
             except (OSError, SteeringError):
                 with contextlib.suppress(OSError):
                     self.steer(None)  # its plane looks again in a moment
 
+    def _attach(self) -> None:
+        """Have the kernel know the doors. Raises OSError."""
+        living = self._living()
+        indexes = self._members.indexes_of(self._steered.boot_id) if self._steered else ()
+        if indexes and living:
+            attach(living[0], indexes, self._doors.all)
+        else:
+            self._let_go(living)
+
     def _let_go(self, listeners: Sequence[socket.socket]) -> None:
         for sock in listeners:
             if is_shared(sock):
-                let_go(sock, self._members.home())
+                let_go(sock, self._members.home(), self._doors.all)
                 return
 
     def _living(self) -> list[socket.socket]:

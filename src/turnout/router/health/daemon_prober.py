@@ -16,6 +16,7 @@ from turnout.router.followed_service import FollowedService
 from turnout.router.health.probing import ProbeThreads
 from turnout.router.upstream import UpstreamSelector
 from turnout.state.service import probe_spec
+from turnout.system.probes.connect import Door
 from turnout.system.probes.probe import ProbeResult, look_at_listener, probe
 
 PROVE_FIRST_S: Final = 0.05  # a look costs a walk through the process table, and a listener may stay lost for hours
@@ -29,6 +30,7 @@ class DaemonProber:
 
     Args:
         upstream: knows where a daemon is reached, and notes whether the listener there is its own.
+        door: how a connection reaches a daemon that shares the fixed address.
         changed: called when the active daemon's listener is no longer proven, or is proven again: clients are to be
             held, or sent to the daemon.
     """
@@ -36,6 +38,7 @@ class DaemonProber:
     service: FollowedService
     threads: ProbeThreads
     upstream: UpstreamSelector
+    door: Door
     changed: Callable[[], None]
     _unproven: asyncio.Event = field(default_factory=asyncio.Event)
     _environ: Mapping[str, str] | None = None
@@ -44,7 +47,7 @@ class DaemonProber:
     async def probe(self, daemon: Daemon) -> ProbeResult:
         """Check a daemon once, by the settings that are in force."""
         health, started = self.service.live.settings.health, self.upstream.as_started(daemon)
-        spec = probe_spec(self.service.live.settings, started)
+        spec = msgspec.structs.replace(probe_spec(self.service.live.settings, started), door=self.door)
         if spec.kind == "exec":
             spec = msgspec.structs.replace(spec, environ=await self._environ_of(daemon))
 

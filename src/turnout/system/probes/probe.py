@@ -30,6 +30,7 @@ from turnout.system.net.sockets import (
     who_listens,
 )
 from turnout.system.probes.accept import QUEUE_LOOK_S, is_accepted, waited
+from turnout.system.probes.connect import Door, connect, shut
 from turnout.system.probes.exec import run_check
 from turnout.system.probes.http import MAX_ANSWER_BYTES, NotHttpError, get, is_within
 from turnout.system.probes.http import left as _left
@@ -71,6 +72,7 @@ class ProbeSpec(msgspec.Struct, frozen=True):
             TURNOUT_BOOT_ID and TURNOUT_VERSION.
         cwd: where it runs.
         environ: the environment below that; None: this process's.
+        door: how a connection reaches a daemon that shares the fixed address.
     """
 
     kind: Literal["alive", "tcp", "expect", "http", "exec", "none"] = "alive"
@@ -84,6 +86,7 @@ class ProbeSpec(msgspec.Struct, frozen=True):
     command: tuple[str, ...] = ()
     cwd: str = ""
     environ: Mapping[str, str] | None = None
+    door: Door = shut
 
 
 class ProbeResult(msgspec.Struct, frozen=True):
@@ -281,8 +284,7 @@ def _talk(daemon: Daemon, spec: ProbeSpec, deadline: float, *, prove: bool = Fal
     """
     received = b""
     try:
-        source = (daemon.source, 0) if daemon.source else None
-        with socket.create_connection((daemon.host, daemon.port), _left(deadline), source) as sock:
+        with connect(daemon, _left(deadline), spec.door) as sock:
             if sock.getsockname() == sock.getpeername():  # RFC 9293, 3.5: without a listener, TCP can meet itself
                 return ProbeResult(ok=False, reason=f"nothing listens on port {daemon.port}")
             sock.sendall(spec.preamble)
