@@ -237,6 +237,37 @@ def test_a_stopped_daemon_is_relayed_to_until_it_goes_on(shared: Turnout) -> Non
     no_trouble(shared)
 
 
+def test_clients_that_wait_for_a_suspended_daemon_are_served_by_the_next_one_when_it_is_killed(
+    shared: Turnout,
+) -> None:
+    """The kernel had connected them: to the daemon's queue, and to the relay's connections to it after a moment."""
+    count = 200
+    pid = shared.active()["pid"]
+    with contextlib.ExitStack() as opened:
+        os.kill(pid, signal.SIGSTOP)
+        clients = [opened.enter_context(socket.create_connection(shared.address, 60)) for _ in range(count // 2)]
+        eventually(lambda: "SIGSTOP" in router(shared)["plane_trouble"])
+        clients += [opened.enter_context(socket.create_connection(shared.address, 60)) for _ in range(count // 2)]
+        for client in clients:
+            client.sendall(b"still there?\n")
+        eventually(lambda: shared.status()["counters"]["accepted"] >= count // 2, why="the relay has the later half")
+        shared.kill(pid)
+        answers = [client.recv(100) for client in clients]
+    assert all(answer.startswith(b"v1 still there?") for answer in answers), answers
+    no_trouble(shared)
+
+
+def test_no_source_address_of_a_client_reaches_a_daemon_that_is_not_active(shared: Turnout) -> None:
+    configure(shared, "v2", observe='"10m"')
+    shared.run("deploy", "--detach")
+    for number in range(8):
+        with socket.socket() as client:
+            client.settimeout(20)
+            client.bind((f"127.47.77.{number}", 0))
+            client.connect(shared.address)
+            assert line_exchange(client) == "v2", number
+
+
 def test_paused_clients_are_let_go_to_a_daemon_that_has_no_port_of_its_own(shared: Turnout) -> None:
     shared.run("pause")
     with socket.create_connection(shared.address, 20) as held:

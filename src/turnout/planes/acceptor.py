@@ -19,6 +19,7 @@ from turnout.planes.fd_reserve import FdReserve
 from turnout.planes.hold_queue import TICK_S, HoldQueue, Obstacle, Pace, Patience, PendingClient
 from turnout.planes.listeners import Listeners, Readiness
 from turnout.planes.plane import Counters, PlaneOptions, Upstream
+from turnout.system.net.sockets import is_own
 from turnout.system.net.tcp import NO_RESOURCES, introduce, listens, reset_on_close, set_up
 
 ACCEPTS_PER_WAKEUP: Final = 64
@@ -173,10 +174,10 @@ class Acceptor:
                 if error.errno == errno.EINVAL and not listens(listener):
                     break
                 continue  # accept(2): errors of the new connection itself, which is gone
-            if self._shares and peer[0].startswith(SOURCE_PREFIX):
-                reset_on_close(sock)  # it meant a daemon that is gone, and would be relayed to ourselves
+            if self._shares and peer[0].startswith(SOURCE_PREFIX) and not is_own(peer):
+                reset_on_close(sock)  # a check of a daemon that is gone: another one must not answer it
                 sock.close()
-                continue
+                continue  # but what our relay sent to a daemon that is gone, with a client behind it, is served
             self._counters.accepted += 1
             sock.setblocking(False)
             client = PendingClient(sock, sock.fileno(), self._clock(), dialer.take_reserve())
