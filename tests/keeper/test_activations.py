@@ -31,7 +31,13 @@ class Scene:
         self.later: list[Callable[[], None]] = []
         self.served: dict[str, ServiceListeners] = {}
         listeners = DaemonListeners(
-            Home(Path("/nowhere")), self.served, lambda _name: None, lambda _boot: True, self._after, self.said.append
+            Home(Path("/nowhere")),
+            self.served,
+            lambda _name: None,
+            lambda _boot: True,
+            lambda _boot: None,
+            self._after,
+            self.said.append,
         )
         self.activations = Activations(self.selector, listeners, self._after, self.said.append)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from turnout.keeper.service_listeners import ServiceListeners
 from turnout.reuseport.group import Group, Place
 from turnout.state.home import Home
 from turnout.system.net.listener import bind
+from turnout.system.process import identify
 from turnout.system.spawn_record import SpawnRecord
 
 
@@ -30,8 +34,15 @@ class Scene:
         self.due: list[tuple[float, Callable[[], None]]] = []
         self.lines: list[str] = []
         self.running: set[str] = set()
+        self.processes: dict[str, Identity] = {}
         self.listeners = DaemonListeners(
-            Home(root), self.served, self.offered.append, self.running.__contains__, self.after, self.lines.append
+            Home(root),
+            self.served,
+            self.offered.append,
+            self.running.__contains__,
+            self.processes.get,
+            self.after,
+            self.lines.append,
         )
 
     def after(self, delay_s: float, action: Callable[[], None]) -> None:
@@ -215,3 +226,87 @@ def test_one_daemon_may_not_have_every_index(shared: tuple[Scene, Group]) -> Non
         scene.listeners.admit("a", "b2", sock.dup(), 7)
     assert len(group.indexes_of("b1")) == OF_ONE_DAEMON
     assert group.boots == {"b1", "b2"}
+
+
+CLOSES = """
+import socket, sys
+kept = [socket.socket(fileno=int(word)) for word in sys.argv[1:]]
+print("runs", flush=True)
+for sock in kept:
+    sys.stdin.readline()
+    sock.close()
+    print("closed", flush=True)
+sys.stdin.readline()
+"""
+
+
+@contextmanager
+def closing(*socks: socket.socket) -> Iterator[tuple[Identity, Callable[[], None]]]:
+    """A daemon that has these listeners, and the call at which it closes the next one of them."""
+    fds = [sock.fileno() for sock in socks]
+    with subprocess.Popen(
+        [sys.executable, "-c", CLOSES, *map(str, fds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        pass_fds=fds,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        stdin, stdout = process.stdin, process.stdout
+        assert stdout.readline() == "runs\n"
+        for sock in socks:
+            sock.close()
+
+        def close() -> None:
+            stdin.write("\n")
+            assert stdout.readline() == "closed\n"
+
+        yield identify(process.pid), close
+        stdin.close()
+
+
+def test_a_listener_that_its_daemon_closed_is_the_routers_while_the_daemon_runs(shared: tuple[Scene, Group]) -> None:
+    """Of two workers that have one each, one ends: clients must not be directed to a queue that nobody accepts from."""
+    scene, group = shared
+    first, second = bound_at(group), bound_at(group)
+    scene.running.add("b1")
+    with closing(first.dup(), second.dup()) as (process, close):
+        scene.processes["b1"] = process
+        scene.listeners.admit("a", "b1", first, 7)
+        scene.listeners.admit("a", "b1", second, 7)
+        both = group.indexes_of("b1")
+        scene.listeners.refresh()
+        assert group.indexes_of("b1") == both
+        close()
+        scene.listeners.refresh()
+        assert group.indexes_of("b1") == both[1:]
+        assert group.places[both[0]].is_routers
+
+
+def test_a_daemon_that_closes_its_listener_and_binds_again_has_that_index_no_more(shared: tuple[Scene, Group]) -> None:
+    scene, group = shared
+    before = bound_at(group)
+    scene.running.add("b1")
+    with closing(before.dup()) as (process, close):
+        scene.processes["b1"] = process
+        scene.listeners.admit("a", "b1", before, 7)
+        close()
+        scene.listeners.admit("a", "b1", bound_at(group), 7)
+        assert len(group.indexes_of("b1")) == 1
+
+
+def test_a_listener_of_a_daemon_that_may_not_be_looked_at_stays_its_own(
+    shared: tuple[Scene, Group], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, group = shared
+    sock = bound_at(group)
+    scene.running.add("b1")
+    with closing(sock.dup()) as (process, close):
+        scene.processes["b1"] = process
+        scene.listeners.admit("a", "b1", sock, 7)
+        close()
+        monkeypatch.setattr(daemon_listeners, "may_be_looked_at", lambda _pid: False)
+        scene.listeners.refresh()
+        assert group.boots == {"b1"}

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from support import scaled
+from support import report, scaled
 from turnout.core.model import Identity
 from turnout.core.slots import source_of
 from turnout.errors import NotBegunError, SpawnError
@@ -163,27 +164,45 @@ def test_the_queue_of_a_dead_daemon_is_the_routers(group: Group) -> None:
 
 
 @pytest.mark.parametrize("acknowledged", [True, False])
-def test_every_daemon_keeps_its_index_whoever_joins_dies_and_shuts_down(group: Group, acknowledged: bool) -> None:
+@pytest.mark.timeout(900)
+def test_no_living_daemon_moves_whoever_starts_dies_pauses_and_binds_again(group: Group, acknowledged: bool) -> None:
+    """In random order, and asked of the kernel by a connection for each index."""
     group.open()
     alive: dict[str, socket.socket] = {}
     chance = random.Random(7)
-    most = 0
-    for number in range(scaled(30, 300) if acknowledged else 30):
-        for boot_id in chance.sample(sorted(alive), chance.randint(0, len(alive))) if len(alive) > 3 else [*alive][:1]:
-            if chance.random() < 0.3:  # as HAProxy pauses; then it is gone
-                alive[boot_id].shutdown(socket.SHUT_RDWR)
+    most, most_fds = 0, 0
+    for number in range(scaled(100, 1000) if acknowledged else 30):
+        before = {boot_id: group.indexes_of(boot_id) for boot_id in alive}
+        touched = chance.sample(sorted(alive), chance.randint(0, len(alive) if len(alive) > 3 else min(1, len(alive))))
+        for boot_id in touched:
+            sock = alive.pop(boot_id)
+            if chance.random() < 0.4:  # as HAProxy pauses
+                sock.shutdown(socket.SHUT_RDWR)
                 group.look()
-            alive.pop(boot_id).close()
+                if chance.random() < 0.5:  # and resumes
+                    sock.listen(10)
+                    group.add(boot_id, sock.dup(), 10)
+                    alive[boot_id] = sock
+                    continue
+            sock.close()
             group.release(boot_id)
+            if chance.random() < 0.3:  # it lives, and binds again
+                alive[boot_id] = bind(*group.address, shared=True)
+                group.add(boot_id, alive[boot_id].dup(), 10)
         group.look()
         if acknowledged:
             acknowledge(group)
         alive[f"v{number}"], _ = group.join(f"v{number}")
         most = max(most, len(alive))
         check(group, alive)
+        assert all(group.indexes_of(boot_id) == before[boot_id] for boot_id in before.keys() - {*touched})
+        if number < 20:
+            most_fds = max(most_fds, len(list(Path("/proc/self/fd").iterdir())))
     if acknowledged:
         assert len(group.places) <= 3 * most + 6, "what is not used any more is used again"
+        assert len(list(Path("/proc/self/fd").iterdir())) <= 2 * most_fds
     assert len(group.places) < LISTENERS_MOST
+    report("group, starts and ends in random order", acknowledged=acknowledged, most=most, listeners=len(group.places))
     for sock in alive.values():
         sock.close()
 

@@ -18,7 +18,8 @@ import os, socket, sys
 from turnout.activation import seccomp
 line = socket.socket(fileno=int(sys.argv[1]))
 fd = seccomp.install(privileged=False)
-socket.send_fds(line, [b"f"], [fd])
+first = seccomp.Notifications(fd).first_call()
+socket.send_fds(line, [b"%d" % first.id], [fd])
 os.close(fd)
 assert line.recv(1) == b"g"
 exec(sys.argv[2])
@@ -40,8 +41,9 @@ class Filtered:
             )
             theirs.close()
             ours.settimeout(DEADLINE_S)
-            _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+            said, fds, _, _ = socket.recv_fds(ours, 32, 1)
             self.notifications = Notifications(fds[0])
+            self.first_call = WaitingCall(int(said), 0, 0, (0,) * 6)
             ours.send(b"g")
 
     def next_call(self) -> WaitingCall:

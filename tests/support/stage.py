@@ -161,7 +161,7 @@ class Stage:
         self.loop.call_soon_threadsafe(function, *args)
 
     def daemon(self, boot_id: str, *, point: bool = True) -> Daemon:
-        self._take_notice()
+        self.take_notice()
         found = Daemon(boot_id, stand=self.stand, group=self.group)
         if self.group:
             self._take_spares(self.group)
@@ -178,7 +178,7 @@ class Stage:
     def end(self, daemon: Daemon) -> None:
         """As the end of a daemon's process: its listener is closed, and the keeper takes notice."""
         daemon.listener.close()
-        self._take_notice()
+        self.take_notice()
 
     def reborn(self, dead: Daemon) -> Daemon:
         """A daemon in place of one whose listener was closed: at its port, or at the fixed address again."""
@@ -194,12 +194,12 @@ class Stage:
     def joined(self, boot_id: str) -> tuple[socket.socket, Upstream]:
         """A listener for a daemon in a process of its own that shares the address."""
         assert self.group
-        self._take_notice()
+        self.take_notice()
         listener, index = self.group.join(boot_id)
         self._take_spares(self.group)
         return listener, Upstream(boot_id, *self.address, source=source_of(index))
 
-    def _take_notice(self) -> None:
+    def take_notice(self) -> None:
         """Of who left: keeper and router do so as soon as a daemon has ended."""
         if self.group is None:
             return

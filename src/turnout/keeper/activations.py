@@ -262,5 +262,8 @@ def run_under_filter(held: Sequence[int]) -> None:
     except OSError as error:
         sending.send(b"%d" % (error.errno or errno.EINVAL))
     else:
+        memory = Memory.of(held[2])
+        memory.call = Notifications(fd).first_call()  # a keeper that dies over the next one leaves an id to search from
+        memory.store()
         socket.send_fds(sending, [b"f"], [fd])
         os.close(fd)

@@ -88,6 +88,11 @@ class Children:
         """Whether a boot is started, runs, or has left processes behind that its shim stands for."""
         return boot_id in self._all or boot_id in self._shims or boot_id in self._starts.boot_ids
 
+    def process_of(self, boot_id: str) -> Identity | None:
+        """The process of a child that runs."""
+        child = self._all.get(boot_id)
+        return child.identity if child else None
+
     def all(self) -> list[Child]:
         return list(self._all.values())
 

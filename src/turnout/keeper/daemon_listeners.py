@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+from turnout.core.model import Identity
 from turnout.errors import NotBegunError, TurnoutError
 from turnout.keeper.requests import Address
 from turnout.keeper.service_listeners import ServiceListeners
@@ -18,6 +19,8 @@ from turnout.reuseport.group import Group
 from turnout.state.home import Home
 from turnout.system.files import undone_on_error
 from turnout.system.net.listener import bind, spell
+from turnout.system.net.sockets import descriptors_of, inode_of, may_be_looked_at
+from turnout.system.process import is_alive, tree_of
 from turnout.system.spawn_record import read_records, write_record
 
 LOOK_S: Final = 0.25
@@ -32,15 +35,18 @@ class DaemonListeners:
         served: the keeper's listeners by service, shared with its routers.
         offer: gives the routers the listeners of a service as they are now.
         has_processes: whether a daemon runs, or processes of it do, as far as the keeper watches them.
+        process_of: the daemon's own process, while it runs and the keeper watches it.
     """
 
     home: Home
     served: dict[str, ServiceListeners]
     offer: Callable[[str], None]
     has_processes: Callable[[str], bool]
+    process_of: Callable[[str], Identity | None]
     after: Callable[[float, Callable[[], None]], None]
     log: Callable[[str], None]
     _is_due: bool = False
+    _holders: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])  # by inode: pid and fd
     _troubles: dict[str, str] = field(default_factory=dict[str, str])  # by service, as they were logged
 
     def bind(self, name: str, addresses: list[Address]) -> bool:
@@ -151,6 +157,7 @@ class DaemonListeners:
         """
         with undone_on_error(sock.close):
             group = self.group_of(name)
+            self._release_closed(group, boot_id)  # one that it had before gives its index to this one
             if len(group.indexes_of(boot_id)) >= OF_ONE_DAEMON:
                 raise OSError(errno.ENOBUFS, f"the daemon has {OF_ONE_DAEMON} listeners at the fixed address")
             sock.listen(backlog)
@@ -191,6 +198,7 @@ class DaemonListeners:
             try:
                 gone = [boot_id for boot_id in group.boots if self._is_gone(name, boot_id)]
                 released = [group.release(boot_id) for boot_id in gone]
+                released += [self._release_closed(group, boot_id) for boot_id in group.boots]
                 changed = group.look() or any(released)
             except (OSError, TurnoutError) as error:
                 if self._troubles.get(name) != str(error):  # it is tried again many times a second
@@ -209,6 +217,28 @@ class DaemonListeners:
             return False
         record = read_records(self.home.service(name).records).get(boot_id)
         return record is None or not record.has_processes
+
+    def _release_closed(self, group: Group, boot_id: str) -> bool:
+        """Give the listeners that a running daemon has closed to the router; whether there were any."""
+        process = self.process_of(boot_id)
+        closed = [inode for inode in group.listeners_of(boot_id) if process and self._has_closed(process, inode)]
+        for inode in closed:
+            group.release(boot_id, inode)
+        return bool(closed)
+
+    def _has_closed(self, process: Identity, inode: int) -> bool:
+        """Whether no process of a daemon has a listener open; where one may not be looked at, it may have it."""
+        pid, fd = self._holders.get(inode, (0, 0))
+        if pid and inode_of(pid, fd) == inode:
+            return False
+        pids = tree_of(process)
+        for pid in sorted(pids):
+            for found, fd in descriptors_of(pid):
+                if found == inode:
+                    self._holders[inode] = pid, fd
+                    return False
+        self._holders.pop(inode, None)
+        return all(map(may_be_looked_at, pids)) and is_alive(process)
 
     def _due(self) -> None:
         self._is_due = False

@@ -73,7 +73,13 @@ class Keeper:
         self._routers = Routers(home, self._children, starts, self._after, self._served, self._socket.send)
         self._file_trouble = ""
         self._listeners = DaemonListeners(
-            home, self._served, self._routers.offer, self._children.has_processes, self._after, log_line
+            home,
+            self._served,
+            self._routers.offer,
+            self._children.has_processes,
+            self._children.process_of,
+            self._after,
+            log_line,
         )
         self._activations = Activations(self._selector, self._listeners, self._after, log_line)
         self._requests = RequestHandler(

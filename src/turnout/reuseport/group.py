@@ -197,6 +197,10 @@ class Group:
         """The daemons that have an index."""
         return {place.boot_id for place in self.places if place.boot_id}
 
+    def listeners_of(self, boot_id: str) -> list[int]:
+        """The inodes of a daemon's listeners."""
+        return [place.inode for place in self.places if place.boot_id == boot_id]
+
     def indexes_of(self, boot_id: str) -> list[int]:
         return [index for index, place in enumerate(self.places) if place.boot_id == boot_id]
 
@@ -277,9 +281,12 @@ class Group:
         self.version += 1
         return index
 
-    def release(self, boot_id: str) -> bool:
-        """Give the listeners of a daemon, of which no process is left, to the router; whether it had any."""
-        found = [place for place in self.places if place.boot_id == boot_id]
+    def release(self, boot_id: str, inode: int = 0) -> bool:
+        """Give the listeners of a daemon, or the one with this inode, to the router; whether it had any.
+
+        No process may have them any more: the router sets O_NONBLOCK, which is that of all who have a listener.
+        """
+        found = [place for place in self.places if place.boot_id == boot_id and inode in {0, place.inode}]
         self.version += bool(found)
         for place in found:
             place.boot_id, place.used, place.unused_since = "", self.version, 0.0
