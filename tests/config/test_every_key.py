@@ -49,7 +49,7 @@ def test_the_file_means_what_it_meant_to_0_1_0(directory: Path) -> None:
     stored = json.loads((EXPECTED / "settings.json").read_text())
     del stored[REMOVED]
     found = json.loads(dump_settings(settings(directory)).decode().replace(str(directory), "/srv"))
-    assert found == stored | SINCE
+    assert found == stored | SINCE | {"takes_part": True}, "a daemon that is activated can share the address"
 
 
 def test_settings_without_a_new_key_are_stored_as_0_1_0_reads_them(directory: Path) -> None:
@@ -62,7 +62,8 @@ def test_settings_without_a_new_key_are_stored_as_0_1_0_reads_them(directory: Pa
 
 def test_the_settings_that_0_1_0_stored_are_read_whole(directory: Path) -> None:
     stored = (EXPECTED / "settings.json").read_bytes().replace(b"/srv", str(directory).encode())
-    assert load_settings(stored) == msgspec.structs.replace(settings(directory), activation="auto", port=0)
+    known = msgspec.structs.replace(settings(directory), activation="auto", port=0, takes_part=False)
+    assert load_settings(stored) == known
     assert not ignored_settings(stored)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
@@ -17,6 +16,7 @@ from turnout.core.deployment import begin_deploy
 from turnout.core.membership import register_daemon
 from turnout.core.model import Daemon, Identity
 from turnout.core.outcome import must_hold
+from turnout.core.slots import source_of
 from turnout.errors import CandidateError, NotRunningError, TimedOutError
 from turnout.lifecycle.bootstrap import Bootstrap
 from turnout.lifecycle.candidate import SPAWN_TRIES, Candidate
@@ -25,6 +25,7 @@ from turnout.state.builds import Build
 from turnout.state.exec_context import ExecContext
 from turnout.state.home import Home
 from turnout.state.service import Service
+from turnout.system.probes.connect import Door, no_door
 from turnout.system.probes.probe import ProbeResult
 from turnout.system.process import own_identity
 from turnout.system.spawn_record import SpawnRecord, record_end, write_record
@@ -49,6 +50,7 @@ class FakeKeeper:
         self.on_spawn: Callable[[], object] = lambda: None
         self.stop_error: Exception | None = None
         self.activations: list[tuple[int, int] | None] = []
+        self.listeners: list[object] = []
         self.bound = BoundPorts(0, (), "")
         self.binds_errors: list[Exception] = []
         self.grace_s = 0.0
@@ -68,6 +70,7 @@ class FakeKeeper:
     def spawn(self, _service: str, _boot_id: str, argv: tuple[str, ...], **more: Any) -> Identity:
         self.did.append("spawn")
         self.activations.append(more["activation"])
+        self.listeners.append(more["listener"])
         self.ports.append(argv[2])
         self.on_spawn()
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
@@ -90,8 +93,23 @@ def service(tmp_path: Path) -> Service:
     return service
 
 
-def candidate(service: Service, keeper: FakeKeeper) -> Candidate:
-    router = cast("Any", SimpleNamespace())
+class FakeRouter:
+    """A router whose plane is this one."""
+
+    def __init__(self, plane: str) -> None:
+        self.plane = plane
+
+    def status(self, *, timeout_s: float) -> dict[str, Any]:
+        assert timeout_s
+        return {"services": {"t": {"plane": self.plane}}}
+
+    def door(self, service: str) -> Door:
+        assert service == "t"
+        return no_door
+
+
+def candidate(service: Service, keeper: FakeKeeper, plane: str = "relay") -> Candidate:
+    router = cast("Any", FakeRouter(plane))
     return Candidate(service, cast("Bootstrap", keeper), router, "c", generation=1, progress=Progress())
 
 
@@ -250,6 +268,61 @@ def test_the_port_that_the_daemon_bound_itself_is_in_the_registry(
     assert daemon.own_port == 3000
 
 
+def test_a_daemon_that_listens_at_the_fixed_address_itself_is_reached_there_by_its_index(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper()
+    answers = [BoundPorts(0, (), ""), BoundPorts(3000, (), ""), BoundPorts(3000, (), "", (2, 4))]
+    monkeypatch.setattr(keeper, "binds", lambda *_: answers.pop(0) if len(answers) > 1 else answers[0])
+    daemon = candidate(activated(service), keeper, "reuseport").start(OWN_PORT, CONTEXT)
+    ((given, serving),) = [activation for activation in keeper.activations if activation]
+    fixed = service.settings.listen[0]
+    assert (keeper.listeners, serving) == (["shared"], 0)
+    assert (daemon.host, daemon.port, daemon.source) == (fixed.host, fixed.port, source_of(2))
+    assert (daemon.own_port, given != fixed.port) == (3000, True)
+    assert service.registry.read().snapshot.daemons["c"] == daemon
+
+
+def test_a_daemon_that_is_told_its_port_listens_at_the_fixed_address_as_well(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper()
+    monkeypatch.setattr(keeper, "binds", lambda *_: BoundPorts((keeper.activations[0] or (0, 0))[0], (), "", (0,)))
+    daemon = candidate(activated(service), keeper, "reuseport").start(BUILD, CONTEXT)
+    assert (daemon.port, daemon.source, daemon.own_port) == (service.settings.listen[0].port, source_of(0), 0)
+
+
+@pytest.mark.parametrize("why", ["it listens there", "it ended", "trouble"])
+def test_a_daemon_that_cannot_listen_at_the_fixed_address_is_behind_it(
+    service: Service, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """One of IPv6, for example: the router relays to the port that it was given."""
+    found(monkeypatch, WELL)
+    keeper = FakeKeeper(DEAD if why == "it ended" else OURSELVES)
+    keeper.bound = BoundPorts(3000, (), "it may not be looked at" if why == "trouble" else "")
+    looks: list[int] = []
+
+    def listening(_host: str, port: int) -> list[int]:
+        looks.append(port)
+        return looks[1:]
+
+    monkeypatch.setattr("turnout.lifecycle.candidate.listening_at", listening)
+    daemon = candidate(activated(service), keeper, "reuseport").start(OWN_PORT, CONTEXT)
+    ((given, _),) = [activation for activation in keeper.activations if activation]
+    assert (daemon.port, daemon.source) == (given, "")
+    assert looks == ([given, given] if why == "it listens there" else [])
+
+
+def test_a_daemon_that_never_listens_is_waited_for_no_longer_than_for_its_health(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found(monkeypatch, WELL)
+    daemon = candidate(activated(service, start_timeout_s=0.1), FakeKeeper(), "reuseport").start(OWN_PORT, CONTEXT)
+    assert daemon.source == ""
+
+
 def test_a_daemon_is_not_activated_where_nobody_asks_for_it(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     found(monkeypatch, WELL)
     keeper = FakeKeeper()
@@ -264,11 +337,11 @@ def test_an_obstacle_is_said_and_the_daemon_is_started_without(
     monkeypatch.setattr("turnout.lifecycle.candidate.obstacle", lambda _program: "it takes Linux 5.19")
     keeper, said = FakeKeeper(), list[str]()
     service = activated(service)
-    router = cast("Any", SimpleNamespace())
+    router = cast("Any", FakeRouter("reuseport"))
     Candidate(
         service, cast("Bootstrap", keeper), router, "c", generation=1, progress=Progress(warning=said.append)
     ).start(OWN_PORT, CONTEXT)
-    assert keeper.activations == [None]
+    assert (keeper.activations, keeper.listeners) == ([None], [None])
     assert said == ["the daemon binds its port itself: it takes Linux 5.19"]
 
 
