@@ -37,6 +37,9 @@ class Fixed:
     def get(self) -> tuple[str, int] | None:
         return self.group.address if self.group else None
 
+    def processes(self) -> tuple[()]:
+        return ()
+
     def admit(self, sock: socket.socket, backlog: int) -> None:
         self.backlogs.append(backlog)
         if self.error:
@@ -350,12 +353,83 @@ except OSError as error:
     assert answers.trouble == "enough of them"
 
 
-@pytest.mark.parametrize("other", ["family=socket.AF_INET6, host='::1'", "family=socket.AF_INET6, host='::'"])
+@pytest.mark.parametrize("other", ["family=socket.AF_INET6, host='::1'"])
 def test_an_ipv6_socket_has_the_given_port_beside_the_fixed_address(fixed: Fixed, other: str) -> None:
     own, given = free_port(), free_port()
     ports, _ = bound(f"a = own({own}); b = own({own}, {other})", given=given, fixed=fixed)
     assert fixed.group
     assert ports == [fixed.group.address[1], given]
+
+
+DUAL = """
+import fcntl, os, select
+own_port = {own}
+sock = socket.socket(socket.AF_INET6)
+sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+"""
+
+
+def test_a_dual_stack_socket_is_exchanged_for_one_of_the_group_with_its_options(fixed: Fixed) -> None:
+    """As Node, Java and Go bind a port without an address."""
+    code = (
+        DUAL.format(own=free_port())
+        + """
+sock.setblocking(False)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100000)
+sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 5)
+os.set_inheritable(sock.fileno(), True)
+size = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+number = sock.fileno()
+sock.bind(('::', own_port))
+sock.listen(7)
+print(sock.getsockname()[1])
+print(int(sock.fileno() == number))
+print(int(not os.get_blocking(number)))
+print(int(os.get_inheritable(number)))
+print(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+print(int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == size))
+print(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+print(int(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0))
+"""
+    )
+    ports, answers = bound(code, given=free_port(), fixed=fixed)
+    assert fixed.group
+    assert ports == [fixed.group.address[1], *[1] * 7]
+    assert (fixed.backlogs, fixed.group.indexes_of("v1"), answers.trouble) == ([7], [0], "")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "kept = os.dup(sock.fileno())",
+        "poll = select.epoll(); poll.register(sock, select.EPOLLIN)",
+        "sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)",
+        "pid = os.fork()\nif not pid: os.execvp('sleep', ['sleep', '0'])\nkept = os.fork() or os._exit(0)",
+    ],
+    ids=["it has a duplicate", "it is watched already", "it is for IPv6 alone", "no other process has it any more"],
+)
+def test_a_dual_stack_socket_that_is_used_already_stays(fixed: Fixed, use: str) -> None:
+    """The daemon would go on with the one that it had; the given port serves it by the relay."""
+    given = free_port()
+    code = DUAL.format(own=free_port()) + use + "\n"
+    code += "os.waitpid(-1, 0)\n" * use.count("fork")
+    ports, _ = bound(
+        code + "sock.bind(('::', own_port)); sock.listen(); print(sock.getsockname()[1])", given=given, fixed=fixed
+    )
+    assert fixed.group
+    assert ports == [fixed.group.address[1] if "fork" in use else given]
+
+
+def test_a_descriptor_that_was_replaced_meanwhile_is_not_exchanged(
+    fixed: Fixed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread of the daemon may have put a file there, and it must not be lost."""
+    given = free_port()
+    monkeypatch.setattr("turnout.activation.answers.is_still", lambda *_: False)
+    code = DUAL.format(own=free_port()) + "sock.bind(('::', own_port)); print(sock.getsockname()[1])"
+    assert bound(code, given=given, fixed=fixed)[0] == [given]
 
 
 def test_where_the_fixed_address_cannot_be_shared_the_given_port_is_bound() -> None:

@@ -33,6 +33,9 @@ class Nowhere:
     def get(self) -> None:
         return None
 
+    def processes(self) -> tuple[()]:
+        return ()
+
     def admit(self, *_: object) -> None:
         raise AssertionError
 

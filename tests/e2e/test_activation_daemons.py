@@ -165,7 +165,7 @@ DAEMONS = [
     Real("nginx, a listener a worker", nginx_with_reuseport, fetches("/")),
     Real("sshd", sshd, says(b"SSH-2.0-test\r\n", b"SSH-2.0-OpenSSH"), keeps=False),
     Real("etcd", etcd, fetches("/version"), ("--strategy", "recreate")),  # Go: MPTCP, IPv4 where it is named
-    Real("node", node, fetches("/"), direct=False),
+    Real("node", node, fetches("/")),
     Real("uvicorn with workers", uvicorn, fetches("/")),
     Real("http.server", http_server, fetches("/")),
     Real("memcached", memcached, says(b"version\r\n", b"VERSION ")),

@@ -50,6 +50,9 @@ class Fixed:
         self._group.open()
         return self._group.address
 
+    def processes(self) -> tuple[()]:
+        return ()
+
     def admit(self, sock: socket.socket, backlog: int) -> None:
         sock.listen(backlog)
         self._group.add(self._boot_id, sock, backlog)

@@ -1,7 +1,7 @@
 """Answers the calls of one daemon that wait: a bind of its serving port goes to the address that turnout gives it.
 
-    the serving port, on loopback or a wildcard ─────────► the fixed address where daemons share it, for IPv4; else the
-                                                           given port of 127.0.0.1. Each time it is asked for
+    the serving port, on loopback or a wildcard ─────────► the fixed address where daemons share it, for IPv4 and for
+                                                           both families; else the given port of 127.0.0.1. Each time
     another TCP port that a daemon of its service holds ─► any free port of 127.0.0.1
     anything else ───────────────────────────────────────► as the daemon says
 
@@ -15,10 +15,11 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from turnout.activation.exchange import closes_on_exec, is_still, stand_in
 from turnout.activation.seccomp import Notifications, WaitingCall, calls_of
 from turnout.activation.sockets import (
     LOOPBACK,
@@ -88,6 +89,10 @@ class FixedAddress(Protocol):
 
     def get(self) -> tuple[str, int] | None:
         """None: it cannot be shared."""
+        ...
+
+    def processes(self) -> Collection[int]:
+        """The daemon's processes, as far as they are known."""
         ...
 
     def admit(self, sock: socket.socket, backlog: int) -> None:
@@ -174,20 +179,44 @@ class BindAnswers:
             port = self._port_for(address) if is_in_our_network(sock) else None
             if port is None:
                 return None
-            host = LOOPBACK
-            if port == self.memory.given and self.memory.shares and sock.family == socket.AF_INET:
-                host, port = self.fixed.get() or (host, port)
+            host, fixed = LOOPBACK, None
+            if port == self.memory.given and self.memory.shares:
+                fixed = self.fixed.get()
+            if fixed and sock.family == socket.AF_INET:
+                host, port = fixed
+            elif fixed and self._exchange(call, sock, address, fixed):
+                return 0
             if port and is_bound_to(sock, port, host):
                 return 0
             try:
                 bind_in_place(sock, port, host)
             except OSError as error:
                 return error.errno
-            became = sock.getsockname()[1]
-            if self._logged.get(address.port) != became:
-                self._logged[address.port] = became
-                self.log(f"port {address.port} of {address.host} is {host} port {became}")
+            self._say(address, host, sock.getsockname()[1])
             return 0
+
+    def _say(self, address: BindAddress, host: str, became: int) -> None:
+        if self._logged.get(address.port) != became:
+            self._logged[address.port] = became
+            self.log(f"port {address.port} of {address.host} is {host} port {became}")
+
+    def _exchange(self, call: WaitingCall, sock: socket.socket, address: BindAddress, fixed: tuple[str, int]) -> bool:
+        """Put a socket that is bound to the fixed address in the place of a dual-stack one; False: it has to stay.
+
+        Raises:
+            OSError: the daemon cannot be looked at, or the address cannot be bound.
+        """
+        replacement = stand_in(call, sock, address.host, self.fixed.processes())
+        if replacement is None:
+            return False
+        with replacement:
+            bind_in_place(replacement, fixed[1], fixed[0])
+            closes = closes_on_exec(call)
+            if not is_still(call, sock) or not self.notifications.is_valid(call.id):
+                return False
+            self.notifications.put(call, replacement.fileno(), close_on_exec=closes)
+        self._say(address, *fixed)
+        return True
 
     def _listen(self, call: WaitingCall) -> int | None:
         """Have a socket that is bound at the fixed address join the group there; answers as :meth:`_bind`."""

@@ -74,6 +74,9 @@ _ANSWER: Final = struct.Struct("QqiI")  # struct seccomp_notif_resp
 _RECEIVE: Final = 0xC0502100
 _SEND: Final = 0xC0182101
 _IS_VALID: Final = 0x40082102
+_ADD_FD: Final = 0x40182103
+_SET_FD: Final = 1  # SECCOMP_ADDFD_FLAG_SETFD
+_ADDITION: Final = struct.Struct("QIIII")  # struct seccomp_notif_addfd
 _SYNC_WAKE_UP: Final = 0x40082104  # SECCOMP_IOCTL_NOTIF_SET_FLAGS, Linux 6.6
 FIRST_WITHIN_S: Final = 1.0
 _CONTINUE: Final = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
@@ -238,6 +241,15 @@ class Notifications:
     def proceed(self, call_id: int) -> bool:
         """Have the kernel execute the call as it stands; False: nothing waits for it any more."""
         return self._send(_ANSWER.pack(call_id, 0, 0, _CONTINUE))
+
+    def put(self, call: WaitingCall, fd: int, *, close_on_exec: bool) -> None:
+        """Put a copy of ``fd`` in the place of the descriptor that a call is about (seccomp_unotify(2)).
+
+        Raises:
+            OSError: nothing waits for the answer any more, or the daemon has no such descriptor.
+        """
+        flags = os.O_CLOEXEC if close_on_exec else 0
+        fcntl.ioctl(self._fd, _ADD_FD, _ADDITION.pack(call.id, _SET_FD, fd, call.fd, flags))
 
     def is_valid(self, call_id: int) -> bool:
         """Whether a thread still waits for the answer to this call."""

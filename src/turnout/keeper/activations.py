@@ -19,7 +19,7 @@ import selectors
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -30,7 +30,7 @@ from turnout.activation.seccomp import Notifications, UnsupportedError, install
 from turnout.errors import TurnoutError
 from turnout.keeper.daemon_listeners import DaemonListeners
 from turnout.system.pidfd import copy_of
-from turnout.system.process import is_alive
+from turnout.system.process import is_alive, tree_of
 from turnout.system.spawn_record import SpawnRecord
 
 SERVED_WITHIN_S: Final = 10.0  # for a router to bring the listeners of the service to a new keeper
@@ -66,6 +66,10 @@ class _FixedAddress:
         with contextlib.suppress(TurnoutError):
             return self.listeners.group_of(self.service).address
         return None
+
+    def processes(self) -> Collection[int]:
+        process = self.listeners.process_of(self.boot_id)
+        return tree_of(process) if process else ()
 
     def admit(self, sock: socket.socket, backlog: int) -> None:
         try:
