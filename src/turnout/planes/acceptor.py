@@ -19,7 +19,6 @@ from turnout.planes.fd_reserve import FdReserve
 from turnout.planes.hold_queue import TICK_S, HoldQueue, Obstacle, Pace, Patience, PendingClient
 from turnout.planes.listeners import Listeners, Readiness
 from turnout.planes.plane import Counters, PlaneOptions, Upstream
-from turnout.system.net.sockets import is_own
 from turnout.system.net.tcp import NO_RESOURCES, introduce, listens, reset_on_close, set_up
 
 ACCEPTS_PER_WAKEUP: Final = 64
@@ -64,6 +63,7 @@ class Acceptor:
         self._connected_after = counters.connect_s.add
         self._begin = begin
         self._connections = connections
+        self._is_ours = options.checks.is_ours
         self._clock = options.clock
         self._connect_timeout_s = options.connect_timeout_s
         self._upstream: Upstream | None = None
@@ -174,7 +174,7 @@ class Acceptor:
                 if error.errno == errno.EINVAL and not listens(listener):
                     break
                 continue  # accept(2): errors of the new connection itself, which is gone
-            if self._shares and peer[0].startswith(SOURCE_PREFIX) and not is_own(peer):
+            if self._shares and peer[0].startswith(SOURCE_PREFIX) and not self._is_ours(peer):
                 reset_on_close(sock)  # a check of a daemon that is gone: another one must not answer it
                 sock.close()
                 continue  # but what our relay sent to a daemon that is gone, with a client behind it, is served

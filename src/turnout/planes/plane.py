@@ -136,6 +136,10 @@ class UpstreamChecks:
         """Whether the daemon's process is known to have ended; asked after each connect."""
         return False
 
+    def is_ours(self, address: tuple[str, int]) -> bool:  # noqa: ARG002
+        """Whether a connection of this process begins at that address; asked where it named a daemon that is gone."""
+        return False
+
     def room(self, upstream: Upstream) -> int | None:  # noqa: ARG002
         """How many connections the daemon's accept queue takes before it is full; None: the system does not say."""
         return None
