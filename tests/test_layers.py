@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "system.net": {"core", "system"},
     "system.probes": {"core", "system", "system.net"},
     "reuseport": {"core", "system", "system.net"},
-    "activation": {"system"},
+    "activation": {"system", "system.net.sockets"},
     "config": {"core", *SYSTEM},
     "planes": {"core", "reuseport.program", "system.net.tcp", "system.net.ports"},
     # which plane runs here: it knows all of them

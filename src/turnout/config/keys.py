@@ -159,13 +159,13 @@ _ROWS: Final = (
         " that own their data. Without it the command decides.", named="strategy_named", otherwise="blue-green"),
     Key("plane", "plane", "auto", _word(values.PlaneName), Takes.REPLACE,
         "How bytes move. `relay`: epoll and splice. `stream`: the loop's own transports, slower. `reuseport`: none in"
-        " the way, for a daemon that is given its listener (`{fd}`, LISTEN_FDS). `sk_lookup`: the same for any daemon,"
-        " with CAP_BPF and CAP_NET_ADMIN. `auto`: `reuseport` where the command or `env` has `{fd}` and nothing asks"
-        " for a relay, else the relay where it runs. A change comes with `turnout router --replace`."),
+        " the way, for a daemon that is activated or given its listener (`{fd}`, LISTEN_FDS). `sk_lookup`: the same for"
+        " a daemon on a port of its own, with CAP_BPF and CAP_NET_ADMIN. `auto`: `reuseport` with `activation` or `{fd}`"
+        " where nothing asks for a relay, else the relay where it runs. A change comes with `turnout router --replace`."),
     Key("activation", "activation", "auto", _word(values.Activation), Takes.AT_ONCE,
-        "`on`: the daemon keeps the port that its own configuration names, and turnout has its bind(2) go to a free"
-        " port of 127.0.0.1 behind the fixed address; the command needs no `{port}`. `off`: it binds as it says. `auto`"
-        " is `off` in this version. A change comes with the next daemon."),
+        "`on`: the daemon keeps the port that its own configuration names, and turnout has its bind(2) go to the fixed"
+        " address, or to a free port behind it; the command needs no `{port}`. `off`: it binds as it says. `auto` is"
+        " `off` in this version. A change comes with the next daemon."),
     Key("port", "port", 0, replace(COUNT, least=0, most=65535, hint="0: the first that the daemon binds"),
         Takes.AT_ONCE,
         "With `activation`: the port at which the daemon serves its clients, as its own configuration has it. 0: the"
