@@ -173,7 +173,8 @@ _ROWS: Final = (
     Key("health.probe", "health.probe", "alive", _word(values.ProbeKind), Takes.WITH_BUILD,
         "`alive`: the daemon runs, is not stopped, owns its listening socket, and its accept queue is not stuck;"
         " before a switch, the kernel must also show a process that waits for connections, or else one connection must"
-        " be accepted (only then is one opened). `tcp`: also connects. `expect`: sends `send`, and the answer must"
+        " be accepted (only then is one opened). `listening`: the same, and no connection is opened ever, for a daemon"
+        " that a connection without a request harms. `tcp`: also connects. `expect`: sends `send`, and the answer must"
         " match `match`. `http`: GET `path` is answered with a status in `status`, and a body that has `match`, if"
         " that is given. `exec`: `command` ends with exit code 0. `none`."),
     Key("health.interval", "health.interval_s", "1s", INTERVAL, Takes.WITH_BUILD,

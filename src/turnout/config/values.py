@@ -11,7 +11,7 @@ from typing import Final, Literal, TypeVar
 from turnout.core.addresses import format_address
 from turnout.errors import UsageError
 
-ProbeKind = Literal["alive", "tcp", "expect", "http", "exec", "none"]
+ProbeKind = Literal["alive", "listening", "tcp", "expect", "http", "exec", "none"]
 PlaneName = Literal["auto", "relay", "stream", "reuseport", "sk_lookup"]
 StrategyName = Literal["blue-green", "recreate"]
 OnUnhealthy = Literal["report", "restart"]

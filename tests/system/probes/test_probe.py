@@ -78,6 +78,20 @@ def test_alive_opens_no_connection(opened: ExitStack) -> None:
         sock.accept()
 
 
+def test_listening_opens_no_connection_whatever_is_to_be_shown(opened: ExitStack, started: Started) -> None:
+    """sshd counts a connection without a request, and some programs end with it."""
+    listening = ProbeSpec("listening")
+    sock, waits_for_nothing = here(opened)
+    assert probe(waits_for_nothing, listening, timeout_s=TIMEOUT_S).ok
+    result = probe(waits_for_nothing, listening, timeout_s=TIMEOUT_S, proof=Proof.CONNECTION)
+    assert (result.ok, result.waited) == (False, Waited.NO)
+    sock.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        sock.accept()
+    running = started.demo()
+    assert eventually(lambda: probe(running.daemon, listening, timeout_s=TIMEOUT_S, proof=Proof.CONNECTION).ok)
+
+
 def test_a_daemon_whose_child_listens_is_well(started: Started) -> None:
     command = " ".join(demo_command("v1")).replace("{port}", "0")
     shell = started.run("sh", "-c", f"{command} & wait")

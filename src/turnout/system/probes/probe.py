@@ -56,8 +56,8 @@ class ProbeSpec(msgspec.Struct, frozen=True):
 
     Args:
         kind: ``alive``: the process runs, owns its listener, and waits for connections on it; a connection is opened
-            only before a switch, where the kernel does not show the latter. ``tcp`` connects as well. ``expect``
-            connects, sends and waits for a match. ``http`` connects and asks for a path. ``exec`` runs a program that
+            only before a switch, where the kernel does not show the latter. ``listening`` is the same, and opens no
+            connection ever. ``tcp`` connects as well. ``expect`` connects, sends and waits for a match. ``http`` connects and asks for a path. ``exec`` runs a program that
             judges by its exit code. ``none`` asks only whether the process runs.
         send: what ``expect`` sends first.
         match: a regular expression (re), searched in what came so far, 64 KiB at most; with ``http`` in the body, and
@@ -75,7 +75,7 @@ class ProbeSpec(msgspec.Struct, frozen=True):
         door: how a connection reaches a daemon that shares the fixed address.
     """
 
-    kind: Literal["alive", "tcp", "expect", "http", "exec", "none"] = "alive"
+    kind: Literal["alive", "listening", "tcp", "expect", "http", "exec", "none"] = "alive"
     send: bytes = b""
     match: bytes = b""
     verify_owner: bool = True
@@ -124,7 +124,8 @@ def probe(daemon: Daemon, spec: ProbeSpec, *, timeout_s: float, proof: Proof = P
         daemon: which; without a pid there is no process to look at.
         spec: how.
         timeout_s: seconds for all of it, above 0.
-        proof: what shows that it accepts connections, for ``alive`` and ``tcp``; the other kinds need an answer.
+        proof: what shows that it accepts connections, for ``alive``, ``listening`` and ``tcp``; the other kinds need
+            an answer.
     """
     began = time.monotonic()
     deadline = began + timeout_s
@@ -132,10 +133,11 @@ def probe(daemon: Daemon, spec: ProbeSpec, *, timeout_s: float, proof: Proof = P
     if result.ok and spec.kind != "none":
         result = look_at_listener(daemon, spec)
         proven = result.proven
-        if result.ok and spec.kind == "alive":
+        if result.ok and spec.kind in {"alive", "listening"}:
             result = _queue(daemon, min(deadline, began + QUEUE_WATCH_S)) or result
             if result.ok and proof is not Proof.NONE:
-                result = _accepts(daemon, spec, result, deadline, may_connect=proof is Proof.CONNECTION)
+                may_connect = proof is Proof.CONNECTION and spec.kind == "alive"
+                result = _accepts(daemon, spec, result, deadline, may_connect=may_connect)
         elif result.ok and spec.kind == "exec":
             ok, reason = run_check(spec.command, daemon, spec.cwd, deadline, environ=spec.environ)
             result = ProbeResult(ok=ok, reason=reason)
