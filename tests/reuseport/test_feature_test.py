@@ -5,7 +5,11 @@ import errno
 import os
 import socket
 import struct
+import subprocess
+import sys
 from collections.abc import Sequence
+
+import pytest
 
 from turnout.reuseport.feature_test import group_works
 
@@ -35,3 +39,16 @@ def test_a_kernel_that_refuses_is_told_with_its_reason() -> None:
         raise OSError(errno.ENOPROTOOPT, "Protocol not available")
 
     assert "Protocol not available" in group_works(refuse)
+
+
+@pytest.mark.parametrize("value", ["0", "1"])
+def test_a_network_whose_queues_move_to_any_member_has_no_groups(value: str) -> None:
+    """In a network namespace of its own, which has its own net.ipv4.tcp_migrate_req."""
+    code = "from turnout.reuseport.feature_test import *; from turnout.reuseport.program import attach; "
+    code += "print(group_works(attach))"
+    set_up = f"ip link set lo up; echo {value} > /proc/sys/net/ipv4/tcp_migrate_req"
+    namespace = ["unshare", "-n"] if os.geteuid() == 0 else ["unshare", "-rn"]
+    script = [*namespace, "sh", "-c", f'{set_up}; exec "$0" "$@"', sys.executable, "-c", code]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True)
+    assert ("tcp_migrate_req is 1" in done.stdout) is (value == "1")
+    assert value == "1" or done.stdout == "\n"

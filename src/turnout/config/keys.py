@@ -160,8 +160,9 @@ _ROWS: Final = (
     Key("plane", "plane", "auto", _word(values.PlaneName), Takes.REPLACE,
         "How bytes move. `relay`: epoll and splice. `stream`: the loop's own transports, slower. `reuseport`: none in"
         " the way, for a daemon that is activated or given its listener (`{fd}`, LISTEN_FDS). `sk_lookup`: the same for"
-        " a daemon on a port of its own, with CAP_BPF and CAP_NET_ADMIN. `auto`: `reuseport` with `activation` or `{fd}`"
-        " where nothing asks for a relay, else the relay where it runs. A change comes with `turnout router --replace`."),
+        " a daemon on a port of its own, with CAP_BPF and CAP_NET_ADMIN. `auto`: `reuseport` with `activation` or"
+        " `{fd}` where nothing asks for a relay, else the relay where it runs. A change comes with `turnout router"
+        " --replace`."),
     Key("activation", "activation", "auto", _word(values.Activation), Takes.AT_ONCE,
         "`on`: the daemon keeps the port that its own configuration names, and turnout has its bind(2) go to the fixed"
         " address, or to a free port behind it; the command needs no `{port}`. `off`: it binds as it says. `auto` is"

@@ -57,8 +57,9 @@ class ProbeSpec(msgspec.Struct, frozen=True):
     Args:
         kind: ``alive``: the process runs, owns its listener, and waits for connections on it; a connection is opened
             only before a switch, where the kernel does not show the latter. ``listening`` is the same, and opens no
-            connection ever. ``tcp`` connects as well. ``expect`` connects, sends and waits for a match. ``http`` connects and asks for a path. ``exec`` runs a program that
-            judges by its exit code. ``none`` asks only whether the process runs.
+            connection ever. ``tcp`` connects as well. ``expect`` connects, sends and waits for a match. ``http``
+            connects and asks for a path. ``exec`` runs a program that judges by its exit code. ``none`` asks only
+            whether the process runs.
         send: what ``expect`` sends first.
         match: a regular expression (re), searched in what came so far, 64 KiB at most; with ``http`` in the body, and
             empty matches all.
