@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from direct_support import Lines, deploy_under_load, holders, kill_the_active_under_load, no_trouble, router
-from e2e_support import Turnout, under_load
+from e2e_support import Turnout, line_daemon, under_load
 from support import eventually, report, scaled
 from turnout.demo.load import Load, line_exchange
 from turnout.testing import free_port
@@ -197,6 +198,58 @@ def test_without_keeper_and_router_the_daemons_go_on_and_the_next_up_takes_over(
     assert load.failed == lost, "nobody failed once they were gone, nor when they were back"
     assert lost <= clients, dict(load.errors)
     assert all("reset" in error for error in load.errors), "nobody was refused"
+
+
+def hard_coded(version: str, port: int) -> list[str]:
+    return [word.replace("{port}", str(port)) for word in line_daemon("--version", version)]
+
+
+@pytest.mark.parametrize("how", ["given", "activated"])
+@pytest.mark.parametrize("active", ["v1", "v2", "v3"])
+def test_without_keeper_and_router_clients_meet_the_active_daemon_alone(
+    turnout: Turnout, how: str, active: str
+) -> None:
+    """Whichever index it has: those of daemons are below all others, so that the router's listeners leave no gap."""
+    own = free_port()
+
+    def release(version: str) -> None:
+        daemon = hard_coded(version, own) if how == "activated" else command(version)
+        flags = {"activation": '"on"', "port": str(own)} if how == "activated" else {}
+        turnout.configure(daemon, version=version, observe="10m", settings={"drain": '{ deadline = "10m" }', **flags})
+
+    with contextlib.ExitStack() as opened:
+        release("v1")
+        turnout.run("up")
+        assert router(turnout)["plane"] == "reuseport"
+        stays = [opened.enter_context(socket.create_connection(turnout.address, 30))]
+        assert line_exchange(stays[0]) == "v1"
+        release("v2")
+        turnout.run("deploy", "--detach")
+        if active != "v1":
+            stays.append(opened.enter_context(socket.create_connection(turnout.address, 30)))
+            release("v3")
+            turnout.run("deploy", "--detach", "--supersede")
+        if active != "v3":
+            turnout.run("rollback")
+        keeper, old = turnout.keeper_pid(), turnout.router_pid()
+        turnout.kill(keeper)
+        turnout.kill(old)
+        served = {identity.pid for identity in turnout.daemons().values()}
+        eventually(lambda: set().union(*holders(turnout.address).values()) <= served, why="the daemons are alone")
+        met = Counter(_ask(turnout.address) for _ in range(60))
+        assert met == {active: 60}
+        turnout.run("up")
+        assert router(turnout)["pid"] not in {None, old}
+        no_trouble(turnout)
+        assert Counter(_ask(turnout.address) for _ in range(20)) == {active: 20}
+        release("v4")
+        turnout.run("deploy", "--detach", "--supersede")
+        assert Counter(_ask(turnout.address) for _ in range(20)) == {"v4": 20}
+
+
+def _ask(address: tuple[str, int]) -> str:
+    with socket.create_connection(address, 30) as client:
+        return line_exchange(client)
 
 
 def test_places_that_were_found_anew_outlive_the_next_keeper_too(shared: Turnout) -> None:

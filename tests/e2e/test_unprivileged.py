@@ -35,7 +35,7 @@ def test_it_is_nobody_who_runs_there_and_without_any_capability(copy: Copy) -> N
     [
         ("tests/planes" if SOAK else "tests/planes/test_contract.py", "reuseport", 60),
         ("tests/reuseport/test_group.py", "not another_users", 9),
-        ("tests/e2e/test_reuseport.py", "" if SOAK else REAL, 3),
+        ("tests/e2e/test_reuseport.py", "" if SOAK else f"{REAL} or (alone and activated and v2)", 4),
         ("tests/activation", "", 60),
         ("tests/e2e/test_activation.py", "" if SOAK else "side_by_side or keeper", 2),
     ],
