@@ -444,3 +444,41 @@ def test_what_the_next_keeper_has_to_know_is_in_the_memory() -> None:
     again = Memory.of(memory.fd)
     assert (again.given, again.serving, again.shares, again.ports) == (5, 6, True, (7, 8))
     memory.close()
+
+
+KINDS = {
+    "an address of struct sockaddr_storage": """
+import ctypes, struct
+sock = socket.socket()
+room = ctypes.create_string_buffer(struct.pack("=H", 2) + struct.pack("!H", own_port) + bytes(124), 128)
+assert ctypes.CDLL(None, use_errno=True).bind(sock.fileno(), room, 128) == 0
+""",
+    "a duplicate that was made before": """
+import os, select
+first = socket.socket()
+poll = select.epoll()
+poll.register(first, select.EPOLLIN)
+sock = first.dup()
+first.bind(("0.0.0.0", own_port))
+""",
+    "MPTCP, as Go listens": """
+sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)
+sock.bind(("127.0.0.1", own_port))
+""",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_socket_of_any_kind_is_served_at_the_fixed_address(fixed: Fixed, kind: str) -> None:
+    own = free_port()
+    code = f"own_port = {own}\n" + KINDS[kind] + "sock.listen()\nprint(7)\nsock.accept()[0].sendall(b'it is me')\n"
+    assert fixed.group
+    with answered(code, given=free_port(), fixed=fixed) as (daemon, answers):
+        assert daemon.process.stdout
+        assert daemon.process.stdout.readline() == "7\n"
+        assert answers.trouble == ""
+        (index,) = fixed.group.indexes_of("v1")
+        attach(fixed.group.router_listeners[0], [index])
+        with socket.create_connection(fixed.group.address, DEADLINE_S) as client:
+            client.settimeout(DEADLINE_S)
+            assert client.recv(100) == b"it is me"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import pytest
 
 from e2e_support import Turnout, redis_server
 from programs import missing, program, wheel
-from support import report, scaled
+from support import eventually, report, scaled
 from turnout.demo.load import Load
 from turnout.testing import free_port
 
@@ -146,6 +148,26 @@ def uvicorn(port: int, directory: Path) -> list[str]:
     return [*command, "--lifespan", "off", "--log-level", "warning", "--no-access-log", "app:app"]
 
 
+def gunicorn(port: int, directory: Path) -> list[str]:
+    wheel("gunicorn")
+    (directory / "app.py").write_text(
+        "def app(environ, start_response):\n"
+        "    start_response('200 OK', [('Content-Length', '4')])\n"
+        "    return [b'well']\n"
+    )
+    server = [sys.executable, "-m", "gunicorn", "--chdir", str(directory), "--bind", f"127.0.0.1:{port}"]
+    return [*server, "--workers", "2", "--worker-class", "gthread", "--log-level", "warning", "app:app"]
+
+
+def haproxy(port: int, directory: Path) -> list[str]:
+    (directory / "haproxy.cfg").write_text(
+        "defaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"
+        f"frontend web\n bind 127.0.0.1:{port}\n"
+        ' http-request return status 200 content-type text/plain string "well"\n'
+    )
+    return [program("haproxy", package="haproxy"), "-f", str(directory / "haproxy.cfg"), "-db"]
+
+
 def http_server(port: int, directory: Path) -> list[str]:
     return [sys.executable, "-m", "http.server", str(port), "--directory", str(directory), "--protocol", "HTTP/1.1"]
 
@@ -167,6 +189,8 @@ DAEMONS = [
     Real("etcd", etcd, fetches("/version"), ("--strategy", "recreate")),  # Go: MPTCP, IPv4 where it is named
     Real("node", node, fetches("/")),
     Real("uvicorn with workers", uvicorn, fetches("/")),
+    Real("gunicorn with workers", gunicorn, fetches("/")),
+    Real("haproxy", haproxy, fetches("/")),
     Real("http.server", http_server, fetches("/")),
     Real("memcached", memcached, says(b"version\r\n", b"VERSION ")),
     Real("mosquitto", mosquitto, says(MQTT_CONNECT, MQTT_ACCEPTED), keeps=False),
@@ -204,3 +228,30 @@ def test_an_unmodified_daemon_is_refreshed_under_load_with_nobody_failing(
     errors = {error: count for error, count in load.errors.items() if not error.startswith("long-lived")}
     assert errors == {}, turnout.logs()
     assert load.answered["answered"] > 0
+
+
+def served_on(load: Load) -> None:
+    made = load.made
+    eventually(lambda: load.made > made + 20)
+
+
+def test_a_haproxy_that_is_paused_and_resumed_fails_nobody(turnout: Turnout, tmp_path: Path) -> None:
+    """It shuts its listener down, which takes it out of the group, and listens again; clients are held in between."""
+    own = free_port()
+    listen = f"127.0.0.1:{turnout.port}"
+    flags = ["--observe", "300ms", "--activation", "on", "--port", str(own)]
+    turnout.run("up", "--listen", listen, *flags, "--", *haproxy(own, tmp_path))
+    pid = turnout.active()["pid"]
+    load = Load(turnout.address, fetches("/"), clients=3)
+    load.start()
+    try:
+        for _ in range(scaled(2, 10)):
+            served_on(load)
+            os.kill(pid, signal.SIGTTOU)
+            eventually(lambda: turnout.status()["held"] > 0, why="clients wait while it is paused")
+            os.kill(pid, signal.SIGTTIN)
+            eventually(lambda: turnout.status()["router"]["plane_trouble"] == "", timeout_s=60)
+    finally:
+        load.stop()
+    report("haproxy paused and resumed", answered=load.answered["answered"], failed=load.failed)
+    assert load.errors == {}, turnout.logs()

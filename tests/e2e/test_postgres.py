@@ -11,6 +11,7 @@ import pytest
 from e2e_support import Turnout
 from postgres_support import Pgbench, Postgres, readable_copy
 from support import eventually, report, scaled
+from turnout.testing import free_port
 
 
 @pytest.fixture
@@ -19,20 +20,29 @@ def postgres() -> Iterator[Postgres]:
         yield Postgres(directory)
 
 
-def up(turnout: Turnout, *command: str, strategy: str | None = None, plane: str = "auto") -> str:
+def up(turnout: Turnout, *command: str, strategy: str | None = None, plane: str = "auto", own_port: int = 0) -> str:
     named = ["--plane", plane, *([] if strategy is None else ["--strategy", strategy])]
+    named += ["--activation", "on", "--port", str(own_port)] if own_port else []
     listen = f"127.0.0.1:{turnout.port}"
     return turnout.run("up", "--listen", listen, "--observe", "300ms", *named, "--", *command).stderr
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("plane", ["relay", "sk_lookup"])
+@pytest.mark.parametrize("plane", ["relay", "sk_lookup", "reuseport"])
 def test_refreshes_and_a_failing_deploy_under_pgbench_refuse_nobody_and_lose_no_acknowledged_write(
     request: pytest.FixtureRequest, postgres: Postgres, tmp_path: Path, plane: str
 ) -> None:
-    """Behind sk_lookup too: while the one server stops and the next one starts, the router's listener holds them."""
+    """Without a proxy too: while the one server stops and the next one starts, the router's listener holds them.
+
+    With reuseport the port stands in the server's own command.
+    """
     turnout: Turnout = request.getfixturevalue("home_with_bpffs" if plane == "sk_lookup" else "turnout")
-    said = up(turnout, *postgres.command(), plane=plane)
+    own_port = free_port() if plane == "reuseport" else 0
+
+    def command(*options: str) -> list[str]:
+        return [word.replace("{port}", str(own_port or "{port}")) for word in postgres.command(*options)]
+
+    said = up(turnout, *command(), plane=plane, own_port=own_port)
     assert "PostgreSQL owns its data directory" in said
     assert "strategy recreate and stop signal INT" in said
     postgres.query(turnout.address, "CREATE TABLE written (id serial PRIMARY KEY)")
@@ -41,7 +51,7 @@ def test_refreshes_and_a_failing_deploy_under_pgbench_refuse_nobody_and_lose_no_
         eventually(lambda: load.processed > 0, timeout_s=60)
         for _ in range(refreshes):
             turnout.run("refresh")
-        bad = postgres.command("-c", "no_such_parameter=1")
+        bad = command("-c", "no_such_parameter=1")
         failed = turnout.run("deploy", "--version", "bad", "--", *bad, code=1)
         before = load.processed
         eventually(lambda: load.processed > before, timeout_s=60, why="clients do not get on")

@@ -22,7 +22,7 @@ from turnout.core.slots import source_of
 from turnout.errors import NotBegunError, SpawnError
 from turnout.reuseport import group as group_module
 from turnout.reuseport.group import LISTENERS_MOST, Group, GroupState, Place
-from turnout.reuseport.program import DOORS_MOST, Door, attach
+from turnout.reuseport.program import DOORS_MOST, LOCAL, Door, attach
 from turnout.system.net.connections import Handshake
 from turnout.system.net.listener import bind
 from turnout.system.net.sockets import listening_at
@@ -44,7 +44,7 @@ def lands(group: Group, sock: socket.socket, index: int | None = None) -> bool:
         selected = [*group._selected] or [group.home]
         if index is not None:
             client.bind((source_of(index), 0))
-            attach(home_of(group), selected, [Door(index, client.getsockname()[1])])
+            attach(home_of(group), selected, [Door(index, *client.getsockname())])
         client.connect(group.address)
         if index is not None:
             attach(home_of(group), selected)
@@ -546,7 +546,11 @@ def test_a_connection_names_a_member_by_its_address_and_its_port_together(group:
     with sock, socket.socket() as held, socket.socket() as other:
         held.bind((source_of(index), 0))
         port = held.getsockname()[1]
-        attach(home_of(group), [group.home], [Door(index + 1, port), Door(index, port), Door(index, 1)])
+        attach(
+            home_of(group),
+            [group.home],
+            [Door(7, source_of(7), 1), Door(index, *held.getsockname()), Door(index, LOCAL, 1)],
+        )
         for source, number in ((source_of(index), 0), (source_of(7), port), ("127.0.0.1", port)):
             with socket.socket() as client:
                 client.bind((source, number))
@@ -558,12 +562,37 @@ def test_a_connection_names_a_member_by_its_address_and_its_port_together(group:
         assert _has_accepted(sock, held.getsockname(), within_s=1.0)
 
 
+def test_a_connection_from_127_0_0_1_reaches_the_member_of_its_port(group: Group) -> None:
+    """As the relay comes to a daemon: an address of our own would be no local one to it (pg_hba.conf)."""
+    socks = [group.join(f"v{number}")[0] for number in range(2)]
+    with contextlib.ExitStack() as opened:
+        clients = [opened.enter_context(socket.socket()) for _ in socks]
+        for client in clients:
+            client.bind((LOCAL, 0))
+        indexes = [group.indexes_of(f"v{number}")[0] for number in range(2)]
+        doors = [Door(index, *client.getsockname()) for index, client in zip(indexes, clients, strict=True)]
+        attach(home_of(group), [group.home], doors)
+        for client, sock in zip(clients, socks, strict=True):
+            client.connect(group.address)
+            assert _has_accepted(sock, client.getsockname(), within_s=1.0)
+        with opened.enter_context(socket.create_connection(group.address, 20)) as other:
+            assert _has_accepted(home_of(group), other.getsockname(), within_s=1.0)
+    for sock in socks:
+        sock.close()
+
+
+def test_a_door_has_an_address_that_names_its_index_or_the_local_one() -> None:
+    for host in (source_of(4), "127.0.0.2", "10.0.0.1", ""):
+        with pytest.raises(ValueError, match="does not name index 3"):
+            Door(3, host, 5)
+
+
 def test_as_many_doors_as_may_be_open_are_all_known(group: Group) -> None:
     sock, index = group.join("v1")
     with sock, socket.socket() as client:
         client.bind((source_of(index), 0))
-        doors = [Door(index, 1 + number) for number in range(DOORS_MOST - 1)]
-        attach(home_of(group), [group.home], [*doors, Door(index, client.getsockname()[1])])
+        doors = [Door(index, LOCAL, 1 + number) for number in range(DOORS_MOST - 1)]
+        attach(home_of(group), [group.home], [*doors, Door(index, *client.getsockname())])
         client.connect(group.address)
         assert _has_accepted(sock, client.getsockname(), within_s=1.0)
         attach(home_of(group), [*range(40)], doors)

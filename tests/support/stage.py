@@ -27,7 +27,7 @@ from turnout.planes.stream.plane import Stream
 from turnout.reuseport.feature_test import group_works
 from turnout.reuseport.group import Group
 from turnout.reuseport.program import attach
-from turnout.router.kernel_view import KernelView, Processes
+from turnout.router.kernel_view import KernelView, Processes, own_ends
 from turnout.system.net.sockets import descriptors_of
 from turnout.system.process import identify
 
@@ -43,9 +43,24 @@ class Stand(UpstreamChecks):
         self.listeners: dict[int, socket.socket] = {}  # of daemons, by inode: a group keeps a copy of what they close
         self.group: Group | None = None
         self.on_change: Callable[[], None] = lambda: None
+        self.relays: Callable[[str], int] = lambda _boot_id: 0
+        self.clients: list[socket.socket] = []
+        self.port = address[1]
         self.ended: set[str] = set()  # boots whose process is to count as ended
         self.doors = self.open_doors = Doors()
-        self.kernel = KernelView(lambda: [address], lambda: self.daemons, owners=self, fresh_s=0)
+        self.kernel = KernelView(
+            lambda: [address],
+            lambda: self.daemons,
+            owners=self,
+            relays=lambda boot_id: self.relays(boot_id),
+            relayed_from=self.relayed_from,
+            fresh_s=0,
+        )
+
+    def relayed_from(self) -> Collection[tuple[str, int]]:
+        """The clients of a stage are in this very process, too."""
+        clients = {sock.getsockname() for sock in self.clients if sock.fileno() >= 0}
+        return {*own_ends([self.port])} - clients
 
     def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[tuple[str, int, int]]]:
         """Most daemons of a stage are this very process: who accepted what only they can tell."""
@@ -131,6 +146,7 @@ class Stage:
         self.group = self.stand.group = Group.of(self.front) if kind == "reuseport" else None
         self.policy = policy or Policy(hold_max=hold_max)
         self.plane = self.call(lambda: PLANES[kind](self.loop, self.policy, self.stand))
+        self.stand.relays = self.plane.relayed
         self.call(lambda: self.plane.add_listener(self.front))
 
     @property
@@ -225,6 +241,7 @@ class Stage:
         for name, value in options.items():
             sock.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
         self._sockets.append(sock)
+        self.stand.clients.append(sock)
         sock.settimeout(20)
         sock.connect(self.address)
         return sock

@@ -63,7 +63,6 @@ class Acceptor:
         self._connected_after = counters.connect_s.add
         self._begin = begin
         self._connections = connections
-        self._is_ours = options.checks.is_ours
         self._clock = options.clock
         self._connect_timeout_s = options.connect_timeout_s
         self._upstream: Upstream | None = None
@@ -174,10 +173,10 @@ class Acceptor:
                 if error.errno == errno.EINVAL and not listens(listener):
                     break
                 continue  # accept(2): errors of the new connection itself, which is gone
-            if self._shares and peer[0].startswith(SOURCE_PREFIX) and not self._is_ours(peer):
+            if self._shares and peer[0].startswith(SOURCE_PREFIX):
                 reset_on_close(sock)  # a check of a daemon that is gone: another one must not answer it
                 sock.close()
-                continue  # but what our relay sent to a daemon that is gone, with a client behind it, is served
+                continue
             self._counters.accepted += 1
             sock.setblocking(False)
             client = PendingClient(sock, sock.fileno(), self._clock(), dialer.take_reserve())

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from turnout.core.connection_policy import Policy
+from turnout.core.slots import index_of
 from turnout.planes.fd_reserve import FdReserve
 from turnout.planes.hold_queue import PendingClient
 from turnout.planes.plane import Counters, Upstream, UpstreamChecks
+from turnout.reuseport.program import LOCAL
 from turnout.system.net.ports import may_be_a_source
 from turnout.system.net.tcp import is_loopback, reset_on_close, set_up
 
@@ -47,7 +49,7 @@ class Dialer:
         self._family = socket.AF_INET
         self._meets_itself = False  # an outgoing connection may be given the daemon's own port
         self._reserve: socket.socket | None = None
-        self._doors: dict[socket.socket, tuple[str, int]] = {}  # open ones, by the socket that connects
+        self._doors: dict[socket.socket, tuple[int | None, str, int]] = {}  # open ones, by the socket that connects
 
     def set_upstream(self, upstream: Upstream | None, pending: Iterable[PendingClient]) -> None:
         """Another upstream, or none; ``pending``: whose sockets must be of the upstream's address family."""
@@ -145,11 +147,11 @@ class Dialer:
         if doors and doors.have_moved:
             return daemon.connect_ex(address)
         try:
-            daemon.bind((upstream.source, 0))
+            daemon.bind((LOCAL, 0))  # which daemons know as local (pg_hba.conf)
             if doors:
-                port = daemon.getsockname()[1]
-                doors.open(upstream.source, port)
-                self._doors[daemon] = upstream.source, port
+                door = index_of(upstream.source), LOCAL, daemon.getsockname()[1]
+                doors.open(*door)
+                self._doors[daemon] = door
         except OSError as error:
             return error.errno if error.errno == errno.EADDRNOTAVAIL else errno.ECONNREFUSED
         return daemon.connect_ex(address)

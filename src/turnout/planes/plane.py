@@ -113,11 +113,11 @@ class UpstreamDoors(Protocol):
 
     have_moved: bool  # another router steers, and any connection reaches the active daemon
 
-    def open(self, source: str, port: int) -> None:
+    def open(self, index: int | None, host: str, port: int) -> None:
         """Raises OSError: it cannot be had now."""
         ...
 
-    def close(self, source: str, port: int) -> None: ...
+    def close(self, index: int | None, host: str, port: int) -> None: ...
 
 
 class UpstreamChecks:
@@ -134,10 +134,6 @@ class UpstreamChecks:
 
     def has_ended(self, upstream: Upstream) -> bool:  # noqa: ARG002
         """Whether the daemon's process is known to have ended; asked after each connect."""
-        return False
-
-    def is_ours(self, address: tuple[str, int]) -> bool:  # noqa: ARG002
-        """Whether a connection of this process begins at that address; asked where it named a daemon that is gone."""
         return False
 
     def room(self, upstream: Upstream) -> int | None:  # noqa: ARG002

@@ -62,7 +62,7 @@ def connect_to_index(listener: socket.socket, selected: int, index: int) -> sock
         sock.setblocking(False)
         sock.bind((source_of(index), 0))
         host, port = listener.getsockname()
-        attach(listener, [selected], [Door(index, sock.getsockname()[1])])
+        attach(listener, [selected], [Door(index, *sock.getsockname())])
         sock.connect_ex((reachable(host), port))
     return sock
 

@@ -120,9 +120,10 @@ class AdminServer:
                     if channel not in self._doors:
                         self._doors[channel] = self._answers.open_door(name, source, port)
                     reply({"ok": True})
-                except (KeyError, OSError) as error:
-                    why = error.strerror if isinstance(error, OSError) else f"this router does not serve {error}"
-                    reply({"ok": False, "message": why or str(error)})
+                except (KeyError, OSError, ValueError) as error:
+                    why = f"this router does not serve {error}" if isinstance(error, KeyError) else ""
+                    said = error.strerror if isinstance(error, OSError) else str(error)
+                    reply({"ok": False, "message": why or said or str(error)})
             case _:
                 reply({"ok": False, "message": "bad request: door"})
 

@@ -11,7 +11,6 @@ import errno
 import os
 import socket
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -103,6 +102,8 @@ class KernelView:
     Args:
         given: answers the inodes of the listeners that a daemon has at a shared address, by its boot, as far as they
             are known.
+        relays: answers how many connections of a daemon the plane relays.
+        relayed_from: answers from where the plane is connected to daemons at the fixed addresses: it counts those.
         fresh_s: for so many seconds a look is good at least; 0: each question is a look of its own.
     """
 
@@ -113,6 +114,8 @@ class KernelView:
         *,
         owners: Owners | None = None,
         given: Callable[[str], Collection[int]] = lambda _boot_id: (),
+        relays: Callable[[str], int] = lambda _boot_id: 0,
+        relayed_from: Callable[[], Collection[Address]] = tuple,
         fresh_s: float = FRESH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -120,13 +123,15 @@ class KernelView:
         self._daemons = daemons
         self._owners = owners or Processes(daemons)
         self._given = given
+        self._relays = relays
+        self._relayed_from = relayed_from
         self._clock = clock
         self._fresh_s = fresh_s
         self._fresh_until = -1.0
         self._failed = ""
         self._known: dict[int, _Known] = {}  # by cookie
         self._unaccepted = 0
-        self._relayed_waiting: Counter[str] = Counter()  # for daemons that share the address, by their source
+        self._relayed_waiting = 0  # for daemons that share the address
         self._others: set[int] = set()  # connections that no daemon has: the router's own, mostly
         self._unclaimed: dict[int, float] = {}  # without a known holder: by cookie, since when
         self._hides: dict[str, bool] = {}  # by boot, at this look
@@ -236,7 +241,7 @@ class KernelView:
     def _not_steered(self, daemon: Daemon) -> int:
         """How many wait for a daemon that came through the router, which its plane counts, or to its own port."""
         if (daemon.host, daemon.port) in self._addresses():
-            return self._relayed_waiting.get(daemon.source, 0)
+            return min(self._relayed_waiting, self._relays(daemon.boot_id))
         try:
             return sockets.unaccepted_at(daemon.host, daemon.port)
         except OSError:
@@ -336,9 +341,9 @@ class KernelView:
     def _take_in(self, rows: Iterable[Connection], now: float) -> None:
         # what the router itself connects to a daemon that shares the address, its plane counts
         rows = list(rows)
-        chosen = [row for row in rows if row.peer[0].startswith(SOURCE_PREFIX)]
-        self._relayed_waiting = Counter(row.peer[0] for row in chosen if not row.inode)
-        rows = [row for row in rows if not row.peer[0].startswith(SOURCE_PREFIX)]
+        own = self._relayed_from()
+        self._relayed_waiting = sum(1 for row in rows if row.peer in own and not row.inode)
+        rows = [row for row in rows if row.peer not in own and not row.peer[0].startswith(SOURCE_PREFIX)]
         everybody = len(rows)
         rows = [row for row in rows if row.inode]  # a connection that is not accepted belongs to no process yet
         self._unaccepted = everybody - len(rows)
@@ -364,6 +369,16 @@ class KernelView:
                 answered = is_answered(row, None, known=False)
                 known[row.cookie] = _Known(owned[row.inode][0][0], now, row, answered)
         self._known = known
+
+
+def own_ends(ports: Iterable[int]) -> Collection[Address]:
+    """From where this process is connected to any of these ports; as far as the kernel tells."""
+    mine = {inode for inode, _ in sockets.descriptors_of(os.getpid())}
+    try:
+        found = [connections.connected_to(port) for port in ports]
+    except OSError:
+        return ()
+    return {address for ends in found for address, inode in ends.items() if inode in mine}
 
 
 def _listener(pid: int, fd: int, inodes: Collection[int]) -> socket.socket:

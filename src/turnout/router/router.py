@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, Final
 
 from turnout import __version__
+from turnout.core.slots import index_of
 from turnout.errors import ConflictError, NotRunningError
 from turnout.planes.direct.bpf_pins import Pins
 from turnout.planes.selection import Planes
@@ -363,9 +364,9 @@ class Router:
         return self._services[service].report.drains()
 
     def open_door(self, service: str, source: str, port: int) -> Callable[[], None]:
-        doors = self._services[service].doors
-        doors.open(source, port)
-        return partial(doors.close, source, port)
+        doors, door = self._services[service].doors, (index_of(source), source, port)
+        doors.open(*door)
+        return partial(doors.close, *door)
 
     def when_applied(self, service: str, revision: int, reply: Callable[[int], None]) -> None:
         self._services[service].registry.when_applied(revision, reply)

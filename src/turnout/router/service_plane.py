@@ -12,7 +12,6 @@ from turnout.planes.plane import Plane, Upstream, UpstreamChecks
 from turnout.router.exit_watch import ExitWatch
 from turnout.router.group_view import GroupView
 from turnout.router.kernel_view import KernelView
-from turnout.system.net.sockets import is_own
 
 
 class ServicePlane(msgspec.Struct, frozen=True):
@@ -46,9 +45,6 @@ class DaemonChecks(UpstreamChecks):
 
     def has_ended(self, upstream: Upstream) -> bool:
         return self.exits.has_ended(upstream.boot_id)
-
-    def is_ours(self, address: tuple[str, int]) -> bool:
-        return is_own(address)
 
     def room(self, upstream: Upstream) -> int | None:
         return self.kernel.room(upstream)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
 
@@ -42,7 +42,7 @@ from turnout.router.health.actions import HealthActions
 from turnout.router.health.daemon_prober import DaemonProber
 from turnout.router.health.probing import ProbeThreads
 from turnout.router.keeper_link import KeeperLink
-from turnout.router.kernel_view import KernelView
+from turnout.router.kernel_view import KernelView, own_ends
 from turnout.router.plane_warnings import PlaneWarnings
 from turnout.router.service_plane import DaemonChecks, ServicePlane
 from turnout.router.service_report import ServiceReport
@@ -187,6 +187,11 @@ class ServiceRuntime:
     def decides(self) -> bool:
         """Whether this router leads, and does not leave yet."""
         return self._leading.is_set() and not self._stopping.is_set()
+
+    def relayed_from(self) -> Collection[tuple[str, int]]:
+        """From where the plane is connected to daemons at the fixed addresses."""
+        relays = any(map(self.plane.relayed, self.registry.snapshot.daemons))
+        return own_ends({port for _, port in self.addresses}) if relays else ()
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -343,7 +348,13 @@ def compose_service(
     log.info("%s: plane %s: %s", service, chosen.name, chosen.reason)
     # a plane asks when it is in use, and by then there is a runtime
     group = GroupView(service, resources.keeper)
-    kernel = KernelView(lambda: runtime.addresses, lambda: runtime.registry.snapshot.daemons, given=group.listeners_of)
+    kernel = KernelView(
+        lambda: runtime.addresses,
+        lambda: runtime.registry.snapshot.daemons,
+        given=group.listeners_of,
+        relays=lambda boot_id: runtime.plane.relayed(boot_id),  # noqa: PLW0108  # made below
+        relayed_from=lambda: runtime.relayed_from(),  # noqa: PLW0108
+    )
     exits = ExitWatch(resources.loop, lambda boot_id: runtime.on_daemon_exit(boot_id))  # noqa: PLW0108  # made below
     doors = Doors()
     checks = DaemonChecks(kernel, exits, doors)

@@ -31,7 +31,7 @@ def test_a_thread_has_its_door_opened_and_shut_by_the_loop() -> None:
 
     asyncio.run(run())
     here = threading.get_ident()
-    assert calls == [(here, [Door(3, 77)]), "connects", (here, [])]
+    assert calls == [(here, [Door(3, source_of(3), 77)]), "connects", (here, [])]
 
 
 def test_a_loop_that_has_ended_opens_no_door() -> None:

@@ -12,13 +12,13 @@ import pytest
 from stage import Stage
 from support import eventually
 from turnout.core.model import Daemon
-from turnout.core.slots import ROUTER_INDEX, source_of
+from turnout.core.slots import ROUTER_INDEX, index_of, source_of
 from turnout.errors import SteeringError
 from turnout.planes.direct.doors import Doors
 from turnout.planes.direct.reuseport import Reuseport
 from turnout.planes.plane import Upstream
 from turnout.reuseport.group import Group
-from turnout.reuseport.program import DOORS_MOST, attach, let_go
+from turnout.reuseport.program import DOORS_MOST, LOCAL, attach, let_go
 from turnout.router.kernel_view import KernelView, Processes
 from turnout.system.net.listener import bind
 
@@ -195,7 +195,7 @@ def test_a_connection_that_chose_a_daemon_which_is_gone_is_reset_and_not_relayed
     with socket.socket() as client:
         client.bind((gone.target.source, 0))
         client.settimeout(20)
-        stage.call(lambda: stage.doors.open(*client.getsockname()))
+        stage.call(lambda: stage.doors.open(index_of(gone.target.source), *client.getsockname()))
         with pytest.raises(ConnectionResetError):  # by the connect already, where the router is that quick
             _ask(client, stage.address)
     assert stage.plane.counters.accepted == 0
@@ -212,32 +212,32 @@ def test_a_door_lets_one_connection_reach_a_daemon_that_is_not_active(members: M
     with active, warm, socket.socket() as client, socket.socket() as other:
         client.bind((source_of(index), 0))
         with pytest.raises(OSError, match="does not steer"):
-            doors.open(*client.getsockname())
+            doors.open(index, *client.getsockname())
         found.steer(target(members, "v1"))
-        doors.open(*client.getsockname())
+        doors.open(index, *client.getsockname())
         other.bind((source_of(index), 0))
         other.connect(members.group.address)
         assert _from(active) == other.getsockname()
         found.steer(None)
         client.connect(members.group.address)
         assert _from(warm) == client.getsockname(), "a switch closes no door"
-        doors.close(*client.getsockname())
+        doors.close(index, *client.getsockname())
         assert not doors.all
         found.release()
         assert doors.have_moved
         with pytest.raises(OSError, match="does not steer"):
-            doors.open(*client.getsockname())
+            doors.open(index, *client.getsockname())
 
 
 def test_no_more_doors_are_open_than_the_kernel_takes(members: Members) -> None:
     doors = Doors()
     steering(members, doors).steer(None)
     for port in range(1, DOORS_MOST + 1):
-        doors.open(source_of(3), port)
+        doors.open(3, LOCAL, port)
     with pytest.raises(BlockingIOError):
-        doors.open(source_of(3), DOORS_MOST + 1)
-    doors.close(source_of(3), 1)
-    doors.open(source_of(3), DOORS_MOST + 1)
+        doors.open(3, LOCAL, DOORS_MOST + 1)
+    doors.close(3, LOCAL, 1)
+    doors.open(3, LOCAL, DOORS_MOST + 1)
 
 
 def test_a_door_that_the_kernel_refuses_is_not_open(members: Members) -> None:
@@ -249,7 +249,7 @@ def test_a_door_that_the_kernel_refuses_is_not_open(members: Members) -> None:
 
     doors.renew = refuses
     with pytest.raises(OSError, match="no memory"):
-        doors.open(source_of(3), 5)
+        doors.open(3, LOCAL, 5)
     assert not doors.all
 
 

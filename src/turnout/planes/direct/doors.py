@@ -33,18 +33,18 @@ class Doors:
     def all(self) -> Collection[Door]:
         return self._open
 
-    def open(self, source: str, port: int) -> None:
-        """Let the connection from this source address and port through, before it is begun.
+    def open(self, index: int | None, host: str, port: int) -> None:
+        """Let the connection from this address and port reach a member, before it is begun.
 
         Raises:
             OSError: this router does not steer the group; or too many are open, or the kernel refuses.
+            ValueError: no connection from there names that member.
         """
-        index = index_of(source)
         if self.renew is None or index is None:
             raise OSError(errno.EHOSTUNREACH, "this router does not steer the group")
         if len(self._open) >= DOORS_MOST:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        door = Door(index, port)
+        door = Door(index, host, port)
         self._open.add(door)
         try:
             self.renew()
@@ -52,11 +52,11 @@ class Doors:
             self._open.discard(door)
             raise
 
-    def close(self, source: str, port: int) -> None:
+    def close(self, index: int | None, host: str, port: int) -> None:
         """Let no other connection through there; before the socket is closed, or once it is connected."""
-        index = index_of(source)
-        if index is not None and Door(index, port) in self._open:
-            self._open.discard(Door(index, port))
+        door = None if index is None else Door(index, host, port)
+        if door in self._open:
+            self._open.discard(door)
             if self.renew:
                 self.renew()
 
@@ -77,12 +77,12 @@ class ThreadDoor:
         finally:
             self._call(self.doors.close, source, port)
 
-    def _call(self, action: Callable[[str, int], None], source: str, port: int) -> None:
+    def _call(self, action: Callable[[int | None, str, int], None], source: str, port: int) -> None:
         done: Future[None] = Future()
 
         def run() -> None:
             try:
-                action(source, port)
+                action(index_of(source), source, port)
                 done.set_result(None)
             except OSError as error:
                 done.set_exception(error)

@@ -50,7 +50,9 @@ class DrainActions(msgspec.Struct, frozen=True):
             return 0
         try:
             source = self.located(daemon).source
-            return max(0, established_to(daemon.port, source=source) - self.plane.relayed(boot_id))
+            if source:  # only a router of 0.1 comes from there; what others relay is seen as a client's
+                return established_to(daemon.port, source=source)
+            return max(0, established_to(daemon.port) - self.plane.relayed(boot_id))
         except OSError:
             return None
 

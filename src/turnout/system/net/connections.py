@@ -75,6 +75,15 @@ def connections_at(port: int) -> list[Connection]:
     return [_connection(message) for message in dump(SERVED, port, extensions=1 << (_INFO - 1))]
 
 
+def connected_to(port: int) -> dict[tuple[str, int], int]:
+    """The connections with ``port`` at the other end: the inode of each by its address here.
+
+    Raises OSError: the kernel does not tell.
+    """
+    rows = [_connection(message) for message in dump(SERVED, remote_port=port)]
+    return {(row.host, row.port): row.inode for row in rows}
+
+
 def handshakes_at(port: int) -> list[Handshake]:
     """The handshakes at ``port``, those that wait for a first byte (TCP_DEFER_ACCEPT) included.
 

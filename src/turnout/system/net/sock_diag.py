@@ -32,7 +32,7 @@ _REQUEST_DUMP: Final = 0x1 | 0x300  # NLM_F_REQUEST | NLM_F_DUMP
 _REQUEST_ACK: Final = 0x1 | 0x4  # NLM_F_REQUEST | NLM_F_ACK
 _SKV6ONLY: Final = 11  # INET_DIAG_SKV6ONLY
 _DATAGRAM_BYTES: Final = 1 << 16
-_REQUEST: Final = struct.Struct("=BBBxI2s46x")  # struct inet_diag_req_v2, with the port of struct inet_diag_sockid
+_REQUEST: Final = struct.Struct("=BBBxI2s2s44x")  # struct inet_diag_req_v2, with the ports of struct inet_diag_sockid
 _ONE: Final = struct.Struct("=BBBxI2s2s4s12x4s12xIII")  # the same of one IPv4 socket, with its whole inet_diag_sockid
 _REQUEST_ONE: Final = 0x1  # NLM_F_REQUEST
 _NO_COOKIE: Final = 0xFFFFFFFF  # INET_DIAG_NOCOOKIE
@@ -79,12 +79,13 @@ def table(states: int, port: int = 0) -> list[SocketRow]:
     return [row for row in rows if 1 << row.state & states and port in {0, row.port}]
 
 
-def dump(states: int, port: int = 0, *, extensions: int = 0) -> list[bytes]:
+def dump(states: int, port: int = 0, *, remote_port: int = 0, extensions: int = 0) -> list[bytes]:
     """Every inet_diag_msg with its attributes, of those sockets alone: thousands of other ones then cost nothing.
 
     Args:
         states: a mask of them.
         port: at this end; 0: any.
+        remote_port: at the other end; 0: any.
         extensions: which attributes to add, as a mask (idiag_ext, sock_diag(7)).
 
     Raises:
@@ -93,7 +94,9 @@ def dump(states: int, port: int = 0, *, extensions: int = 0) -> list[bytes]:
     messages: list[bytes] = []
     with _netlink() as sock:
         for family in (socket.AF_INET, socket.AF_INET6):
-            request = _REQUEST.pack(family, socket.IPPROTO_TCP, extensions, states, port.to_bytes(2))
+            request = _REQUEST.pack(
+                family, socket.IPPROTO_TCP, extensions, states, port.to_bytes(2), remote_port.to_bytes(2)
+            )
             sock.send(_header(len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, family) + request)
             while _take_in(sock.recv(_DATAGRAM_BYTES), messages):
                 pass

@@ -153,11 +153,6 @@ def holders_of(inodes: Collection[int]) -> set[int]:
     return {pid for pid in pids if not set(inodes).isdisjoint(_sockets_of(pid))}
 
 
-def is_own(address: tuple[str, int]) -> bool:
-    """Whether a connection of this process begins at that address."""
-    return has_any(os.getpid(), {row.inode for row in table(SERVED, address[1]) if row.host == address[0]})
-
-
 def server_end(port: int, peer: tuple[str, int]) -> SocketRow | None:
     """The socket with ``port`` at this end that a connection from ``peer`` belongs to; None: there is none to be seen.
 
