@@ -19,6 +19,7 @@ from turnout.keeper import daemon_listeners
 from turnout.keeper.daemon_listeners import LOOK_S, OF_ONE_DAEMON, DaemonListeners
 from turnout.keeper.service_listeners import ServiceListeners
 from turnout.reuseport.group import Group, Place
+from turnout.reuseport.program import attach
 from turnout.state.home import Home
 from turnout.system.net.listener import bind
 from turnout.system.process import identify
@@ -310,3 +311,33 @@ def test_a_listener_of_a_daemon_that_may_not_be_looked_at_stays_its_own(
         monkeypatch.setattr(daemon_listeners, "may_be_looked_at", lambda _pid: False)
         scene.listeners.refresh()
         assert group.boots == {"b1"}
+
+
+def test_a_daemon_that_pauses_and_resumes_before_anybody_looks_has_the_index_that_the_kernel_gave_it(
+    shared: tuple[Scene, Group],
+) -> None:
+    """HAProxy shuts its listener down and listens again; in between the kernel has moved another one."""
+    scene, group = shared
+    scene.running |= {"b1", "b2"}
+    first, second = bound_at(group), bound_at(group)
+    with first.dup() as daemon:
+        scene.listeners.admit("a", "b1", first, 7)
+        scene.listeners.admit("a", "b2", second, 7)
+        daemon.shutdown(socket.SHUT_RDWR)
+        scene.listeners.admit("a", "b1", daemon.dup(), 7)
+        (index,) = group.indexes_of("b1")
+        attach(group.router_listeners[0], [index])
+        daemon.settimeout(20)
+        with socket.create_connection(group.address, 20) as client:
+            far, peer = daemon.accept()
+            far.close()
+            assert peer == client.getsockname()
+
+
+def test_a_second_call_of_listen_changes_the_queue_alone(shared: tuple[Scene, Group]) -> None:
+    scene, group = shared
+    with bound_at(group) as sock:
+        scene.listeners.admit("a", "b1", sock.dup(), 7)
+        before = group.indexes_of("b1")
+        scene.listeners.admit("a", "b1", sock.dup(), 9)
+    assert group.indexes_of("b1") == before

@@ -52,7 +52,7 @@ class Stand(UpstreamChecks):
             lambda: [address],
             lambda: self.daemons,
             owners=self,
-            relays=lambda boot_id: self.relays(boot_id),
+            relays=lambda boot_id: self.relays(boot_id),  # noqa: PLW0108  # the stage sets it later
             relayed_from=self.relayed_from,
             fresh_s=0,
         )

@@ -157,6 +157,7 @@ class DaemonListeners:
         """
         with undone_on_error(sock.close):
             group = self.group_of(name)
+            group.look()  # one that was shut down has lost its index, and begins anew: once it listens nothing tells
             self._release_closed(group, boot_id)  # one that it had before gives its index to this one
             if len(group.indexes_of(boot_id)) >= OF_ONE_DAEMON:
                 raise OSError(errno.ENOBUFS, f"the daemon has {OF_ONE_DAEMON} listeners at the fixed address")

@@ -185,6 +185,11 @@ class Acceptor:
                 self._reject(client)
             elif self._upstream is None or len(self._hold_queue):  # others were here first
                 self._hold(client)
+            elif self._shares and dialer.meant(peer) == self._upstream.boot_id:
+                # it was to reach that daemon, whose index is another one by now: at once it would come here again
+                self._patience.met(Obstacle.REFUSES, self._clock())
+                self._hold(client)
+                self._pause_release(self._clock())
             elif not self._connect(client):
                 self._hold(client)
                 if len(self._hold_queue):  # else the pause would be one of clients that come later

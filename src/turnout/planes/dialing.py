@@ -18,6 +18,7 @@ from turnout.system.net.ports import may_be_a_source
 from turnout.system.net.tcp import is_loopback, reset_on_close, set_up
 
 UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
+RECENT_MOST: Final = 1024
 SOURCES: Final = 64  # 127.0.0.1 … 127.0.0.64, each with about 28,000 ports (ip(7)): 1.8 million connections
 FIRST_AGAIN_S: Final = 5.0
 _LATE_PORT: Final = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # ip(7), Linux 4.2; Python names it from 3.12 on
@@ -49,6 +50,7 @@ class Dialer:
         self._family = socket.AF_INET
         self._meets_itself = False  # an outgoing connection may be given the daemon's own port
         self._reserve: socket.socket | None = None
+        self._recent: dict[int, str] = {}  # the daemon of each of the last connections from 127.0.0.1, by their port
         self._doors: dict[socket.socket, tuple[int | None, str, int]] = {}  # open ones, by the socket that connects
 
     def set_upstream(self, upstream: Upstream | None, pending: Iterable[PendingClient]) -> None:
@@ -152,9 +154,20 @@ class Dialer:
                 door = index_of(upstream.source), LOCAL, daemon.getsockname()[1]
                 doors.open(*door)
                 self._doors[daemon] = door
+                self._note_recent(door[2], upstream.boot_id)
         except OSError as error:
             return error.errno if error.errno == errno.EADDRNOTAVAIL else errno.ECONNREFUSED
         return daemon.connect_ex(address)
+
+    def _note_recent(self, port: int, boot_id: str) -> None:
+        if len(self._recent) >= RECENT_MOST:
+            del self._recent[next(iter(self._recent))]
+        self._recent.pop(port, None)
+        self._recent[port] = boot_id
+
+    def meant(self, peer: tuple[str, int]) -> str:
+        """The daemon to which a connection from there was just made here; empty: it is not one of the last."""
+        return self._recent.get(peer[1], "") if peer[0] == LOCAL else ""
 
     def settle(self, daemon: socket.socket) -> None:
         """The connect of this socket is done or given up, and the socket is open still: shut its door."""

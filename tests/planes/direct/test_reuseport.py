@@ -7,10 +7,12 @@ import select
 import socket
 from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
 import pytest
 
 from stage import Stage
 from support import eventually
+from turnout.core.connection_policy import Policy
 from turnout.core.model import Daemon
 from turnout.core.slots import ROUTER_INDEX, index_of, source_of
 from turnout.errors import SteeringError
@@ -283,6 +285,30 @@ def _come_and_go(stage: Stage) -> None:
     eventually(lambda: stage.plane.counters.connect_failed > 0)
     assert not stage.call(lambda: stage.doors.all)
     late.close()
+
+
+def test_a_connection_that_met_the_router_itself_is_held_and_not_relayed_round_and_round() -> None:
+    """For a moment the router may know an index that its daemon has no more: the kernel was quicker."""
+    stage = Stage("reuseport", policy=Policy(hold_max=64, idle_timeout_s=600))  # which only a relay can enforce
+    try:
+        daemon = stage.daemon("v1", point=False)
+        assert stage.group
+        right = daemon.target
+        daemon.target = msgspec.structs.replace(right, source=source_of(stage.group.home))
+        stage.set_upstream(daemon)
+        client = stage.client()
+        client.sendall(b"anyone?")
+        eventually(lambda: stage.plane.counters.held_total > 2)
+        daemon.target = right
+        stage.set_upstream(daemon)
+        far = daemon.accept()
+        assert far.recv(100) == b"anyone?"
+        far.sendall(b"me")
+        assert client.recv(100) == b"me"
+        far.close()
+        assert stage.plane.counters.accepted < 100
+    finally:
+        stage.close()
 
 
 @pytest.mark.parametrize("kind", ["reuseport"], indirect=True)

@@ -213,6 +213,8 @@ def _listener(daemon: Daemon, spec: ProbeSpec) -> ProbeResult:
     if inodes and any(has_any(pid, inodes) for pid in tree):
         return ProbeResult(ok=True, reason=f"it listens on port {port}, by a child of its own")
     holder = who_listens(daemon.host, port) if inodes else None
+    if daemon.source and all(map(may_be_looked_at, {daemon.pid, *tree})):
+        return ProbeResult(ok=False, reason=f"it has no listener at {daemon.host} port {port} any more")
     if holder is None:
         return _elsewhere(daemon, tree)
     if holder.pid:
