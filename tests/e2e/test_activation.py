@@ -63,6 +63,32 @@ def test_releases_with_one_hard_coded_port_run_side_by_side_and_nobody_fails(tur
     assert set(load.answered) >= {"v1", "v3"}
 
 
+def test_a_dry_run_says_that_the_daemons_port_is_not_known_before_it_binds(turnout: Turnout) -> None:
+    command = own_port("v1", free_port())
+    said = turnout.run("up", "--listen", f"127.0.0.1:{turnout.port}", "--activation", "on", "--dry-run", "--", *command)
+    assert "give it the fixed address for the port that it binds, which is not known before" in said.stdout
+    named = ["--activation", "on", "--port", "7001", "--dry-run", "--", *command]
+    said = turnout.run("up", "--listen", f"127.0.0.1:{turnout.port}", *named)
+    assert "give it the fixed address for its port 7001" in said.stdout
+
+
+def test_no_byte_of_a_client_passes_the_router(turnout: Turnout) -> None:
+    up(turnout, own_port("v1", free_port()))
+    for _ in range(20):
+        assert ask(turnout.address) == "v1"
+    status = turnout.status()
+    assert (status["router"]["plane"], status["counters"]["accepted"]) == ("reuseport", 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::"])
+def test_behind_a_relay_a_hard_coded_port_does_not_matter_either(turnout: Turnout, host: str) -> None:
+    own = free_port()
+    up(turnout, binds("v1", f"{host}:{own}"), "--plane", "relay")
+    turnout.run("deploy", "--", *binds("v2", f"{host}:{own}"))
+    assert ask(turnout.address) == "v2"
+    assert turnout.status()["counters"]["accepted"] > 0
+
+
 def test_the_fixed_address_may_have_the_daemons_own_port(turnout: Turnout) -> None:
     """The best drop-in: clients keep the port that they know."""
     up(turnout, own_port("v1", turnout.port))

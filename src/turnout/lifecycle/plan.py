@@ -16,7 +16,7 @@ import msgspec
 
 from turnout.config.build_stamp import is_version_pending
 from turnout.config.command_check import check_no_container
-from turnout.config.settings import ServiceRequest, Settings
+from turnout.config.settings import ServiceRequest, Settings, takes_listener
 from turnout.control.router_client import RouterClient
 from turnout.core.deployment import (
     begin_deploy,
@@ -276,6 +276,9 @@ class Planner:
         version = f" (version {build.version})" if build.version else ""
         self._steps.append(f"start {shlex.join(build.command)}{version} in {build.cwd}")
         self._steps += [f"warn: {text}" for text in (launch.note, *launch.warnings) if text]
+        if settings.activation == "on" and not takes_listener(build.command, build.env, settings):
+            of = f"its port {settings.port}" if settings.port else "the port that it binds, which is not known before"
+            self._steps.append(f"give it the fixed address for {of}")
         health = settings.health
         self._steps.append(f"probe it ({health.probe}) until it is healthy, for {settings.start_timeout_s:g} s at most")
         self._switch(begun, cause, makes_room=recreates)
