@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from e2e_support import Turnout, ask, line_daemon, under_load
-from support import eventually
+from support import eventually, report, scaled
+from turnout.demo.load import Load, line_exchange
 from turnout.testing import free_port
 
+SUPPORT = Path(__file__).parents[1] / "support"
 # binds what it is told to, in the order it is told
 BINDS = """
 import socket, sys, threading
@@ -155,3 +159,35 @@ def answers(port: int) -> bool:
         return ask(("127.0.0.1", port)) == "v1"
     except ConnectionRefusedError:
         return False
+
+
+def test_a_hostile_daemon_moves_nobody_elses_clients(turnout: Turnout, tmp_path: Path) -> None:
+    """It may lose a file of its own (:func:`turnout.activation.exchange.is_still`), and delays others a little."""
+    go, own, rounds = tmp_path / "go", free_port(), scaled(8, 400)
+    hostile = [sys.executable, "-P", str(SUPPORT / "hostile_daemon.py"), "hostile", str(own), str(go), str(rounds)]
+    good = ["--service", "good", "--observe", "100ms", "--activation", "on"]
+    at = free_port()
+    up(turnout, hostile)
+    turnout.run("up", "--listen", f"127.0.0.1:{at}", *good, "--", *own_port("good", free_port()))
+    load = Load(("127.0.0.1", at), line_exchange, clients=2)
+    load.start()
+    try:
+        idle_s = took(turnout, good)
+        go.touch()
+        busy_s = [took(turnout, good) for _ in range(2)]
+        eventually(go.with_suffix(".lost").exists, timeout_s=300, why="the attack ends")
+    finally:
+        load.stop()
+    lost = len(go.with_suffix(".lost").read_text().splitlines())
+    beside = f"{max(busy_s) / idle_s:.1f} x"
+    report("hostile daemon", refresh_beside_it=beside, answered=load.made, failed=load.failed, lost_its_own=lost)
+    assert load.errors == {}
+    assert set(load.answered) == {"good"}
+    turnout.run("refresh")
+    assert ask(turnout.address) == "hostile"
+
+
+def took(turnout: Turnout, service: Sequence[str]) -> float:
+    began = time.monotonic()
+    turnout.run("refresh", *service[:2])
+    return time.monotonic() - began

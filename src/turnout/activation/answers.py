@@ -212,7 +212,7 @@ class BindAnswers:
         with replacement:
             bind_in_place(replacement, fixed[1], fixed[0])
             closes = closes_on_exec(call)
-            if not is_still(call, sock) or not self.notifications.is_valid(call.id):
+            if not self.notifications.is_valid(call.id) or not is_still(call, sock):  # the latter last: see exchange.py
                 return False
             self.notifications.put(call, replacement.fileno(), close_on_exec=closes)
         self._say(address, *fixed)

@@ -75,7 +75,11 @@ def closes_on_exec(call: WaitingCall) -> bool:
 
 
 def is_still(call: WaitingCall, sock: socket.socket) -> bool:
-    """Whether the descriptor is the socket that was looked at: another thread may have put a file there."""
+    """Whether the descriptor is the socket that was looked at: another thread may have put a file there.
+
+    The kernel knows no exchange that compares. So a daemon that puts a file in the place of a socket while another of
+    its threads binds that socket may lose this file, in the microseconds between this look and the exchange.
+    """
     return inode_of(call.thread, call.fd) == os.fstat(sock.fileno()).st_ino
 
 
