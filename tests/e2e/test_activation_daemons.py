@@ -255,3 +255,23 @@ def test_a_haproxy_that_is_paused_and_resumed_fails_nobody(turnout: Turnout, tmp
         load.stop()
     report("haproxy paused and resumed", answered=load.answered["answered"], failed=load.failed)
     assert load.errors == {}, turnout.logs()
+
+
+def test_workers_with_a_listener_each_are_found_again_by_a_keeper_that_lost_its_router(
+    turnout: Turnout, tmp_path: Path
+) -> None:
+    own = free_port()
+    flags = ["--observe", "100ms", "--activation", "on", "--port", str(own)]
+    turnout.run("up", "--listen", f"127.0.0.1:{turnout.port}", *flags, "--", *nginx_with_reuseport(own, tmp_path))
+    for pid in (turnout.keeper_pid(), turnout.router_pid()):
+        turnout.kill(pid)
+    exchange = fetches("/")
+    for _ in range(2):
+        for _ in range(20):
+            with socket.create_connection(turnout.address, 20) as client:
+                assert exchange(client) == "answered"
+        turnout.run("up")
+    turnout.run("refresh")
+    with socket.create_connection(turnout.address, 20) as client:
+        assert exchange(client) == "answered"
+    assert turnout.status()["router"]["plane_trouble"] == ""

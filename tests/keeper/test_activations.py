@@ -35,7 +35,7 @@ class Scene:
             self.served,
             lambda _name: None,
             lambda _boot: True,
-            lambda _boot: None,
+            lambda _boot: (),
             self._after,
             self.said.append,
         )

@@ -28,6 +28,7 @@ from turnout.state.home import Home
 from turnout.system.control_channel import Channel
 from turnout.system.home_identity import HomeIdentity
 from turnout.system.interpreters import Interpreters
+from turnout.system.net.listener import bind
 from turnout.system.process import identify
 from turnout.system.spawn import SpawnRequest
 from turnout.system.spawn_record import EndRecord, SpawnRecord, write_record
@@ -335,14 +336,25 @@ def test_a_router_that_does_not_come_up_has_the_next_one_tried_with_another_inte
     assert routers.leader.interpreter == str(tmp_path / "old")
 
 
-def test_descriptors_that_are_no_listeners_are_refused_and_closed(scenario: Scenario) -> None:
+def test_descriptors_that_are_no_listeners_are_closed_and_what_else_comes_along_is_taken(scenario: Scenario) -> None:
+    """A router may not know yet that one of its listeners was shut down; without it, it serves all the same."""
     pid, _ = scenario.led()
     read, write = os.pipe()
     connected, other = socket.socketpair()
     request = request_of({"op": "attach", "pid": pid, "listeners": [["a", "127.0.0.1", 1], ["a", "127.0.0.1", 2]]})
     assert isinstance(request, Attach)
     with pytest.raises(ProtocolError):
-        scenario.routers.attach(cast("Channel", FakeChannel(pid)), 0, request, [read, connected.detach()])
+        scenario.routers.attach(cast("Channel", FakeChannel(pid)), 0, request, [os.dup(read)])
+    shut = bind("127.0.0.1", 0)
+    shut.shutdown(socket.SHUT_RDWR)
+    names = [["a", "127.0.0.1", 1], ["b", "127.0.0.1", 2], ["c", "127.0.0.1", 3], ["d", "127.0.0.1", 4]]
+    request = request_of({"op": "attach", "pid": pid, "listeners": names})
+    assert isinstance(request, Attach)
+    listening = bind("127.0.0.1", 0)
+    fds = [read, connected.detach(), shut.detach(), listening.detach()]
+    scenario.routers.attach(cast("Channel", FakeChannel(pid)), 0, request, fds)
+    assert [*scenario.routers._served] == ["d"]
+    scenario.routers._served["d"].close()
     for closed in (write, other.fileno()):  # the other ends tell
         with pytest.raises(OSError, match=r"Broken pipe|closed"):
             os.write(closed, b"x")
@@ -446,3 +458,19 @@ def test_a_router_that_never_attached_carries_nothing_and_is_replaced(scenario: 
     pid = scenario.current_pid()
     scenario.pass_time(ATTACH_TIMEOUT_S)
     assert scenario.killed == [pid]
+
+
+def test_a_router_brings_the_listeners_of_many_services_in_several_messages(scenario: Scenario) -> None:
+    """A message has 192 descriptors at most; the router is attached with the last of them."""
+    pid, before = scenario.led()
+    channel = cast("Channel", FakeChannel(pid))
+    for name, more in (("a", True), ("b", False)):
+        message = {"op": "attach", "pid": pid, "phase": "leads", "listeners": [[name, "127.0.0.1", 1]], "more": more}
+        request = request_of(message)
+        assert isinstance(request, Attach)
+        dropped = scenario.routers.attach(channel, 0, request, [bind("127.0.0.1", 0).detach()])
+        assert dropped is (None if more else before)
+        assert scenario.routers.has_channel(channel) is not more
+    assert [*scenario.routers._served] == ["a", "b"]
+    for served in scenario.routers._served.values():
+        served.close()

@@ -293,7 +293,7 @@ def test_a_stranger_that_leaves_while_a_daemon_joins_does_not_mislead(
 def test_what_never_stands_still_is_no_place_for_a_daemon(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     group.open()
     strangers = [bind(*group.address, shared=True)]
-    listens = listening_at
+    listens = listening_at  # as the group looks, for an address that is no wildcard
 
     def moving(host: str, port: int) -> list[object]:
         strangers.append(bind(*group.address, shared=True))
@@ -301,7 +301,7 @@ def test_what_never_stands_still_is_no_place_for_a_daemon(group: Group, monkeypa
         return [*listens(host, port)]
 
     group.look()
-    monkeypatch.setattr(group_module, "listening_at", moving)
+    monkeypatch.setattr(group_module, "listening_exactly_at", moving)
     with pytest.raises(NotBegunError, match="listeners join and leave all the time"):
         group.join("v1")
     monkeypatch.undo()
@@ -596,3 +596,62 @@ def test_as_many_doors_as_may_be_open_are_all_known(group: Group) -> None:
         client.connect(group.address)
         assert _has_accepted(sock, client.getsockname(), within_s=1.0)
         attach(home_of(group), [*range(40)], doors)
+
+
+def test_a_program_at_a_closer_address_changes_nothing_of_a_group_at_a_wildcard() -> None:
+    """It gets what is sent there, and it is no member."""
+    group = Group.of(bind("0.0.0.0", 0))
+    sock, index = group.join("v1")
+    port = group.address[1]
+    with bind("127.0.0.1", port, shared=True):
+        assert not group.look()
+        assert group.indexes_of("v1") == [index]
+        assert group.strangers == set()
+    assert not group.look()
+    sock.close()
+    group.close()
+
+
+def test_a_listener_that_the_kernel_did_not_list_is_not_taken_for_one_that_left(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sock, index = group.join("v1")
+    monkeypatch.setattr(group_module, "listening_exactly_at", lambda *_: [])
+    assert not group.look()
+    assert group.indexes_of("v1") == [index]
+    sock.close()
+
+
+def test_a_listener_that_cannot_be_given_a_place_leaves_none_behind(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group.open()
+
+    def no_room() -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    sock = bind(*group.address, shared=True)
+    monkeypatch.setattr(group, "_pad", no_room)
+    with pytest.raises(OSError, match="open files"):
+        group.add("v1", sock.dup(), 10)
+    monkeypatch.undo()
+    assert group.boots == set()
+    assert all(place.sock is None or place.sock.fileno() >= 0 for place in group.places)
+    sock.close()
+
+
+def test_where_one_index_is_left_for_one_listener_it_has_that(group: Group) -> None:
+    group.open()
+    acknowledge(group)
+    one, _ = group.join("v1")
+    with bind(*group.address, shared=True):
+        one.shutdown(socket.SHUT_RDWR)
+        group.look()  # who left and who joined is seen at once
+        one.close()
+        known = [place.inode for place in group.places]
+    group.look()
+    assert known.count(0) <= 2
+    acknowledge(group)
+    two, _ = group.join("v2")
+    check(group, {"v2": two})
+    two.close()

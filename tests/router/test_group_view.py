@@ -49,6 +49,8 @@ def test_a_daemon_is_reached_at_the_first_index_that_the_keeper_names() -> None:
     assert group.state == {"version": 2, "home": 4, "order": order}
     group.update({"version": 3, "home": 4, "places": {}, "order": order})
     assert changes == [4], "nothing moved"
+    group.update({"version": 4, "home": 1, "places": {}, "order": [(0, "v1"), (72, ""), (0, "v1")]})
+    assert (group.indexes_of("v1"), [*group.listeners_of("v1")]) == ([0, 2], []), "which is which is not known"
 
 
 def test_a_keeper_of_0_1_names_one_listener_of_each_daemon() -> None:

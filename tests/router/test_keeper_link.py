@@ -15,7 +15,7 @@ import pytest
 
 from turnout.errors import NotRunningError, ProtocolError
 from turnout.router import keeper_link
-from turnout.router.keeper_link import MAX_PENDING, KeeperLink
+from turnout.router.keeper_link import MAX_PENDING, KeeperLink, _in_parts
 from turnout.state.home import Home
 from turnout.system import control_channel
 
@@ -361,3 +361,11 @@ def test_no_more_requests_wait_than_may(scene: Callable[[], Any]) -> None:
             again.cancel()
 
     asyncio.run(run())
+
+
+def test_the_listeners_of_a_service_are_in_one_message_and_all_of_them_in_as_few_as_can_be() -> None:
+    many = [(name, "127.0.0.1", 1, fd) for name in "abcdef" for fd in range(70)]
+    parts = _in_parts(many)
+    assert [len(part) for part in parts] == [140, 140, 140]
+    assert [listener for part in parts for listener in part] == many
+    assert _in_parts([]) == [[]], "a router without listeners attaches too"

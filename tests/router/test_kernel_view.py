@@ -19,7 +19,7 @@ from turnout.core.model import Daemon, Identity
 from turnout.errors import SteeringError
 from turnout.planes.plane import Upstream
 from turnout.router import kernel_view
-from turnout.router.kernel_view import UNCLAIMED_S, Holder, KernelView, Owners
+from turnout.router.kernel_view import UNCLAIMED_S, Holder, KernelView, Owners, SharedAddress
 from turnout.system.net import connections, sockets
 from turnout.system.process import identify
 
@@ -247,7 +247,10 @@ def test_a_listener_that_a_daemon_was_given_is_not_looked_for_among_its_descript
     (listener,) = sockets.listening_at("127.0.0.1", daemon.port)
     addresses = [("127.0.0.1", daemon.port)]
     view = KernelView(
-        lambda: addresses, lambda: scene.daemons, owners=Unasked(), given=lambda _boot_id: [listener.inode]
+        lambda: addresses,
+        lambda: scene.daemons,
+        owners=Unasked(),
+        shared=SharedAddress(lambda _boot_id: [listener.inode]),
     )
     for _ in range(2):
         daemon.connect()

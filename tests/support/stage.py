@@ -27,7 +27,7 @@ from turnout.planes.stream.plane import Stream
 from turnout.reuseport.feature_test import group_works
 from turnout.reuseport.group import Group
 from turnout.reuseport.program import attach
-from turnout.router.kernel_view import KernelView, Processes, own_ends
+from turnout.router.kernel_view import KernelView, Processes, SharedAddress, own_ends
 from turnout.system.net.sockets import descriptors_of
 from turnout.system.process import identify
 
@@ -52,8 +52,10 @@ class Stand(UpstreamChecks):
             lambda: [address],
             lambda: self.daemons,
             owners=self,
-            relays=lambda boot_id: self.relays(boot_id),  # noqa: PLW0108  # the stage sets it later
-            relayed_from=self.relayed_from,
+            shared=SharedAddress(
+                relays=lambda boot_id: self.relays(boot_id),  # noqa: PLW0108  # the stage sets it later
+                relayed_from=self.relayed_from,
+            ),
             fresh_s=0,
         )
 

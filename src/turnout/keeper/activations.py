@@ -30,7 +30,7 @@ from turnout.activation.seccomp import Notifications, UnsupportedError, install
 from turnout.errors import TurnoutError
 from turnout.keeper.daemon_listeners import DaemonListeners
 from turnout.system.pidfd import copy_of
-from turnout.system.process import is_alive, tree_of
+from turnout.system.process import is_alive
 from turnout.system.spawn_record import SpawnRecord
 
 SERVED_WITHIN_S: Final = 10.0  # for a router to bring the listeners of the service to a new keeper
@@ -68,8 +68,7 @@ class _FixedAddress:
         return None
 
     def processes(self) -> Collection[int]:
-        process = self.listeners.process_of(self.boot_id)
-        return tree_of(process) if process else ()
+        return self.listeners.pids_of(self.boot_id)
 
     def admit(self, sock: socket.socket, backlog: int) -> None:
         try:
@@ -230,7 +229,10 @@ class Activations:
 
     def _begin_again(self, boot_id: str, boot: _Boot) -> None:
         if self._all.get(boot_id) is boot:
-            self._selector.register(boot.line, selectors.EVENT_READ, partial(self._begin, boot_id, boot))
+            try:
+                self._selector.register(boot.line, selectors.EVENT_READ, partial(self._begin, boot_id, boot))
+            except OSError:  # epoll_ctl(2): ENOSPC, ENOMEM; the daemon waits
+                self._after(SERVED_AGAIN_S, partial(self._begin_again, boot_id, boot))
 
     def _turn(self, boot_id: str, boot: _Boot) -> None:
         answers = boot.answers

@@ -23,7 +23,7 @@ from turnout.keeper.daemon_starts import DaemonStarts, Result
 from turnout.keeper.orphans import OrphanReaper
 from turnout.system.boot_processes import Boot
 from turnout.system.daemon_log import bound
-from turnout.system.process import ProcessHandle, is_shell
+from turnout.system.process import ProcessHandle, descendants, is_alive, is_shell, tree_of
 from turnout.system.shim import Shim
 from turnout.system.spawn import SpawnRequest, spawn, spawn_behind_shim
 from turnout.system.spawn_record import SpawnRecord, record_end
@@ -88,10 +88,12 @@ class Children:
         """Whether a boot is started, runs, or has left processes behind that its shim stands for."""
         return boot_id in self._all or boot_id in self._shims or boot_id in self._starts.boot_ids
 
-    def process_of(self, boot_id: str) -> Identity | None:
-        """The process of a child that runs."""
-        child = self._all.get(boot_id)
-        return child.identity if child else None
+    def pids_of(self, boot_id: str) -> set[int]:
+        """The processes of a daemon that runs, whatever session they are in; none where its own process has ended."""
+        child, shim = self._all.get(boot_id), self._shim_of(boot_id)
+        if child is None or not is_alive(child.identity):
+            return set()
+        return tree_of(child.identity) | (descendants(shim.pid) if shim and is_alive(shim) else set())
 
     def all(self) -> list[Child]:
         return list(self._all.values())

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from turnout.core.model import Identity
 from turnout.errors import NotBegunError, TurnoutError
 from turnout.keeper.requests import Address
 from turnout.keeper.service_listeners import ServiceListeners
@@ -20,7 +19,6 @@ from turnout.state.home import Home
 from turnout.system.files import undone_on_error
 from turnout.system.net.listener import bind, spell
 from turnout.system.net.sockets import descriptors_of, inode_of, may_be_looked_at
-from turnout.system.process import is_alive, tree_of
 from turnout.system.spawn_record import read_records, write_record
 
 LOOK_S: Final = 0.25
@@ -35,18 +33,20 @@ class DaemonListeners:
         served: the keeper's listeners by service, shared with its routers.
         offer: gives the routers the listeners of a service as they are now.
         has_processes: whether a daemon runs, or processes of it do, as far as the keeper watches them.
-        process_of: the daemon's own process, while it runs and the keeper watches it.
+        pids_of: the processes of a daemon whose own process runs and is watched by the keeper; else none.
     """
 
     home: Home
     served: dict[str, ServiceListeners]
     offer: Callable[[str], None]
     has_processes: Callable[[str], bool]
-    process_of: Callable[[str], Identity | None]
+    pids_of: Callable[[str], Collection[int]]
     after: Callable[[float, Callable[[], None]], None]
     log: Callable[[str], None]
     _is_due: bool = False
     _holders: dict[int, tuple[int, int]] = field(default_factory=dict[int, tuple[int, int]])  # by inode: pid and fd
+    _closed: set[int] = field(default_factory=set[int])  # listeners that no process had at the last look, by inode
+    _offered: dict[str, int] = field(default_factory=dict[str, int])  # the version of each group that routers have
     _troubles: dict[str, str] = field(default_factory=dict[str, str])  # by service, as they were logged
 
     def bind(self, name: str, addresses: list[Address]) -> bool:
@@ -59,12 +59,14 @@ class DaemonListeners:
         if served and served.addresses == addresses:
             return False
         self.served[name] = served.moved_to(addresses) if served else self._first(name, addresses)
+        self._offered.pop(name, None)
         self.offer(name)
         return True
 
     def unbind(self, name: str) -> bool:
         """Close the listeners of a service; False: it has none."""
         served = self.served.pop(name, None)
+        self._offered.pop(name, None)
         if served:
             served.close()
         return served is not None
@@ -84,9 +86,8 @@ class DaemonListeners:
                 found = None
             if found is None or found.group is None:
                 raise
-        with undone_on_error(found.close):
-            for boot_id in found.group.boots:
-                self._record(name, boot_id, found.group)
+        for boot_id in found.group.boots:
+            self._record(name, boot_id, found.group)
         self.watch()
         self.log(f"service {name}: its daemons had the address alone: {found.group.told()}")
         return found
@@ -100,16 +101,21 @@ class DaemonListeners:
         served = self.served.get(name)
         if served is None:
             raise NotBegunError(f"nothing listens for {name}, so there is no address to share", hint="turnout up")
-        before = served.group
         try:
-            group = served.opened_group()
+            return served.opened_group()
         except OSError as error:
             raise NotBegunError(
                 f"the address of {name} cannot be shared: {error.strerror or error}", hint='plane = "relay"'
             ) from error
-        if before is None:
+        finally:
+            self._offer_changed(name)
+
+    def _offer_changed(self, name: str) -> None:
+        """Give the routers a group that they do not have as it is."""
+        served = self.served.get(name)
+        if served and served.group and self._offered.get(name) != served.group.version:
+            self._offered[name] = served.group.version
             self.offer(name)
-        return group
 
     def take(
         self, name: str, boot_id: str, wanted: Literal["shared"] | Address | None
@@ -125,10 +131,11 @@ class DaemonListeners:
             SpawnError: it cannot be had, and why; NotBegunError where that is no fault of the build.
         """
         if wanted == "shared":
-            listener, index = self.group_of(name).join(boot_id)
-            self.offer(name)
-            self.watch()
-            return listener, index
+            try:
+                return self.group_of(name).join(boot_id)
+            finally:
+                self._offer_changed(name)
+                self.watch()
         if not isinstance(wanted, tuple):
             return None, 0
         host, port = wanted
@@ -158,18 +165,16 @@ class DaemonListeners:
         with undone_on_error(sock.close):
             group = self.group_of(name)
             group.look()  # one that was shut down has lost its index, and begins anew: once it listens nothing tells
-            self._release_closed(group, boot_id)  # one that it had before gives its index to this one
             if len(group.indexes_of(boot_id)) >= OF_ONE_DAEMON:
                 raise OSError(errno.ENOBUFS, f"the daemon has {OF_ONE_DAEMON} listeners at the fixed address")
             sock.listen(backlog)
-        index = group.add(boot_id, sock, backlog)
-        self.log(f"{boot_id} listens at {spell([group.address])} itself, index {index}")
-        self.offer(name)
-        self.watch()
         try:
-            self._record(name, boot_id, group)
-        except TurnoutError as error:  # what a keeper needs that has lost router and predecessor
-            self.log(f"the index of {boot_id} cannot be recorded: {error}")
+            index = group.add(boot_id, sock, backlog)
+        finally:
+            self._offer_changed(name)
+            self.watch()
+        self.log(f"{boot_id} listens at {spell([group.address])} itself, index {index}")
+        self._record(name, boot_id, group)
 
     def indexes_of(self, name: str, boot_id: str) -> list[int]:
         """The indexes that a daemon has in its service's group."""
@@ -177,11 +182,14 @@ class DaemonListeners:
         return served.group.indexes_of(boot_id) if served and served.group else []
 
     def _record(self, name: str, boot_id: str, group: Group) -> None:
-        """Note the first index of a daemon. Raises StateUnwritableError."""
-        path, index = self.home.service(name).record(boot_id), group.indexes_of(boot_id)[0]
+        """Note the first index of a daemon, for a keeper that has lost router and predecessor."""
+        path, indexes = self.home.service(name).record(boot_id), group.indexes_of(boot_id)
         record = read_records(path.parent).get(boot_id)
-        if record:
-            write_record(path, replace(record, slot=index, listener_inode=group.places[index].inode))
+        if record and indexes and group.places[indexes[0]].inode:
+            try:
+                write_record(path, replace(record, slot=indexes[0], listener_inode=group.places[indexes[0]].inode))
+            except TurnoutError as error:
+                self.log(f"the index of {boot_id} cannot be recorded: {error}")
 
     def watch(self) -> None:
         """Refresh now and then: a daemon may shut its listener down long before it ends."""
@@ -197,20 +205,20 @@ class DaemonListeners:
                 continue
             before = group.strangers
             try:
-                gone = [boot_id for boot_id in group.boots if self._is_gone(name, boot_id)]
-                released = [group.release(boot_id) for boot_id in gone]
-                released += [self._release_closed(group, boot_id) for boot_id in group.boots]
-                changed = group.look() or any(released)
+                for boot_id in group.boots:
+                    if self._is_gone(name, boot_id):
+                        group.release(boot_id)
+                    elif self._release_closed(group, boot_id):
+                        self._record(name, boot_id, group)
+                group.look()
+                self._troubles.pop(name, None)
             except (OSError, TurnoutError) as error:
                 if self._troubles.get(name) != str(error):  # it is tried again many times a second
                     self._troubles[name] = str(error)
                     self.log(f"service {name}: the group at its address cannot be kept in order: {error}")
-                continue
-            self._troubles.pop(name, None)
             if group.strangers - before:
                 self.log(f"service {name}: a program that turnout did not start shares {spell(served.addresses)}")
-            if changed:
-                self.offer(name)
+            self._offer_changed(name)
 
     def _is_gone(self, name: str, boot_id: str) -> bool:
         """Whether no process of a daemon is left. One that the keeper could not watch has its record."""
@@ -220,26 +228,30 @@ class DaemonListeners:
         return record is None or not record.has_processes
 
     def _release_closed(self, group: Group, boot_id: str) -> bool:
-        """Give the listeners that a running daemon has closed to the router; whether there were any."""
-        process = self.process_of(boot_id)
-        closed = [inode for inode in group.listeners_of(boot_id) if process and self._has_closed(process, inode)]
-        for inode in closed:
-            group.release(boot_id, inode)
-        return bool(closed)
+        """Give the listeners that a running daemon has closed to the router; whether there were any.
 
-    def _has_closed(self, process: Identity, inode: int) -> bool:
-        """Whether no process of a daemon has a listener open; where one may not be looked at, it may have it."""
+        Two looks in a row have to agree: a process that is being forked at one of them has what its parent has closed.
+        """
+        inodes, pids = group.listeners_of(boot_id), self.pids_of(boot_id)
+        closed = {inode for inode in inodes if pids and self._has_closed(pids, inode)}
+        sure = closed & self._closed
+        self._closed = self._closed - {*inodes} | (closed - sure)
+        for inode in sure:
+            group.release(boot_id, inode)
+        return bool(sure)
+
+    def _has_closed(self, pids: Collection[int], inode: int) -> bool:
+        """Whether none of these processes has a listener open; where one may not be looked at, it may have it."""
         pid, fd = self._holders.get(inode, (0, 0))
-        if pid and inode_of(pid, fd) == inode:
+        if pid in pids and inode_of(pid, fd) == inode:
             return False
-        pids = tree_of(process)
         for pid in sorted(pids):
             for found, fd in descriptors_of(pid):
                 if found == inode:
                     self._holders[inode] = pid, fd
                     return False
         self._holders.pop(inode, None)
-        return all(map(may_be_looked_at, pids)) and is_alive(process)
+        return all(map(may_be_looked_at, pids))
 
     def _due(self) -> None:
         self._is_due = False

@@ -77,7 +77,7 @@ class Keeper:
             self._served,
             self._routers.offer,
             self._children.has_processes,
-            self._children.process_of,
+            self._children.pids_of,
             self._after,
             log_line,
         )

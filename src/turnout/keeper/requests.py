@@ -109,7 +109,8 @@ class Attach:
     """A router connects. ``listeners``: service and address of each descriptor that comes along, in their order.
 
     ``groups``: by service, what it was told of the group at its address. ``keeps``: it keeps copies of the daemons'
-    listeners, which a router of 0.1 would accept from.
+    listeners, which a router of 0.1 would accept from. ``more``: there are too many listeners for one message, and
+    another one follows.
     """
 
     pid: int
@@ -117,6 +118,7 @@ class Attach:
     listeners: tuple[tuple[str, Address], ...]
     groups: Mapping[str, GroupState]
     keeps: bool = False
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +295,7 @@ def _attach(message: Message) -> Attach:
     homes = _mapping("homes", message.get("homes", {}))
     states = {check_name(name): GroupState(home=_integer(homes, name, low=0, high=65535)) for name in homes}
     states |= {check_name(name): _group_state(state) for name, state in groups.items()}
-    return Attach(_pid(message), phase, tuple(listeners), states, "groups" in message)
+    return Attach(_pid(message), phase, tuple(listeners), states, "groups" in message, message.get("more") is True)
 
 
 def _group_state(value: object) -> GroupState:

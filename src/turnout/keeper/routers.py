@@ -195,6 +195,8 @@ class Routers:
                 served.close()
             else:
                 self._served[name] = served
+        if request.more:
+            return None
         before, router.channel = router.channel, channel
         router.has_attached, router.is_detached = True, False
         router.draining, router.keeps = request.phase == "leaving", request.keeps

@@ -15,6 +15,7 @@ from turnout.reuseport.group import Group, GroupState
 from turnout.reuseport.recovery import held_by
 from turnout.state.home import Home
 from turnout.system.net.listener import bind, spell
+from turnout.system.net.tcp import listens
 from turnout.system.spawn_record import SpawnRecord, read_records
 
 
@@ -142,16 +143,17 @@ def attached_listeners(home: Home, request: Attach, fds: Sequence[int]) -> dict[
         fds: the descriptors; owned here from now on.
 
     Raises:
-        ProtocolError: there are more or fewer listening TCP sockets than names; all are closed.
+        ProtocolError: there are more or fewer descriptors than names; all are closed.
     """
-    sockets = _listening_sockets(fds)
-    if len(sockets) != len(request.listeners):
-        for sock in sockets:
-            sock.close()
-        raise ProtocolError(f"the request names {len(request.listeners)} listeners and has {len(sockets)}")
+    if len(fds) != len(request.listeners):
+        for fd in fds:
+            os.close(fd)
+        raise ProtocolError(f"the request names {len(request.listeners)} listeners and has {len(fds)}")
     found: dict[str, list[tuple[Address, socket.socket]]] = {}
-    for (name, address), sock in zip(request.listeners, sockets, strict=True):
-        found.setdefault(name, []).append((address, sock))
+    for (name, address), fd in zip(request.listeners, fds, strict=True):
+        sock = _listening_socket(fd)
+        if sock:
+            found.setdefault(name, []).append((address, sock))
     return {
         name: ServiceListeners.brought(
             listeners, read_records(home.service(name).records), request.groups.get(name, GroupState())
@@ -160,20 +162,18 @@ def attached_listeners(home: Home, request: Attach, fds: Sequence[int]) -> dict[
     }
 
 
-def _listening_sockets(fds: Sequence[int]) -> list[socket.socket]:
-    """The descriptors as sockets; what is no listening TCP socket is closed and left out."""
-    found: list[socket.socket] = []
-    for fd in fds:
-        try:
-            sock = socket.socket(fileno=fd)
-        except OSError:  # no socket
-            os.close(fd)
-            continue
-        listens = False
-        with contextlib.suppress(OSError):
-            listens = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-        if listens and sock.family in {socket.AF_INET, socket.AF_INET6} and sock.type == socket.SOCK_STREAM:
-            found.append(sock)
-        else:
-            sock.close()
-    return found
+def _listening_socket(fd: int) -> socket.socket | None:
+    """A descriptor as a socket; one that is no listening TCP socket is closed.
+
+    A router may not know yet that one of its listeners, or a daemon's, was shut down.
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:  # no socket
+        os.close(fd)
+        return None
+    with contextlib.suppress(OSError):
+        if sock.family in {socket.AF_INET, socket.AF_INET6} and sock.type == socket.SOCK_STREAM and listens(sock):
+            return sock
+    sock.close()
+    return None

@@ -32,19 +32,19 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Self
 
-from turnout.core.addresses import reachable
-from turnout.errors import NotBegunError, SpawnError
+from turnout.errors import NotBegunError, ProtocolError, SpawnError
 from turnout.reuseport.program import attach, is_shared
 from turnout.reuseport.recovery import connect_to_index, listener_of, taken_by
 from turnout.system.files import undone_on_error
 from turnout.system.net.connections import handshakes_at
 from turnout.system.net.listener import BACKLOG, bind
-from turnout.system.net.sockets import listening_at
+from turnout.system.net.sockets import listening_exactly_at
+from turnout.system.net.tcp import listens
 from turnout.system.spawn_record import SpawnRecord
 
 PLACINGS: Final = 5  # for a listener that joins while others leave
 LEADS: Final = 2  # listeners before home, so that a second worker finds one to which nothing was ever directed
-LISTENERS_MOST: Final = 128  # a router gets those of all services with one message, of 253 at most (unix(7))
+LISTENERS_MOST: Final = 180  # a router gets those of a service with one message (control_channel.MAX_FDS)
 TAKEN_S: Final = 1.0  # for a daemon to accept
 ALL_TAKEN_S: Final = 3.0  # for all of them: the keeper answers no verb meanwhile
 TAKEN_LEAST_S: Final = 0.02  # for each when that is over: most accept at once
@@ -114,8 +114,9 @@ class Group:
         self._unplaced = dict(unplaced)
         self._selected: Collection[int] = ()
         self._is_open = len(self.places) > 1
+        if not self.router_listeners:
+            raise ProtocolError("none of the listeners that a router brings is its own")
         self._host, self._port = self.router_listeners[0].getsockname()[:2]
-        self._at = reachable(self._host)
 
     @classmethod
     def of(cls, listener: socket.socket) -> Self:
@@ -139,12 +140,14 @@ class Group:
             places = [Place(inode, brought.pop(inode, None), boot_id, version) for inode, boot_id in state.order]
             return cls(places, home, version, brought)
         host, port = sockets[0].getsockname()[:2]
-        here = {found.inode for found in listening_at(reachable(host), port)}
+        here = {found.inode for found in listening_exactly_at(host, port)}
         places = [Place(0) for _ in here]
         places[home] = Place(_inode(sockets[0]), sockets[0], used=version)
         for record in records.values():
             if record.listener_inode in here and record.ended is None:
-                places[record.slot] = Place(record.listener_inode, listener_of(record), record.boot_id, version)
+                places[record.slot] = Place(
+                    record.listener_inode, listener_of(record, [record.listener_inode]), record.boot_id, version
+                )
         placed = {place.inode for place in places}
         return cls(places, home, version, {inode: brought.get(inode) for inode in here - placed})
 
@@ -162,7 +165,7 @@ class Group:
         listener = bind(*address, shared=True)
         with undone_on_error(listener.close):
             # whoever joins is the last; to try it by accepting would take clients that the old program sends here
-            here = {found.inode for found in listening_at(reachable(address[0]), address[1])} - {_inode(listener)}
+            here = {found.inode for found in listening_exactly_at(*address)} - {_inode(listener)}
             attach(listener, [len(here)])
             places = [*(Place(0) for _ in here), Place(_inode(listener), listener)]
             group = cls(places, len(here), unplaced=dict.fromkeys(here))
@@ -198,8 +201,8 @@ class Group:
         return {place.boot_id for place in self.places if place.boot_id}
 
     def listeners_of(self, boot_id: str) -> list[int]:
-        """The inodes of a daemon's listeners."""
-        return [place.inode for place in self.places if place.boot_id == boot_id]
+        """The inodes of a daemon's listeners, as far as they are known."""
+        return [place.inode for place in self.places if place.boot_id == boot_id and place.inode]
 
     def indexes_of(self, boot_id: str) -> list[int]:
         return [index for index, place in enumerate(self.places) if place.boot_id == boot_id]
@@ -221,8 +224,16 @@ class Group:
         first = self.router_listeners[0]
         if not is_shared(first):
             first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._pad()
-        attach(first, [self.home])
+        try:
+            self._pad()
+            attach(first, [self.home])
+        except OSError:  # the kernel would choose among them by hash, and no router knows them yet
+            for place in self.places[1:]:
+                if place.sock:
+                    self._shut(place.sock)
+            del self.places[1:]
+            self.home = 0
+            raise
         self.version += 1
         self._is_open = True
 
@@ -262,8 +273,10 @@ class Group:
         known = next((index for index, place in enumerate(self.places) if place.inode == inode and place.sock), None)
         if known is not None:
             sock.close()
+            self.version += self.places[known].boot_id != boot_id
+            self.places[known].boot_id = boot_id
             return known
-        with undone_on_error(partial(self._shut, sock)):
+        with undone_on_error(self._sync), undone_on_error(partial(self._shut, sock)):
             for _ in range(PLACINGS):
                 self._sync()
                 if any(place.inode == inode for place in self.places):
@@ -346,10 +359,10 @@ class Group:
         Of several that left it is not known which of the last ones went where, nor where one is that joined meanwhile.
         Answers whether any left or joined.
         """
-        here = [found.inode for found in listening_at(self._at, self._port)]
+        here = [found.inode for found in listening_exactly_at(self._host, self._port)]
         known = {place.inode for place in self.places} | self._unplaced.keys()
         new = [inode for inode in reversed(here) if inode not in known]  # the newest is the first to be listed
-        gone = [place for place in self.places if place.inode and place.inode not in here]
+        gone = [place for place in self.places if place.inode and place.inode not in here and not _listens(place.sock)]
         lost = [inode for inode in self._unplaced if inode not in here]
         if not (new or gone or lost):
             return False
@@ -375,6 +388,10 @@ class Group:
             else:
                 self.places.append(Place(0))
                 self._unplaced[inode] = None
+        unknown = [index for index, place in enumerate(self.places) if not place.inode and not place.boot_id]
+        if len(unknown) == len(self._unplaced) == 1:  # there is one index that it can have
+            inode, sock = self._unplaced.popitem()
+            self.places[unknown[0]] = Place(inode, sock, used=self.version)
         return True
 
     def _pad(self) -> bool:
@@ -439,14 +456,14 @@ class Group:
         """The indexes of daemons that run, by who accepts what names one; who accepts nothing is not found."""
         deadline = time.monotonic() + ALL_TAKEN_S
         listener, selected = self.router_listeners[0], self.home
-        for index in range(selected):
+        for index in (index for index, place in enumerate(self.places[:selected]) if not place.inode):
             with contextlib.suppress(OSError), connect_to_index(listener, selected, index) as probe:
                 within_s = max(TAKEN_LEAST_S, min(TAKEN_S, deadline - time.monotonic()))
                 boot_id = taken_by(probe, self._port, daemons, within_s=within_s)
                 if boot_id:
-                    record = daemons[boot_id]
-                    self.places[index] = Place(record.listener_inode, listener_of(record), boot_id)
-                    self._unplaced.pop(record.listener_inode, None)
+                    found = listener_of(daemons[boot_id], self._unplaced)
+                    self.places[index] = Place(_inode(found) if found is not None else 0, found, boot_id)
+                    self._unplaced.pop(self.places[index].inode, None)
         attach(listener, [selected])
 
     def _refused(self, error: OSError) -> NotBegunError:
@@ -456,6 +473,10 @@ class Group:
         return NotBegunError(
             f"no listener for the daemon at {self._host} port {self._port}: {why}", hint='plane = "relay"'
         )
+
+
+def _listens(sock: socket.socket | None) -> bool:
+    return sock is not None and sock.fileno() >= 0 and listens(sock)
 
 
 def _inode(sock: socket.socket) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from turnout.core.addresses import reachable
@@ -13,7 +13,7 @@ from turnout.core.slots import source_of
 from turnout.reuseport.program import Door, attach
 from turnout.system.files import undone_on_error
 from turnout.system.net.connections import connections_at
-from turnout.system.net.sockets import descriptors_of, has_any, listening_at
+from turnout.system.net.sockets import descriptors_of, has_any, listening_exactly_at
 from turnout.system.net.tcp import reset_on_close
 from turnout.system.pidfd import socket_of
 from turnout.system.process import is_alive, tree_of
@@ -23,23 +23,33 @@ LOOK_S: Final = 0.005
 
 
 def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
-    """Whether these daemons, and nobody else, listen at that address: they share it, so it can be joined."""
-    here = {found.inode for found in listening_at(reachable(address[0]), address[1])}
-    alive = [record for record in records if record.ended is None and is_alive(record.identity)]
-    own = {record.listener_inode for record in alive}
+    """Whether these daemons, and nobody else, listen at that address: they share it, so it can be joined.
+
+    A record has one listener of its daemon; the others are found among the descriptors of its processes.
+    """
+    here = {found.inode for found in listening_exactly_at(*address)}
+    shares = [record for record in records if record.listener_inode and not record.ended and is_alive(record.identity)]
+    own = {record.listener_inode for record in shares}
+    for record in shares if here - own else ():
+        own |= {inode for pid in tree_of(record.identity) for inode, _ in descriptors_of(pid)}
     return bool(here) and here <= own
 
 
-def listener_of(record: SpawnRecord) -> socket.socket | None:
-    """A copy of the listener that a daemon has in its group, the caller's.
+def listener_of(record: SpawnRecord, inodes: Collection[int]) -> socket.socket | None:
+    """A copy of the one of these listeners that a daemon has, the caller's.
 
-    None: it has it no more, or may not be looked at (ptrace(2)).
+    None: it has none or several of them, or may not be looked at (ptrace(2)).
     """
     with contextlib.suppress(OSError):
-        for pid in sorted(tree_of(record.identity)):
-            for inode, fd in descriptors_of(pid):
-                if inode == record.listener_inode:
-                    return socket_of(pid, fd, inode)
+        held = {
+            inode: (pid, fd)
+            for pid in sorted(tree_of(record.identity))
+            for inode, fd in descriptors_of(pid)
+            if inode in inodes
+        }
+        if len(held) == 1:
+            ((inode, (pid, fd)),) = held.items()
+            return socket_of(pid, fd, inode)
     return None
 
 

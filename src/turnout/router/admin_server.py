@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -166,7 +167,8 @@ class AdminServer:
         if channel in self._channels:
             self._stop_flushing(channel)
             self._channels.discard(channel)
-            self._doors.pop(channel, lambda: None)()
+            with contextlib.suppress(OSError):  # the kernel is told again with the next door
+                self._doors.pop(channel, lambda: None)()
             self._loop.remove_reader(channel.fileno())
             channel.close()
 

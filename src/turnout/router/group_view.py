@@ -65,7 +65,7 @@ class GroupView:
             for index, (inode, boot_id) in enumerate(message["order"]):
                 if boot_id:
                     indexes.setdefault(boot_id, []).append(index)
-                    inodes.setdefault(boot_id, set()).add(inode)
+                    inodes.setdefault(boot_id, set()).update({inode} - {0})  # 0: it is not known which of its own
         else:  # a keeper of 0.1
             for boot_id, (index, inode) in message.get("places", {}).items():
                 indexes[boot_id], inodes[boot_id] = [int(index)], {int(inode)}

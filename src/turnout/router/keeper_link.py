@@ -142,18 +142,20 @@ class KeeperLink:
                 self.close()
 
     def _attach(self, channel: Channel) -> None:
-        listeners = self._router.listeners()
         message = {
             "op": "attach",
             "id": ATTACH_ID,
             "pid": os.getpid(),
             "phase": self._router.phase,
-            "listeners": [[service, host, port] for service, host, port, _ in listeners],
             "homes": dict(self._router.group_homes()),  # for a keeper of 0.1
             "groups": dict(self._router.group_states()),
         }
+        parts = _in_parts(self._router.listeners())
         try:
-            channel.send(message, [fd for _, _, _, fd in listeners], wait=False)
+            for number, part in enumerate(parts, 1):
+                named = [[service, host, port] for service, host, port, _ in part]
+                fds = [fd for _, _, _, fd in part]
+                channel.send({**message, "listeners": named, "more": number < len(parts)}, fds, wait=False)
         except (OSError, ProtocolError) as error:
             log.warning("cannot attach to the keeper: %s", error)
             self.close()
@@ -258,3 +260,16 @@ class KeeperLink:
             if not future.done():
                 future.set_exception(NotRunningError("the keeper is gone"))
         self._disconnected.set()
+
+
+def _in_parts(listeners: Sequence[tuple[str, str, int, int]]) -> list[list[tuple[str, str, int, int]]]:
+    """The listeners in as few messages as can be, those of one service in the same; at least one message."""
+    by_service: dict[str, list[tuple[str, str, int, int]]] = {}
+    for listener in listeners:
+        by_service.setdefault(listener[0], []).append(listener)
+    parts: list[list[tuple[str, str, int, int]]] = [[]]
+    for own in by_service.values():
+        if parts[-1] and len(parts[-1]) + len(own) > control_channel.MAX_FDS:
+            parts.append([])
+        parts[-1] += own
+    return parts

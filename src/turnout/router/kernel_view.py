@@ -96,14 +96,29 @@ class _Known:
     answered: bool
 
 
+@dataclass(frozen=True, slots=True)
+class SharedAddress:
+    """What the router knows of an address that it shares with daemons.
+
+    Args:
+        listeners_of: answers the inodes of the listeners that a daemon has there, as far as they are known.
+        relays: answers how many connections of a daemon the plane relays.
+        relayed_from: answers from where the plane is connected to daemons there: it counts those.
+    """
+
+    listeners_of: Callable[[str], Collection[int]] = lambda _boot_id: ()
+    relays: Callable[[str], int] = lambda _boot_id: 0
+    relayed_from: Callable[[], Collection[Address]] = tuple
+
+
+NOT_SHARED: Final = SharedAddress()
+
+
 class KernelView:
     """The kernel as one service's plane sees it (:class:`turnout.planes.direct.steering.Kernel`). Owns no descriptor.
 
     Args:
-        given: answers the inodes of the listeners that a daemon has at a shared address, by its boot, as far as they
-            are known.
-        relays: answers how many connections of a daemon the plane relays.
-        relayed_from: answers from where the plane is connected to daemons at the fixed addresses: it counts those.
+        shared: of a fixed address at which daemons listen themselves.
         fresh_s: for so many seconds a look is good at least; 0: each question is a look of its own.
     """
 
@@ -113,18 +128,14 @@ class KernelView:
         daemons: Callable[[], Mapping[str, Daemon]],
         *,
         owners: Owners | None = None,
-        given: Callable[[str], Collection[int]] = lambda _boot_id: (),
-        relays: Callable[[str], int] = lambda _boot_id: 0,
-        relayed_from: Callable[[], Collection[Address]] = tuple,
+        shared: SharedAddress = NOT_SHARED,
         fresh_s: float = FRESH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._addresses = addresses
         self._daemons = daemons
         self._owners = owners or Processes(daemons)
-        self._given = given
-        self._relays = relays
-        self._relayed_from = relayed_from
+        self._shared = shared
         self._clock = clock
         self._fresh_s = fresh_s
         self._fresh_until = -1.0
@@ -175,7 +186,7 @@ class KernelView:
             inodes = {found.inode for found in sockets.listening_at(upstream.host, upstream.port)}
         except OSError:
             return True
-        given = self._given(upstream.boot_id)
+        given = self._shared.listeners_of(upstream.boot_id)
         own = inodes.intersection(given) if given else inodes
         if not own:
             return False
@@ -241,7 +252,7 @@ class KernelView:
     def _not_steered(self, daemon: Daemon) -> int:
         """How many wait for a daemon that came through the router, which its plane counts, or to its own port."""
         if (daemon.host, daemon.port) in self._addresses():
-            return min(self._relayed_waiting, self._relays(daemon.boot_id))
+            return min(self._relayed_waiting, self._shared.relays(daemon.boot_id))
         try:
             return sockets.unaccepted_at(daemon.host, daemon.port)
         except OSError:
@@ -256,7 +267,7 @@ class KernelView:
         queues = sockets.accept_queues(daemon.host, daemon.port)
         if (daemon.host, daemon.port) not in self._addresses():
             return queues
-        given = self._given(daemon.boot_id)
+        given = self._shared.listeners_of(daemon.boot_id)
         here = {queue.inode for queue in queues}
         if here.intersection(given):  # to look among the descriptors of a daemon with thousands of clients costs much
             return [queue for queue in queues if queue.inode in given]
@@ -341,7 +352,7 @@ class KernelView:
     def _take_in(self, rows: Iterable[Connection], now: float) -> None:
         # what the router itself connects to a daemon that shares the address, its plane counts
         rows = list(rows)
-        own = self._relayed_from()
+        own = self._shared.relayed_from()
         self._relayed_waiting = sum(1 for row in rows if row.peer in own and not row.inode)
         rows = [row for row in rows if row.peer not in own and not row.peer[0].startswith(SOURCE_PREFIX)]
         everybody = len(rows)

@@ -42,7 +42,7 @@ from turnout.router.health.actions import HealthActions
 from turnout.router.health.daemon_prober import DaemonProber
 from turnout.router.health.probing import ProbeThreads
 from turnout.router.keeper_link import KeeperLink
-from turnout.router.kernel_view import KernelView, own_ends
+from turnout.router.kernel_view import KernelView, SharedAddress, own_ends
 from turnout.router.plane_warnings import PlaneWarnings
 from turnout.router.service_plane import DaemonChecks, ServicePlane
 from turnout.router.service_report import ServiceReport
@@ -351,9 +351,11 @@ def compose_service(
     kernel = KernelView(
         lambda: runtime.addresses,
         lambda: runtime.registry.snapshot.daemons,
-        given=group.listeners_of,
-        relays=lambda boot_id: runtime.plane.relayed(boot_id),  # noqa: PLW0108  # made below
-        relayed_from=lambda: runtime.relayed_from(),  # noqa: PLW0108
+        shared=SharedAddress(
+            group.listeners_of,
+            lambda boot_id: runtime.plane.relayed(boot_id),  # noqa: PLW0108  # made below
+            lambda: runtime.relayed_from(),  # noqa: PLW0108
+        ),
     )
     exits = ExitWatch(resources.loop, lambda boot_id: runtime.on_daemon_exit(boot_id))  # noqa: PLW0108  # made below
     doors = Doors()

@@ -21,7 +21,7 @@ from turnout.planes.direct.reuseport import Reuseport
 from turnout.planes.plane import Upstream
 from turnout.reuseport.group import Group
 from turnout.reuseport.program import DOORS_MOST, LOCAL, attach, let_go
-from turnout.router.kernel_view import KernelView, Processes
+from turnout.router.kernel_view import KernelView, Processes, SharedAddress
 from turnout.system.net.listener import bind
 
 
@@ -165,7 +165,9 @@ def test_a_daemon_whose_descriptors_may_not_be_looked_at_is_known_by_the_listene
     daemons = {"v1": Daemon("v1", host, port)}
     inode = members.group.places[index].inode
     owners = Hidden()
-    view = KernelView(lambda: [(host, port)], lambda: daemons, owners=owners, given=lambda _boot_id: [inode])
+    view = KernelView(
+        lambda: [(host, port)], lambda: daemons, owners=owners, shared=SharedAddress(lambda _boot_id: [inode])
+    )
     meant = target(members, "v1")
     assert not KernelView(lambda: [(host, port)], lambda: daemons, owners=owners).is_there(meant)
     with sock:

@@ -71,10 +71,10 @@ class ThreadDoor:
     @contextmanager
     def __call__(self, source: str, port: int) -> Iterator[None]:
         """Raises OSError: it cannot be opened, or the loop does not come to it."""
-        self._call(self.doors.open, source, port)
         try:
+            self._call(self.doors.open, source, port)
             yield
-        finally:
+        finally:  # also where the loop was late: it opens the door then, and shuts it after that
             self._call(self.doors.close, source, port)
 
     def _call(self, action: Callable[[int | None, str, int], None], source: str, port: int) -> None:

@@ -67,6 +67,11 @@ def listening_at(host: str, port: int) -> list[Listener]:
     return [Listener(row.host, row.port, 0, row.inode) for row in closest or rows]
 
 
+def listening_exactly_at(host: str, port: int) -> list[Listener]:
+    """The listening sockets that are bound to this very host, a wildcard included; the newest first (IPv4)."""
+    return [Listener(row.host, row.port, 0, row.inode) for row in table(1 << LISTEN, port) if row.host == host]
+
+
 def who_listens(host: str, port: int) -> PortHolder | None:
     """The holder of ``host:port``: a listener, else a socket that only has the port. None: none is seen."""
     rows = [row for row in table(EVERY, port) if row.inode and _reaches(row, host)]
