@@ -377,3 +377,17 @@ def test_a_group_that_could_not_be_opened_is_offered_when_it_can(scene: Scene, m
     assert len(group.places) > 1
     assert scene.offered == ["a"]
     scene.served["a"].close()
+
+
+def test_a_listener_that_is_where_it_was_costs_no_walk_through_all_processes(shared: tuple[Scene, Group]) -> None:
+    """The keeper looks four times a second."""
+    scene, group = shared
+    sock = bound_at(group)
+    scene.running.add("b1")
+    with closing(sock.dup()) as (process, _):
+        scene.processes["b1"] = {process.pid}
+        scene.listeners.admit("a", "b1", sock, 7)
+        scene.listeners.refresh()
+        scene.listeners.pids_of = lambda _boot_id: pytest.fail("all processes were looked at")
+        scene.listeners.refresh()
+        assert group.boots == {"b1"}

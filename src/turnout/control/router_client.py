@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -104,7 +104,7 @@ class RouterClient:
         return partial(self._through_door, service)
 
     @contextmanager
-    def _through_door(self, service: str, source: str, port: int) -> Iterator[None]:
+    def _through_door(self, service: str, source: str, port: int) -> Generator[None]:
         """Raises OSError: no router leads, or it cannot direct the connection. One of 0.1 is not asked to."""
         try:
             channel = connect(self._path, self._leads, timeout_s=DOOR_WITHIN_S)

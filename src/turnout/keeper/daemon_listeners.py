@@ -232,8 +232,10 @@ class DaemonListeners:
 
         Two looks in a row have to agree: a process that is being forked at one of them has what its parent has closed.
         """
-        inodes, pids = group.listeners_of(boot_id), self.pids_of(boot_id)
-        closed = {inode for inode in inodes if pids and self._has_closed(pids, inode)}
+        inodes = group.listeners_of(boot_id)
+        unseen = [inode for inode in inodes if inode_of(*self._holders.get(inode, (0, 0))) != inode]
+        pids = self.pids_of(boot_id) if unseen else ()  # a walk through all processes
+        closed = {inode for inode in unseen if pids and self._has_closed(pids, inode)}
         sure = closed & self._closed
         self._closed = self._closed - {*inodes} | (closed - sure)
         for inode in sure:
@@ -242,9 +244,6 @@ class DaemonListeners:
 
     def _has_closed(self, pids: Collection[int], inode: int) -> bool:
         """Whether none of these processes has a listener open; where one may not be looked at, it may have it."""
-        pid, fd = self._holders.get(inode, (0, 0))
-        if pid in pids and inode_of(pid, fd) == inode:
-            return False
         for pid in sorted(pids):
             for found, fd in descriptors_of(pid):
                 if found == inode:

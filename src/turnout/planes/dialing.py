@@ -156,7 +156,7 @@ class Dialer:
                 self._doors[daemon] = door
                 self._note_recent(door[2], upstream.boot_id)
         except OSError as error:
-            return error.errno if error.errno == errno.EADDRNOTAVAIL else errno.ECONNREFUSED
+            return errno.EADDRNOTAVAIL if error.errno == errno.EADDRNOTAVAIL else errno.ECONNREFUSED
         return daemon.connect_ex(address)
 
     def _note_recent(self, port: int, boot_id: str) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from turnout.planes.direct.bpf_pins import Pins
 from turnout.planes.direct.doors import Doors
-from turnout.planes.plane import Plane, Upstream, UpstreamChecks
+from turnout.planes.plane import Plane, Upstream, UpstreamChecks, UpstreamDoors
 from turnout.router.exit_watch import ExitWatch
 from turnout.router.group_view import GroupView
 from turnout.router.kernel_view import KernelView
@@ -38,7 +38,7 @@ class DaemonChecks(UpstreamChecks):
 
     kernel: KernelView
     exits: ExitWatch
-    doors: Doors
+    doors: UpstreamDoors | None
 
     def is_there(self, upstream: Upstream) -> bool:
         return self.kernel.is_there(upstream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class ThreadDoor:
     doors: Doors
 
     @contextmanager
-    def __call__(self, source: str, port: int) -> Iterator[None]:
+    def __call__(self, source: str, port: int) -> Generator[None]:
         """Raises OSError: it cannot be opened, or the loop does not come to it."""
         try:
             self._call(self.doors.open, source, port)
