@@ -175,7 +175,9 @@ def test_nobody_has_a_free_port(opened: ExitStack) -> None:
 
 @pytest.mark.usefixtures("source")
 def test_an_outgoing_connection_that_has_the_port_is_named_and_does_not_listen(opened: ExitStack) -> None:
-    client = opened.enter_context(socket.create_connection(_listen(opened).getsockname()))
+    # two connections of different processes may have one port that the kernel chose (ip(7)), to different peers
+    source = (LOOPBACK, free_port())
+    client = opened.enter_context(socket.create_connection(_listen(opened).getsockname(), 20, source))
     holder = who_listens(LOOPBACK, _port(client))
     assert holder
     assert (holder.pid, holder.listening) == (os.getpid(), False)
