@@ -32,6 +32,7 @@ class FakeDaemon:
         self.name = name
         self.error = error
         self.bound: list[str] = []
+        self.taken: set[str] = set()  # addresses that have no port left
         self.connected_to: list[tuple[str, int]] = []
         self.resets = False
         self.timeouts_ms: list[int] = []
@@ -49,6 +50,8 @@ class FakeDaemon:
         return self.name
 
     def bind(self, address: tuple[str, int]) -> None:
+        if address[0] in self.taken:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
         self.bound.append(address[0])
 
     def connect_ex(self, address: tuple[str, int]) -> int:
@@ -172,6 +175,45 @@ def test_a_daemon_that_shares_the_address_is_reached_from_127_0_0_1_while_it_is_
     gone = FakeDaemon(0)
     assert scene.dial(gone, shared) == errno.ECONNREFUSED
     assert (gone.bound, gone.connected_to) == ([], []), "it would have come to the router itself"
+
+
+def test_a_daemon_that_shares_the_address_is_reached_from_its_own_source_where_the_local_one_has_no_port(
+    scene: Scene,
+) -> None:
+    """bind(2) passes over ports in TIME_WAIT; without any, clients wait, for the daemon does not refuse them."""
+    shared = Upstream("a", "127.0.0.1", 20001, source="127.47.77.3")
+    daemon = FakeDaemon(0)
+    daemon.taken = {"127.0.0.1"}
+    assert scene.dial(daemon, shared) == 0
+    assert daemon.bound == ["127.47.77.3"]
+    none = FakeDaemon(0)
+    none.taken = {"127.0.0.1", "127.47.77.3"}
+    assert scene.dial(none, shared) == errno.EADDRNOTAVAIL
+    assert none.connected_to == []
+
+
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        (errno.EAGAIN, errno.EADDRNOTAVAIL),
+        (errno.ENOMEM, errno.EADDRNOTAVAIL),
+        (errno.EHOSTUNREACH, errno.ECONNREFUSED),
+    ],
+    ids=["too many doors", "no memory", "it does not steer yet"],
+)
+def test_a_door_that_is_not_to_be_had_now_is_no_refusal_of_the_daemon(scene: Scene, code: int, answer: int) -> None:
+    class Shut:
+        have_moved = False
+
+        def open(self, *_: object) -> None:
+            raise OSError(code, "")
+
+        def close(self, *_: object) -> None:
+            raise AssertionError
+
+    scene.checks.doors = Shut()
+    shared = Upstream("a", "127.0.0.1", 20001, source="127.47.77.3")
+    assert scene.dial(FakeDaemon(0), shared) == answer
 
 
 def test_where_one_address_has_no_port_left_the_next_one_is_tried_and_kept(scene: Scene) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from turnout.core.connection_policy import Policy
@@ -19,6 +19,7 @@ from turnout.system.net.tcp import is_loopback, reset_on_close, set_up
 
 UNDER_WAY: Final = frozenset({errno.EINPROGRESS, errno.EALREADY})
 RECENT_MOST: Final = 1024
+_SHORTAGES: Final = frozenset({errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EAGAIN, errno.ENOMEM})
 SOURCES: Final = 64  # 127.0.0.1 … 127.0.0.64, each with about 28,000 ports (ip(7)): 1.8 million connections
 FIRST_AGAIN_S: Final = 5.0
 _LATE_PORT: Final = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)  # ip(7), Linux 4.2; Python names it from 3.12 on
@@ -149,14 +150,15 @@ class Dialer:
         if doors and doors.have_moved:
             return daemon.connect_ex(address)
         try:
-            daemon.bind((LOCAL, 0))  # which daemons know as local (pg_hba.conf)
+            host = _bind_any((LOCAL, upstream.source), daemon)
             if doors:
-                door = index_of(upstream.source), LOCAL, daemon.getsockname()[1]
+                door = index_of(upstream.source), host, daemon.getsockname()[1]
                 doors.open(*door)
                 self._doors[daemon] = door
                 self._note_recent(door[2], upstream.boot_id)
         except OSError as error:
-            return errno.EADDRNOTAVAIL if error.errno == errno.EADDRNOTAVAIL else errno.ECONNREFUSED
+            # without a port, a door or memory clients wait; the daemon does not refuse them
+            return errno.EADDRNOTAVAIL if error.errno in _SHORTAGES else errno.ECONNREFUSED
         return daemon.connect_ex(address)
 
     def _note_recent(self, port: int, boot_id: str) -> None:
@@ -226,3 +228,23 @@ class Sources:
                 return code
         self._counters.ports_exhausted += 1
         return errno.EADDRNOTAVAIL
+
+
+def _bind_any(hosts: Sequence[str], sock: socket.socket) -> str:
+    """Bind a socket to a port of the first of these addresses that has one; answers the address.
+
+    bind(2) passes over ports whose last connection ended within a minute (TIME_WAIT), so one address may have none.
+
+    Raises:
+        OSError: none has; or the socket cannot be bound.
+    """
+    for host in hosts[:-1]:
+        try:
+            sock.bind((host, 0))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return host
+    sock.bind((hosts[-1], 0))
+    return hosts[-1]
