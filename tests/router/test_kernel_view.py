@@ -19,7 +19,8 @@ from turnout.core.model import Daemon, Identity
 from turnout.errors import SteeringError
 from turnout.planes.plane import Upstream
 from turnout.router import kernel_view
-from turnout.router.kernel_view import UNCLAIMED_S, Holder, KernelView, Owners, SharedAddress
+from turnout.router.kernel_view import UNCLAIMED_S, KernelView, SharedAddress
+from turnout.router.socket_owners import Holder, Owners
 from turnout.system.net import connections, sockets
 from turnout.system.process import identify
 

@@ -27,7 +27,8 @@ from turnout.planes.stream.plane import Stream
 from turnout.reuseport.feature_test import group_works
 from turnout.reuseport.group import Group
 from turnout.reuseport.program import attach
-from turnout.router.kernel_view import KernelView, Processes, SharedAddress, own_ends
+from turnout.router.kernel_view import KernelView, SharedAddress
+from turnout.router.socket_owners import Processes, own_ends
 from turnout.system.net.sockets import descriptors_of
 from turnout.system.process import identify
 

@@ -13,19 +13,20 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from turnout.core.addresses import format_address
 from turnout.core.model import Daemon
 from turnout.core.slots import SOURCE_PREFIX
 from turnout.errors import SteeringError
 from turnout.planes.plane import ConnectionInfo, Upstream
+from turnout.router.socket_owners import Address, Holder, Owners, Processes
 from turnout.system.net import connections, sockets
 from turnout.system.net.connections import Connection, connections_at, handshakes_at, is_answered
 from turnout.system.net.sockets import Queue
 from turnout.system.net.tcp import is_loopback
 from turnout.system.pidfd import socket_of
-from turnout.system.process import is_alive, is_suspended, out_of_sight, tree_of
+from turnout.system.process import is_suspended, out_of_sight
 
 FRESH_S: Final = 0.05
 LISTENERS_AGAIN_S: Final = 0.25
@@ -33,57 +34,6 @@ LISTENERS_SHARE: Final = 100  # likewise for whose a listener is
 LOOK_SHARE: Final = 10  # a look is good for so many times as long as it took
 UNCLAIMED_S: Final = 1.0  # for a call of accept(2) to give a process what it took from the queue
 ROOM_AGAIN: Final = 0.5  # a queue that was full has room again once it is filled to no more than this
-Address = tuple[str, int]
-Holder = tuple[str, int, int]  # boot id, pid, descriptor
-
-
-class Owners(Protocol):
-    """Whose sockets there are."""
-
-    def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[Holder]]:
-        """The holders of these sockets, by inode; sockets that no daemon has are left out."""
-        ...
-
-    def has(self, boot_id: str, inodes: Collection[int]) -> bool:
-        """Whether that daemon has any of these sockets."""
-        ...
-
-    def hides(self, boot_id: str) -> bool:
-        """Whether what that daemon has may not be looked at, of any of its processes."""
-        ...
-
-
-class Processes:
-    """Owners as /proc tells them: the processes of the daemons that the registry knows."""
-
-    def __init__(self, daemons: Callable[[], Mapping[str, Daemon]]) -> None:
-        self._daemons = daemons
-
-    def of(self, inodes: Collection[int]) -> Mapping[int, Sequence[Holder]]:
-        found: dict[int, list[Holder]] = {}
-        for boot_id, daemon in self._daemons().items():
-            if daemon.pid <= 0 or not is_alive(daemon.identity):
-                continue
-            for pid in sorted(tree_of(daemon.identity)):
-                for inode, fd in sockets.descriptors_of(pid):
-                    if inode in inodes:
-                        found.setdefault(inode, []).append((boot_id, pid, fd))
-        return found
-
-    def has(self, boot_id: str, inodes: Collection[int]) -> bool:
-        """The process itself first, where it was found last: this is asked ten times a second."""
-        daemon = self._daemons().get(boot_id)
-        if daemon is None or daemon.pid <= 0 or not is_alive(daemon.identity):
-            return False
-        return sockets.has_any(daemon.pid, inodes) or any(
-            sockets.has_any(pid, inodes) for pid in tree_of(daemon.identity)
-        )
-
-    def hides(self, boot_id: str) -> bool:
-        daemon = self._daemons().get(boot_id)
-        if daemon is None or daemon.pid <= 0:
-            return False
-        return not all(map(sockets.may_be_looked_at, tree_of(daemon.identity)))
 
 
 @dataclass(slots=True)
@@ -380,16 +330,6 @@ class KernelView:
                 answered = is_answered(row, None, known=False)
                 known[row.cookie] = _Known(owned[row.inode][0][0], now, row, answered)
         self._known = known
-
-
-def own_ends(ports: Iterable[int]) -> Collection[Address]:
-    """From where this process is connected to any of these ports; as far as the kernel tells."""
-    mine = {inode for inode, _ in sockets.descriptors_of(os.getpid())}
-    try:
-        found = [connections.connected_to(port) for port in ports]
-    except OSError:
-        return ()
-    return {address for ends in found for address, inode in ends.items() if inode in mine}
 
 
 def _listener(pid: int, fd: int, inodes: Collection[int]) -> socket.socket:

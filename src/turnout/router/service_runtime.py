@@ -42,10 +42,11 @@ from turnout.router.health.actions import HealthActions
 from turnout.router.health.daemon_prober import DaemonProber
 from turnout.router.health.probing import ProbeThreads
 from turnout.router.keeper_link import KeeperLink
-from turnout.router.kernel_view import KernelView, SharedAddress, own_ends
+from turnout.router.kernel_view import KernelView, SharedAddress
 from turnout.router.plane_warnings import PlaneWarnings
 from turnout.router.service_plane import DaemonChecks, ServicePlane
 from turnout.router.service_report import ServiceReport
+from turnout.router.socket_owners import own_ends
 from turnout.router.upstream import UpstreamSelector
 from turnout.router.verb_runner import VerbRunner
 from turnout.state.home import Home

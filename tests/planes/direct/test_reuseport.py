@@ -21,7 +21,8 @@ from turnout.planes.direct.reuseport import Reuseport
 from turnout.planes.plane import Upstream
 from turnout.reuseport.group import Group
 from turnout.reuseport.program import DOORS_MOST, LOCAL, attach, let_go
-from turnout.router.kernel_view import KernelView, Processes, SharedAddress
+from turnout.router.kernel_view import KernelView, SharedAddress
+from turnout.router.socket_owners import Processes
 from turnout.system.net.listener import bind
 
 
