@@ -21,8 +21,10 @@ from turnout.core.model import Identity
 from turnout.core.slots import source_of
 from turnout.errors import NotBegunError, SpawnError
 from turnout.reuseport import group as group_module
+from turnout.reuseport import takeover
 from turnout.reuseport.group import LISTENERS_MOST, Group, GroupState, Place
 from turnout.reuseport.program import DOORS_MOST, LOCAL, Door, attach
+from turnout.reuseport.takeover import find_daemons, from_daemons, from_router
 from turnout.system.net.connections import Handshake
 from turnout.system.net.listener import bind
 from turnout.system.net.sockets import listening_at
@@ -318,7 +320,7 @@ def test_the_next_keeper_has_the_group_from_a_router(group: Group) -> None:
     told = group.told()
     state = GroupState(told["version"], told["home"], tuple((inode, boot) for inode, boot in told["order"]))
     one.close()
-    heir = Group.taken_over([sock.dup() for sock in (*group.router_listeners, *group.daemon_listeners)], state, {})
+    heir = from_router([sock.dup() for sock in (*group.router_listeners, *group.daemon_listeners)], state, {})
     assert heir.version > group.version
     heir.look()
     assert heir.indexes_of("v2") == group.indexes_of("v2")
@@ -342,7 +344,7 @@ def test_a_group_of_0_1_is_taken_over_with_what_its_router_knows() -> None:
     spares.append(bind(*address, shared=True))
     inode = os.fstat(old.fileno()).st_ino
     record = SpawnRecord("v1", "s", identify(os.getpid()), "", 0.0, slot=2, listener_inode=inode)
-    heir = Group.taken_over([front, *spares], GroupState(home=0), {"v1": record})
+    heir = from_router([front, *spares], GroupState(home=0), {"v1": record})
     heir.look()
     alive = {"v1": old}
     for boot_id in ("v2", "v3", "v4"):
@@ -456,14 +458,14 @@ def test_daemons_that_accept_nothing_are_looked_for_as_long_together_as_a_verb_m
         return ""
 
     daemons = {"b1": SpawnRecord("b1", "a", Identity(1), "", 0.0, listener_inode=5)}
-    monkeypatch.setattr(group_module, "taken_by", accepts_nothing)
-    monkeypatch.setattr(group_module, "connect_to_index", lambda *_: socket.socket())
+    monkeypatch.setattr(takeover, "taken_by", accepts_nothing)
+    monkeypatch.setattr(takeover, "connect_to_index", lambda *_: socket.socket())
     monkeypatch.setattr(time, "monotonic", lambda: now)
     group.open()
     group.places[:0] = [Place(0) for _ in range(20)]
     group.home = 20
-    group._find_all(daemons)
-    assert looks[0] == group_module.TAKEN_S
+    find_daemons(group, daemons)
+    assert looks[0] == takeover.TAKEN_S
     assert now - 1000.0 < 4.0
     assert group.indexes_of("b1") == [19], "one that accepts is found all the same"
 
@@ -504,7 +506,7 @@ def test_a_router_that_joined_daemons_keeps_its_index_whoever_of_those_that_it_d
 ) -> None:
     """One that is stopped (SIGSTOP) accepts nothing, so where it is cannot be found out."""
     daemons = lost(group)
-    again = Group.rejoin(group.address, {})
+    again = from_daemons(group.address, {})
     for sock in daemons:  # before anybody looks
         sock.close()
     again.look()
@@ -530,8 +532,8 @@ def test_daemons_that_were_left_alone_are_found_where_they_are(group: Group, mon
                 return f"v{index}"
         return ""
 
-    monkeypatch.setattr(group_module, "taken_by", accepts)
-    again = Group.rejoin(group.address, records)
+    monkeypatch.setattr(takeover, "taken_by", accepts)
+    again = from_daemons(group.address, records)
     assert {boot_id: again.indexes_of(boot_id) for boot_id in records} == {"v0": [0], "v1": [1]}
     acknowledge(again)
     check(again, {f"v{index}": sock for index, sock in daemons.items()})

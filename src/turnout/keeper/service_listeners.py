@@ -13,6 +13,7 @@ from turnout.errors import ProtocolError, SpawnError
 from turnout.keeper.requests import Address, Attach
 from turnout.reuseport.group import Group, GroupState
 from turnout.reuseport.recovery import held_by
+from turnout.reuseport.takeover import from_daemons, from_router
 from turnout.state.home import Home
 from turnout.system.net.listener import bind, spell
 from turnout.system.net.tcp import listens
@@ -84,7 +85,7 @@ class ServiceListeners:
         group = None
         for sockets in by_address.values():
             if len(sockets) > 1:
-                group = Group.taken_over(sockets, state, records)
+                group = from_router(sockets, state, records)
                 break
         singles = {address: sockets[0] for address, sockets in by_address.items() if len(sockets) == 1}
         return cls(list(by_address), singles, group)
@@ -97,7 +98,7 @@ class ServiceListeners:
         """
         if len(addresses) != 1 or not held_by(addresses[0], records.values()):
             return None
-        return cls(list(addresses), {}, Group.rejoin(addresses[0], records))
+        return cls(list(addresses), {}, from_daemons(addresses[0], records))
 
     @classmethod
     def at(cls, addresses: Sequence[Address]) -> Self:

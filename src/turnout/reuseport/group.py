@@ -34,20 +34,15 @@ from typing import Any, Final, Self
 
 from turnout.errors import NotBegunError, ProtocolError, SpawnError
 from turnout.reuseport.program import attach, is_shared
-from turnout.reuseport.recovery import connect_to_index, listener_of, taken_by
 from turnout.system.files import undone_on_error
 from turnout.system.net.connections import handshakes_at
 from turnout.system.net.listener import BACKLOG, bind
 from turnout.system.net.sockets import listening_exactly_at
 from turnout.system.net.tcp import listens
-from turnout.system.spawn_record import SpawnRecord
 
 PLACINGS: Final = 5  # for a listener that joins while others leave
 LEADS: Final = 2  # listeners before home, so that a second worker finds one to which nothing was ever directed
 LISTENERS_MOST: Final = 180  # a router gets those of a service with one message (control_channel.MAX_FDS)
-TAKEN_S: Final = 1.0  # for a daemon to accept
-ALL_TAKEN_S: Final = 3.0  # for all of them: the keeper answers no verb meanwhile
-TAKEN_LEAST_S: Final = 0.02  # for each when that is over: most accept at once
 TICK_S: Final = 0.01  # of the clock by which the kernel knows the age of a handshake, at most
 _QUEUED_AT: Final = 24  # tcpi_unacked in struct tcp_info: of a listener, how many wait to be accepted (tcp(7))
 
@@ -121,58 +116,7 @@ class Group:
     @classmethod
     def of(cls, listener: socket.socket) -> Self:
         """A group of one listener, the router's, which is owned here from now on."""
-        return cls([Place(_inode(listener), listener)])
-
-    @classmethod
-    def taken_over(
-        cls, sockets: Sequence[socket.socket], state: GroupState, records: Mapping[str, SpawnRecord]
-    ) -> Self:
-        """The group as a router knows it, which has outlived the keeper.
-
-        Args:
-            sockets: the listeners that it brings; owned here from now on.
-            state: what it was told of the group.
-            records: of the service's daemons, by boot.
-        """
-        brought = {_inode(sock): sock for sock in sockets}
-        version, home = state.version + 1, state.home
-        if state.order:
-            places = [Place(inode, brought.pop(inode, None), boot_id, version) for inode, boot_id in state.order]
-            return cls(places, home, version, brought)
-        host, port = sockets[0].getsockname()[:2]
-        here = {found.inode for found in listening_exactly_at(host, port)}
-        places = [Place(0) for _ in here]
-        places[home] = Place(_inode(sockets[0]), sockets[0], used=version)
-        for record in records.values():
-            if record.listener_inode in here and record.ended is None:
-                places[record.slot] = Place(
-                    record.listener_inode, listener_of(record, [record.listener_inode]), record.boot_id, version
-                )
-        placed = {place.inode for place in places}
-        return cls(places, home, version, {inode: brought.get(inode) for inode in here - placed})
-
-    @classmethod
-    def rejoin(cls, address: tuple[str, int], daemons: Mapping[str, SpawnRecord]) -> Self:
-        """Have a router's listener again where only daemons are left: their indexes may be others, and are found out.
-
-        Args:
-            address: of the group.
-            daemons: those that may be in it, by boot.
-
-        Raises:
-            OSError: it cannot be had.
-        """
-        listener = bind(*address, shared=True)
-        with undone_on_error(listener.close):
-            # whoever joins is the last; to try it by accepting would take clients that the old program sends here
-            here = {found.inode for found in listening_exactly_at(*address)} - {_inode(listener)}
-            attach(listener, [len(here)])
-            places = [*(Place(0) for _ in here), Place(_inode(listener), listener)]
-            group = cls(places, len(here), unplaced=dict.fromkeys(here))
-            group._pad()  # it is the last no longer, so it stays there
-            group._find_all(daemons)
-            group._pad()
-        return group
+        return cls([Place(inode_of(listener), listener)])
 
     @property
     def address(self) -> tuple[str, int]:
@@ -199,6 +143,22 @@ class Group:
     def boots(self) -> set[str]:
         """The daemons that have an index."""
         return {place.boot_id for place in self.places if place.boot_id}
+
+    @property
+    def unplaced(self) -> Collection[int]:
+        """Listeners whose indexes are not known, by inode."""
+        return self._unplaced
+
+    def identify(self, index: int, boot_id: str, sock: socket.socket | None) -> None:
+        """A daemon was found at an index of which nothing was known.
+
+        Args:
+            index: the index.
+            boot_id: the daemon.
+            sock: a copy of its listener, owned here from now on; None: it is not known which of its listeners it is.
+        """
+        place = self.places[index] = Place(0 if sock is None else inode_of(sock), sock, boot_id)
+        self._unplaced.pop(place.inode, None)
 
     def listeners_of(self, boot_id: str) -> list[int]:
         """The inodes of a daemon's listeners, as far as they are known."""
@@ -269,7 +229,7 @@ class Group:
         Raises:
             OSError: it is not certain which index it has, or the group cannot be kept in order; it left the group.
         """
-        inode = _inode(sock)
+        inode = inode_of(sock)
         known = next((index for index, place in enumerate(self.places) if place.inode == inode and place.sock), None)
         if known is not None:
             sock.close()
@@ -405,7 +365,7 @@ class Group:
         for _ in range(missing):
             self._check_room()
             sock = bind(self._host, self._port, shared=True)
-            self.places.append(Place(_inode(sock), sock))
+            self.places.append(Place(inode_of(sock), sock))
         routers = [index for index, place in enumerate(self.places) if place.is_routers]
         most = len(self.places) - 1 - len(others)
         moves = self.home not in routers[1:] or self.home > most
@@ -452,20 +412,6 @@ class Group:
                 f"{LISTENERS_MOST} listeners share port {self._port} already", hint="stop daemons that drain"
             )
 
-    def _find_all(self, daemons: Mapping[str, SpawnRecord]) -> None:
-        """The indexes of daemons that run, by who accepts what names one; who accepts nothing is not found."""
-        deadline = time.monotonic() + ALL_TAKEN_S
-        listener, selected = self.router_listeners[0], self.home
-        for index in (index for index, place in enumerate(self.places[:selected]) if not place.inode):
-            with contextlib.suppress(OSError), connect_to_index(listener, selected, index) as probe:
-                within_s = max(TAKEN_LEAST_S, min(TAKEN_S, deadline - time.monotonic()))
-                boot_id = taken_by(probe, self._port, daemons, within_s=within_s)
-                if boot_id:
-                    found = listener_of(daemons[boot_id], self._unplaced)
-                    self.places[index] = Place(_inode(found) if found is not None else 0, found, boot_id)
-                    self._unplaced.pop(self.places[index].inode, None)
-        attach(listener, [selected])
-
     def _refused(self, error: OSError) -> NotBegunError:
         why = error.strerror or str(error)
         if error.errno == errno.EADDRINUSE:
@@ -479,7 +425,8 @@ def _listens(sock: socket.socket | None) -> bool:
     return sock is not None and sock.fileno() >= 0 and listens(sock)
 
 
-def _inode(sock: socket.socket) -> int:
+def inode_of(sock: socket.socket) -> int:
+    """The number by which the kernel lists a socket."""
     return os.fstat(sock.fileno()).st_ino
 
 
