@@ -474,3 +474,31 @@ def test_a_router_brings_the_listeners_of_many_services_in_several_messages(scen
     assert [*scenario.routers._served] == ["a", "b"]
     for served in scenario.routers._served.values():
         served.close()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"groups": {"a": {"version": 1, "home": 0, "order": [[0, "v1"]]}}}, id="daemons' listeners alone"),
+        pytest.param({"homes": {"a": 9}}, id="an index that there is not"),
+    ],
+)
+def test_a_group_that_cannot_be_taken_over_keeps_the_router_from_nothing_else(
+    scenario: Scenario, more: dict[str, Any]
+) -> None:
+    pid, _ = scenario.led()
+    first = bind("127.0.0.1", 0)
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    host, port = first.getsockname()
+    socks = [first, bind(host, port, shared=True), bind("127.0.0.1", 0)]
+    if "groups" in more:
+        more["groups"]["a"]["order"] = [[os.fstat(sock.fileno()).st_ino, "v1"] for sock in socks[:2]]
+    names = [["a", host, port], ["a", host, port], ["b", "127.0.0.1", 2]]
+    request = request_of({"op": "attach", "pid": pid, "phase": "leads", "listeners": names, **more})
+    assert isinstance(request, Attach)
+    channel = cast("Channel", FakeChannel(pid))
+    scenario.routers.attach(channel, 0, request, [sock.detach() for sock in socks])
+    assert scenario.routers.has_channel(channel)
+    assert [*scenario.routers._served] == ["b"]
+    scenario.routers._served["b"].close()
+    bind(host, port).close()  # nothing of the group is left open

@@ -155,12 +155,15 @@ def attached_listeners(home: Home, request: Attach, fds: Sequence[int]) -> dict[
         sock = _listening_socket(fd)
         if sock:
             found.setdefault(name, []).append((address, sock))
-    return {
-        name: ServiceListeners.brought(
-            listeners, read_records(home.service(name).records), request.groups.get(name, GroupState())
-        )
-        for name, listeners in found.items()
-    }
+    brought: dict[str, ServiceListeners] = {}
+    for name, listeners in found.items():
+        records, state = read_records(home.service(name).records), request.groups.get(name, GroupState())
+        try:
+            brought[name] = ServiceListeners.brought(listeners, records, state)
+        except ProtocolError:  # the router is attached for its other services; this one is bound again by the next verb
+            for _, sock in listeners:
+                sock.close()
+    return brought
 
 
 def _listening_socket(fd: int) -> socket.socket | None:

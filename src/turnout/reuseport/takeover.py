@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from socket import socket
 from typing import Final
 
+from turnout.errors import ProtocolError
 from turnout.reuseport.group import Group, GroupState, Place, inode_of
 from turnout.reuseport.program import attach
 from turnout.reuseport.recovery import connect_to_index, listener_of, taken_by
@@ -30,7 +31,8 @@ def from_router(sockets: Sequence[socket], state: GroupState, records: Mapping[s
         records: of the service's daemons, by boot.
 
     Raises:
-        ProtocolError: none of the listeners is the router's own; they stay the caller's.
+        ProtocolError: none of the listeners is the router's own, or the kernel has fewer of them than that; they stay
+            the caller's.
     """
     brought = {inode_of(sock): sock for sock in sockets}
     version, home = state.version + 1, state.home
@@ -40,9 +42,11 @@ def from_router(sockets: Sequence[socket], state: GroupState, records: Mapping[s
     host, port = sockets[0].getsockname()[:2]
     here = {found.inode for found in listening_exactly_at(host, port)}
     places = [Place(0) for _ in here]
+    if home >= len(places):
+        raise ProtocolError(f"a group of {len(places)} listeners has no index {home}")
     places[home] = Place(inode_of(sockets[0]), sockets[0], used=version)
     for record in records.values():
-        if record.listener_inode in here and record.ended is None:
+        if record.listener_inode in here and record.ended is None and record.slot < len(places):
             listener = listener_of(record, [record.listener_inode])
             places[record.slot] = Place(record.listener_inode, listener, record.boot_id, version)
     placed = {place.inode for place in places}
