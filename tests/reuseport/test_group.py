@@ -317,7 +317,7 @@ def test_the_next_keeper_has_the_group_from_a_router(group: Group) -> None:
     one, _ = group.join("v1")
     two, _ = group.join("v2")
     acknowledge(group, "v2")
-    told = group.told()
+    told = group.description()
     state = GroupState(told["version"], told["home"], tuple((inode, boot) for inode, boot in told["order"]))
     one.close()
     heir = from_router([sock.dup() for sock in (*group.router_listeners, *group.daemon_listeners)], state, {})

@@ -89,7 +89,8 @@ class DaemonListeners:
         for boot_id in found.group.boots:
             self._record(name, boot_id, found.group)
         self.watch()
-        self.log(f"service {name}: its daemons had the address alone: {found.group.told()}")
+        at = ", ".join(f"{boot_id} at index {found.group.indexes_of(boot_id)[0]}" for boot_id in found.group.boots)
+        self.log(f"service {name}: its daemons had the address alone, and were found: {at or 'none'}")
         return found
 
     def group_of(self, name: str) -> Group:
@@ -164,7 +165,7 @@ class DaemonListeners:
         """
         with undone_on_error(sock.close):
             group = self.group_of(name)
-            group.look()  # one that was shut down has lost its index, and begins anew: once it listens nothing tells
+            group.look()  # a listener that was shut down has lost its index; once it listens again nothing shows that
             if len(group.indexes_of(boot_id)) >= OF_ONE_DAEMON:
                 raise OSError(errno.ENOBUFS, f"the daemon has {OF_ONE_DAEMON} listeners at the fixed address")
             sock.listen(backlog)

@@ -171,7 +171,7 @@ class RequestHandler:
             if self.listeners.bind(name, addresses):
                 log_line(f"service {name} listens on {spell(addresses)}")
             if request.shared:
-                with contextlib.suppress(SpawnError):  # whoever is to join is told why it cannot
+                with contextlib.suppress(SpawnError):  # the start of the daemon that is to join fails with the reason
                     self.listeners.group_of(name)
         except OSError as error:
             reply({"ok": False, "error": "bind", "errno": error.errno, "address": error.filename})

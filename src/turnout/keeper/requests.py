@@ -108,9 +108,9 @@ class KillRouter:
 class Attach:
     """A router connects. ``listeners``: service and address of each descriptor that comes along, in their order.
 
-    ``groups``: by service, what it was told of the group at its address. ``keeps``: it keeps copies of the daemons'
-    listeners, which a router of 0.1 would accept from. ``more``: there are too many listeners for one message, and
-    another one follows.
+    ``groups``: by service, the group at its address as the keeper described it. ``keeps``: it keeps copies of the
+    daemons' listeners, which a router of 0.1 would accept from. ``more``: there are too many listeners for one message,
+    and another one follows.
     """
 
     pid: int

@@ -312,7 +312,7 @@ class Routers:
         served = self._served[name]
         message = {"op": "listen", "service": name, "addresses": served.addresses}
         if served.group:
-            message |= served.group.told()
+            message |= served.group.description()
         sockets = [*served.offered(), *(served.kept() if router.keeps else ())]
         self._send_to(router, message, [sock.fileno() for sock in sockets])
 

@@ -24,7 +24,7 @@ class Upstream(msgspec.Struct, frozen=True):
     """Where new connections go: a daemon, by its boot and its address (a numeric host).
 
     ``proxy_protocol``: it expects a PROXY protocol v2 header before the first byte of each. ``source``: the loopback
-    address from which a connection reaches it, where it listens at the fixed address itself (core/slots.py).
+    address that names its index, where it listens at the fixed address itself (core/slots.py).
     """
 
     boot_id: str

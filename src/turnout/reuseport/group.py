@@ -5,14 +5,14 @@
 
 The kernel's rules (net/core/sock_reuseport.c): who begins to listen is the last, and the last one takes the index of
 one that closes or shuts down. The keeper has a copy of every listener, so the death of a daemon closes none. What the
-array rests on, whoever dies when:
+array rests on, in whatever order processes die:
 
 - The router accepts from every listener that no daemon has; ``home`` is the index at which it gets new connections
   while they go to no daemon.
 - A daemon's listener joins as the last. Then the router's listener with the lowest index to which nothing is directed
   is shut down, and the daemon has that index, for life. Where there is none at the moment it stays where it is.
-- As many of the router's listeners as there are daemons come after home, and home after the last daemon: whoever leaves
-  the group, neither moves, and what would have come to a daemon that left comes to the router.
+- As many of the router's listeners as there are daemons come after home, and home after the last daemon: when daemons
+  leave the group, neither home nor another daemon moves, and their connections come to the router.
 - The listener of a dead daemon is the router's from then on, with the connections that wait in its queue.
 
 Standard library only.
@@ -76,9 +76,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class GroupState:
-    """A group as a router was told of it: its version, the index ``home``, the inode and the daemon of each index.
+    """A group as the keeper described it to a router.
 
-    A router of 0.1 was told no ``order``.
+    ``order``: the inode and the daemon of each index; the keeper of 0.1 sent none.
     """
 
     version: int = 0
@@ -90,7 +90,7 @@ class Group:
     """Owns a copy of every listener in it, the first one included.
 
     Args:
-        places: the group as it is; a single one of the router's: nobody has joined yet.
+        places: the group as it is; a single one of the router's: no daemon has joined yet.
         home: the index at which the router gets connections that go to no daemon.
         version: counts what changed; above what any router was sent.
         unplaced: listeners whose indexes are not known, by inode; a copy: it is the router's.
@@ -281,7 +281,7 @@ class Group:
         self.version += changed
         return changed
 
-    def told(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """What the router is sent beside the listeners.
 
         ``order`` has the inode and the daemon of each index. ``places`` has the first index and inode of each daemon,

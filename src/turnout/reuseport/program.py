@@ -2,7 +2,7 @@
 
 socket(7), SO_ATTACH_REUSEPORT_CBPF (Linux 4.5): a classic BPF program sees the packet that opens a connection; what it
 returns is the index of the member that gets it, in the order in which the members began to listen. When one closes,
-the last one takes its index. An index that nobody has is no fault: a member is then chosen by hash.
+the last one takes its index. An index beyond the last is no fault: a member is then chosen by hash.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ LOOK_S: Final = 0.005
 
 
 def held_by(address: tuple[str, int], records: Iterable[SpawnRecord]) -> bool:
-    """Whether these daemons, and nobody else, listen at that address: they share it, so it can be joined.
+    """Whether these daemons alone listen at that address: they share it, so it can be joined.
 
     A record has one listener of its daemon; the others are found among the descriptors of its processes.
     """

@@ -167,7 +167,7 @@ class AdminServer:
         if channel in self._channels:
             self._stop_flushing(channel)
             self._channels.discard(channel)
-            with contextlib.suppress(OSError):  # the kernel is told again with the next door
+            with contextlib.suppress(OSError):  # the next door that opens or shuts corrects the program
                 self._doors.pop(channel, lambda: None)()
             self._loop.remove_reader(channel.fileno())
             channel.close()

@@ -92,7 +92,7 @@ class GroupView:
 
 
 def state_of(message: Message) -> Mapping[str, Any]:
-    """What of the keeper's message the next keeper is told; empty: the address is not shared."""
+    """What of the keeper's message the next keeper is sent; empty: the address is not shared."""
     return {key: message[key] for key in STATE_KEYS} if "order" in message else {}
 
 

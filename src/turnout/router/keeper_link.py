@@ -40,7 +40,7 @@ class LinkedRouter(Protocol):
     def release_listeners(self, service: str) -> None: ...
     def listeners(self) -> Sequence[tuple[str, str, int, int]]: ...  # service, host, port and descriptor of each
     def group_homes(self) -> Mapping[str, int]: ...  # by service, the index of the router's own listener in its group
-    def group_states(self) -> Mapping[str, Mapping[str, Any]]: ...  # by service, as the keeper told it
+    def group_states(self) -> Mapping[str, Mapping[str, Any]]: ...  # by service, as the keeper described it
     def on_daemon_exit(self, service: str, boot_id: str) -> None: ...
     def on_attached(self, services: Sequence[str]) -> None: ...  # the keeper knows this router, and has these services
     def on_refused(self) -> None: ...  # the keeper did not start this router

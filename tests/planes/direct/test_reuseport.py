@@ -27,11 +27,11 @@ from turnout.system.net.listener import bind
 
 
 class Members:
-    """A group, as the router sees it. ``told``: where new connections were directed."""
+    """A group, as the router sees it. ``selected``: where new connections were directed."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
-        self.told: list[list[int]] = []
+        self.selected: list[list[int]] = []
         self.on_change: Callable[[], None] = lambda: None
 
     def home(self) -> int:
@@ -41,7 +41,7 @@ class Members:
         return self.group.indexes_of(boot_id)
 
     def set_selected(self, indexes: Sequence[int]) -> None:
-        self.told.append([*indexes])
+        self.selected.append([*indexes])
         self.group.seen(self.group.version, indexes)
 
 
@@ -89,7 +89,7 @@ def test_the_keeper_is_told_where_new_connections_go(members: Members) -> None:
         found.steer(None)
         assert not found.is_in_effect()
         assert comes_to(home(members), members.group.address)
-    assert members.told == [[index], [members.group.home]]
+    assert members.selected == [[index], [members.group.home]]
 
 
 def test_what_cannot_be_steered_to_is_refused_with_the_reason(members: Members) -> None:
@@ -100,7 +100,7 @@ def test_what_cannot_be_steered_to_is_refused_with_the_reason(members: Members) 
         steering(members, there=False).steer(target(members, "v1"))
     with sock, pytest.raises(SteeringError, match="not shared"):
         Reuseport(lambda _target: True, members, Doors()).steer(target(members, "v1"))
-    assert members.told == []
+    assert members.selected == []
 
 
 def test_who_leaves_touches_nothing_and_who_closes_has_everything_come_to_the_router(members: Members) -> None:
@@ -123,15 +123,15 @@ def test_new_connections_follow_the_daemon_and_the_router_to_their_indexes(membe
     with first, second:
         for sock in members.group.router_listeners:
             found.listen(sock)
-        assert members.group.home != members.told[0][0], "a second daemon needed its place"
+        assert members.group.home != members.selected[0][0], "a second daemon needed its place"
         members.on_change()
         assert comes_to(home(members), members.group.address)
         found.steer(target(members, "v1"))
         worker = bind(*members.group.address, shared=True)
         members.group.add("v1", worker.dup(), 10)
         members.on_change()
-        assert members.told[-1] == members.group.indexes_of("v1")
-        assert len(members.told[-1]) == 2
+        assert members.selected[-1] == members.group.indexes_of("v1")
+        assert len(members.selected[-1]) == 2
         came = {_came_to([first, worker], members.group.address) for _ in range(40)}
         assert came == {0, 1}, "each worker has its share"
         worker.close()
@@ -147,7 +147,7 @@ def _came_to(socks: Sequence[socket.socket], address: tuple[str, int]) -> int:
 def test_a_router_that_does_not_steer_yet_changes_nothing_when_an_index_does(members: Members) -> None:
     steering(members)
     members.on_change()
-    assert members.told == []
+    assert members.selected == []
 
 
 def test_without_a_group_there_is_nothing_to_let_go() -> None:
