@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from turnout.activation.exchange import closes_on_exec, is_still, stand_in
@@ -128,7 +128,8 @@ class BindAnswers:
 
         What those after the noted one are about is not known: they are executed as they stand.
         """
-        last = self.memory.call
+        memory = self.memory
+        last = memory.call
         if last is None:
             return
         if self.notifications.is_valid(last.id):
@@ -136,6 +137,8 @@ class BindAnswers:
         for call_id in range(last.id + 1, last.id + AFTER_LAST + 1):
             if self.notifications.is_valid(call_id):
                 self.notifications.proceed(call_id)
+                memory.call = replace(_NO_CALL, id=call_id)  # however many keepers die, the last id is near
+                memory.store()
 
     def turn(self) -> None:
         """Answer one call, which is due. A storm of binds delays what else the keeper does by no more than that."""
