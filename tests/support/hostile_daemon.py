@@ -87,6 +87,9 @@ def directs_the_group(listener: socket.socket) -> None:
 
 
 def attack(port: int, go: Path, rounds: int, listener: socket.socket) -> None:
+    over = go.with_suffix(".lost")
+    if over.exists():  # a daemon that was started after the attack: its own clients are to be served again
+        return
     while not go.exists():
         time.sleep(0.01)
     lost: list[str] = []
@@ -113,7 +116,7 @@ def attack(port: int, go: Path, rounds: int, listener: socket.socket) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    go.with_suffix(".lost").write_text("\n".join(lost), encoding="ascii")
+    over.write_text("\n".join(lost), encoding="ascii")
 
 
 async def serve(name: str, port: int, go: Path, rounds: int) -> None:
