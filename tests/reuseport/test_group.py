@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -657,3 +657,46 @@ def test_where_one_index_is_left_for_one_listener_it_has_that(group: Group) -> N
     two, _ = group.join("v2")
     check(group, {"v2": two})
     two.close()
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("call", [0, 1, 2])
+@pytest.mark.parametrize("step", ["a listener is bound", "room is made"])
+def test_a_daemon_that_shuts_down_at_any_step_of_anothers_joining_misleads_nobody(
+    group: Group, monkeypatch: pytest.MonkeyPatch, step: str, call: int, before: bool
+) -> None:
+    """The kernel gives its index to the last listener of that moment, which may be the one that joins."""
+    group.open()
+    acknowledge(group)
+    alive = {f"v{number}": group.join(f"v{number}")[0] for number in range(3)}
+    acknowledge(group)
+    leaving = alive.pop("v1")
+    calls: list[object] = []
+
+    def at_that_step(function: Callable[..., object]) -> Callable[..., object]:
+        def stands_in(*args: object, **more: object) -> object:
+            calls.append(args)
+            is_due = len(calls) == call + 1
+            if is_due and before:
+                leaving.shutdown(socket.SHUT_RDWR)
+            result = function(*args, **more)
+            if is_due and not before:
+                leaving.shutdown(socket.SHUT_RDWR)
+            return result
+
+        return stands_in
+
+    if step == "room is made":
+        monkeypatch.setattr(group, "_shut", at_that_step(group._shut))
+    else:
+        monkeypatch.setattr(group_module, "bind", at_that_step(bind))
+    alive["v9"], _ = group.join("v9")
+    monkeypatch.undo()
+    group.look()
+    check(group, alive if len(calls) > call else {**alive, "v1": leaving})
+    acknowledge(group)
+    alive["v10"], _ = group.join("v10")
+    group.look()
+    check(group, alive if len(calls) > call else {**alive, "v1": leaving})
+    for sock in (*alive.values(), leaving):
+        sock.close()

@@ -107,6 +107,7 @@ class Group:
         self.home = home
         self.version = version
         self._unplaced = dict(unplaced)
+        self._bound: dict[int, socket.socket] = {}  # the router's own that no look has seen yet, by inode
         self._selected: Collection[int] = ()
         self._is_open = len(self.places) > 1
         if not self.router_listeners:
@@ -239,18 +240,16 @@ class Group:
         with undone_on_error(self._sync), undone_on_error(partial(self._shut, sock)):
             for _ in range(PLACINGS):
                 self._sync()
-                if any(place.inode == inode for place in self.places):
+                index = self._settle(inode)
+                if index is not None:
                     break
-                sock.shutdown(socket.SHUT_RDWR)  # another one left or joined at this moment: join again, as the last
+                with contextlib.suppress(OSError):  # another one left or joined at this moment: join again, as the last
+                    sock.shutdown(socket.SHUT_RDWR)
                 self._sync()
                 sock.listen(backlog)
             else:
                 raise OSError(errno.EBUSY, "listeners join and leave all the time")
-            index = next(index for index, place in enumerate(self.places) if place.inode == inode)
             self.places[index] = Place(inode, sock, boot_id)
-            if index == len(self.places) - 1:
-                index = self._move_down()
-            self._pad()
         self.version += 1
         return index
 
@@ -343,11 +342,12 @@ class Group:
             elif last.inode:
                 self._unplaced[last.inode] = last.sock
         for inode in new:
+            sock = self._bound.pop(inode, None)
             if is_certain:
-                self.places.append(Place(inode))
+                self.places.append(Place(inode, sock))
             else:
                 self.places.append(Place(0))
-                self._unplaced[inode] = None
+                self._unplaced[inode] = sock
         unknown = [index for index, place in enumerate(self.places) if not place.inode and not place.boot_id]
         if len(unknown) == len(self._unplaced) == 1:  # there is one index that it can have
             inode, sock = self._unplaced.popitem()
@@ -359,14 +359,19 @@ class Group:
 
         Behind home there is one for each daemon: home must not be the one that moves when they leave.
         """
-        others = [index for index, place in enumerate(self.places) if not place.is_routers]
-        behind = len(self.places) - 1 - max(others, default=-1)
-        missing = LEADS + 1 + len(others) - behind
-        for _ in range(missing):
+        others = self._others()
+        missing = lacked = self._missing(others)
+        while missing > 0:
             self._check_room()
             sock = bind(self._host, self._port, shared=True)
-            self.places.append(Place(inode_of(sock), sock))
-        routers = [index for index, place in enumerate(self.places) if place.is_routers]
+            inode = inode_of(sock)
+            self._bound[inode] = sock
+            self._sync()  # where it is depends on what left until it listened
+            others = self._others()
+            missing = self._missing(others)
+            if inode in self._unplaced and self._unplaced.keys() - self._own_unplaced():
+                break  # others join and leave all the time: the next look goes on
+        routers = [index for index in range(len(self.places)) if index not in others]
         most = len(self.places) - 1 - len(others)
         moves = self.home not in routers[1:] or self.home > most
         if moves:
@@ -374,20 +379,50 @@ class Group:
                 before = self.places[self.home]
                 before.used, before.unused_since = self.version + 1, 0.0
             self.home = most
-        return missing > 0 or moves
+        return lacked > 0 or moves
 
-    def _move_down(self) -> int:
+    def _others(self) -> list[int]:
+        """The indexes of listeners that are not the router's, or may be another's."""
+        are_routers = self._unplaced.keys() == self._own_unplaced()  # then it does not matter which of them is where
+        return [
+            index
+            for index, place in enumerate(self.places)
+            if not place.is_routers and not (are_routers and not place.inode and not place.boot_id)
+        ]
+
+    def _own_unplaced(self) -> set[int]:
+        return {inode for inode, sock in self._unplaced.items() if sock is not None}
+
+    def _missing(self, others: Sequence[int]) -> int:
+        """How many listeners of the router's are lacking behind the last of the others."""
+        return LEADS + 1 + len(others) - (len(self.places) - 1 - max(others, default=-1))
+
+    def _settle(self, inode: int) -> int | None:
+        """Give the newest listener an index that it keeps; None: it is not certain which it has.
+
+        Until others are behind it, it is the last, and the kernel moves it to the index of any daemon that leaves.
+        """
+        if self.places[-1].inode == inode and not self._move_down():
+            return None
+        self._pad()
+        return next((index for index, place in enumerate(self.places) if place.inode == inode), None)
+
+    def _move_down(self) -> bool:
         """Give the last one the index of the router's first listener to which nothing is directed, if there is one.
 
-        Answers the index that it has.
+        False: another listener left meanwhile, and the places are to be looked at again.
         """
         last = len(self.places) - 1
         index = next((index for index in range(last) if self._is_idle(index)), last)
-        sock = self.places[index].sock
-        if index < last and sock:
-            self._shut(sock)  # the routers have copies
-            self.places[index] = self.places.pop()
-        return index
+        lead = self.places[index]
+        if index == last or lead.sock is None:
+            return True
+        self._shut(lead.sock)  # the routers have copies
+        here = {found.inode for found in listening_exactly_at(self._host, self._port)}
+        if any(place.inode and place is not lead and place.inode not in here for place in self.places):
+            return False
+        self.places[index] = self.places.pop()
+        return True
 
     def _is_idle(self, index: int) -> bool:
         """Whether no connection is at the router's listener with this index, or on its way there."""
